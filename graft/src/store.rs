@@ -1,0 +1,109 @@
+//! The local replica store: ordered keys in a few spaces, changed in atomic batches.
+//!
+//! One batch covers everything that must change together: a local commit, the timeline entry that
+//! explains it and the volume's state. What the keys mean is the caller's: [`crate::volume`] keeps
+//! volume state, cached pages and local commits; the layer above keeps its timeline.
+//!
+//! Invariants every implementation keeps, checked by one conformance suite: a batch is applied
+//! whole or not at all, also when the process dies in the middle; a batch written with
+//! [`Durability::Sync`] survives power loss once `write` returns; scans return ascending keys.
+//! One process opens a data directory at a time; a second is refused with the holder's name.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// A key space. Each is a tree of its own, so that cached pages can be dropped alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Space {
+    /// Small records: volume state, pending pushes, schema of this store.
+    State,
+    /// Cached durable pages. May be lost: they can be fetched again.
+    Pages,
+    /// Local commits that the remote does not have yet.
+    Local,
+    /// What the layer above keeps: its timeline.
+    Timeline,
+}
+
+impl Space {
+    /// Every space, in the order of their declaration.
+    pub const ALL: [Space; 4] = [Space::State, Space::Pages, Space::Local, Space::Timeline];
+
+    /// Its name on disk.
+    pub fn name(self) -> &'static str {
+        match self {
+            Space::State => "state",
+            Space::Pages => "pages",
+            Space::Local => "local",
+            Space::Timeline => "timeline",
+        }
+    }
+}
+
+/// Whether `write` waits for the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// On disk (fsync) before `write` returns. The default: what is acknowledged survives power loss.
+    #[default]
+    Sync,
+    /// In the operating system's cache: survives a crash of the process, not a power loss.
+    Buffered,
+}
+
+/// Changes applied together. Later changes of one key win.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// In order: space, key, new value or `None` to remove.
+    pub changes: Vec<(Space, Bytes, Option<Bytes>)>,
+}
+
+impl Batch {
+    /// Sets `key` to `value`.
+    pub fn put(&mut self, space: Space, key: impl Into<Bytes>, value: impl Into<Bytes>) {
+        self.changes.push((space, key.into(), Some(value.into())));
+    }
+
+    /// Removes `key`, if it is there.
+    pub fn remove(&mut self, space: Space, key: impl Into<Bytes>) {
+        self.changes.push((space, key.into(), None));
+    }
+}
+
+/// Why the local store failed. After any of these, what was durable before still is.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Another process holds the data directory.
+    #[error("data directory `{dir}` is in use by {holder}; stop it, or give another directory")]
+    Locked {
+        /// The directory.
+        dir: String,
+        /// Who holds it: process id and start time where they could be read.
+        holder: String,
+    },
+    /// The disk or the store's files failed.
+    #[error("local store `{dir}` failed: {message}")]
+    Failed {
+        /// The directory.
+        dir: String,
+        /// What went wrong.
+        message: String,
+    },
+}
+
+/// A local store of one data directory.
+pub trait ReplicaStore: Send + Sync + fmt::Debug {
+    /// The value of `key`, if it has one.
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
+
+    /// Every key that begins with `prefix`, ascending, with its value.
+    fn scan(&self, space: Space, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
+
+    /// Applies `batch` atomically.
+    fn write(&self, batch: Batch, durability: Durability) -> Result<(), StoreError>;
+}
+
+/// A shared store.
+pub type SharedStore = Arc<dyn ReplicaStore>;

@@ -1,0 +1,227 @@
+//! The server's side of one volume, as a state machine: inputs in, outputs out.
+//!
+//! One actor orders all mutations of one volume. It runs what has arrived in one SQLite transaction
+//! with a savepoint per mutation, keeps the result as a local commit on the tip, and asks its driver
+//! to publish one batch while the next fills. When a publication loses its LSN it asks for a pull,
+//! resets to what is durable and runs every unpublished mutation again, in order.
+//!
+//! The driver owns sockets, clocks, randomness and the object store. It feeds [`Input`]s, calls
+//! [`Actor::flush`] when it has no more of them at hand, and carries out the [`Output`]s in order.
+//! SQLite runs inside `handle` and `flush`, so an actor belongs on a thread of its own; pages that
+//! are missing are fetched inside them too, through [`graft::volume::Fetch`].
+//!
+//! Invariants: `Durable` and `Rejected` go out only for what object storage holds; at most one
+//! publication is in flight; seqs of a client are applied in order and once.
+
+use std::fmt;
+use std::sync::Arc;
+
+use graft::{Lsn, ModuleHash};
+use reducers_abi::Runtime;
+
+use crate::protocol::{At, ClientId, ClientMessage, Reason, ServerMessage};
+
+/// A connection, numbered by the driver; never reused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SessionId(pub u64);
+
+/// A request by the driver's own callers (deploy, shutdown), numbered by the driver.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RequestId(pub u64);
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input {
+    /// A connection said a valid hello (the driver's [`crate::session::server`] checked it).
+    Connect {
+        /// Its number.
+        session: SessionId,
+        /// Who.
+        client: ClientId,
+    },
+    /// A connection sent a message after its hello.
+    Receive {
+        /// Which connection.
+        session: SessionId,
+        /// What it sent.
+        message: ClientMessage,
+        /// A seed for the mutation if the client gave none.
+        seed: u64,
+        /// The driver's clock, ms since 1970.
+        now_ms: i64,
+    },
+    /// A connection ended.
+    Disconnect {
+        /// Which.
+        session: SessionId,
+    },
+    /// A connection's outbound queue is full: rows for it are to be held back.
+    Congested {
+        /// Which.
+        session: SessionId,
+    },
+    /// A congested connection can take messages again: it is sent fresh snapshots of what it missed.
+    Relieved {
+        /// Which.
+        session: SessionId,
+    },
+    /// Put a module (already stored under `modules/`) in force and run its migrations.
+    Deploy {
+        /// Comes back in [`Output::Deployed`].
+        request: RequestId,
+        /// The module.
+        module: ModuleHash,
+        /// The driver's clock, ms since 1970.
+        now_ms: i64,
+        /// A seed for the migrations.
+        seed: u64,
+    },
+    /// How the publication asked for by [`Output::Publish`] ended.
+    Published(Result<graft::publish::Published, graft::publish::PublishError>),
+    /// What the pull asked for by [`Output::Pull`] found.
+    Pulled(Result<graft::pull::Pulled, graft::pull::PullError>),
+    /// A wait asked for by [`Output::Wake`] is over.
+    Woken,
+    /// Take no new mutations; [`Output::Drained`] follows when everything accepted is durable.
+    Shutdown,
+}
+
+/// What the driver is to do.
+#[derive(Debug)]
+pub enum Output {
+    /// Send to one connection.
+    Send {
+        /// Which.
+        session: SessionId,
+        /// What.
+        message: Outgoing,
+    },
+    /// Run [`graft::publish::publish`] and answer [`Input::Published`].
+    Publish(Arc<graft::publish::Prepared>),
+    /// Run [`graft::pull::pull`] from this LSN and answer [`Input::Pulled`].
+    Pull {
+        /// The newest commit known.
+        from: Lsn,
+    },
+    /// Answer [`Input::Woken`] after this many milliseconds: the object store failed and is tried again.
+    Wake {
+        /// How long.
+        after_ms: u64,
+    },
+    /// A deploy ended; `Ok` once it is durable.
+    Deployed {
+        /// Which.
+        request: RequestId,
+        /// The LSN and schema version, or why not.
+        result: Result<Deployed, Reason>,
+    },
+    /// After [`Input::Shutdown`]: nothing accepted is waiting any more.
+    Drained,
+}
+
+/// A deploy that is durable.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Deployed {
+    /// The module in force.
+    pub module: ModuleHash,
+    /// The schema version after its migrations.
+    pub schema: u32,
+    /// The commit that holds both; the volume's head where the module was in force already.
+    pub lsn: Lsn,
+    /// How many migrations this deploy ran.
+    pub migrations_run: u32,
+}
+
+/// A message for one connection. Row messages of a shared query carry their rows encoded once.
+#[derive(Debug, Clone)]
+pub enum Outgoing {
+    /// Any message.
+    Message(ServerMessage),
+    /// A `snapshot` or `delta` whose shared part is encoded already.
+    Shared {
+        /// `snapshot` or `delta`.
+        kind: &'static str,
+        /// The receiver's own id.
+        sub: u64,
+        /// Where the rows are; `seq` is the receiver's.
+        at: At,
+        /// The rest of the JSON object's members, without braces.
+        body: Arc<str>,
+    },
+}
+
+impl Outgoing {
+    /// One frame.
+    pub fn to_json(&self) -> String {
+        match self {
+            Outgoing::Message(message) => message.to_json(),
+            Outgoing::Shared { kind, sub, at, body } => format!(
+                r#"{{"type":"{kind}","sub":{sub},"epoch":{},"lsn":{},"seq":{},{body}}}"#,
+                at.epoch, at.lsn, at.seq
+            ),
+        }
+    }
+
+    /// Whether it carries a subscription's rows, which may be held back from a slow connection.
+    pub fn is_rows(&self) -> bool {
+        matches!(
+            self,
+            Outgoing::Shared { .. } | Outgoing::Message(ServerMessage::Snapshot { .. } | ServerMessage::Delta { .. })
+        )
+    }
+}
+
+/// Where the actor gets reducer modules: the object store behind a cache of compiled ones.
+pub trait Modules: Send + Sync + fmt::Debug {
+    /// The module with this hash, ready to run. Blocks where it must be fetched or compiled.
+    fn load(&self, module: ModuleHash) -> Result<Arc<dyn Runtime>, ModuleError>;
+}
+
+/// Why a module cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModuleError {
+    /// Its object is missing or the store failed; trying again may help.
+    #[error("module {module} could not be fetched: {message}")]
+    Unavailable {
+        /// Which.
+        module: ModuleHash,
+        /// What the store said.
+        message: String,
+    },
+    /// Its bytes are not a module that this host can run.
+    #[error("module {module} cannot be run: {message}")]
+    Invalid {
+        /// Which.
+        module: ModuleHash,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+/// Bounds of one volume's actor.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Mutations run in one transaction.
+    pub batch_mutations_max: usize,
+    /// Rows a query may answer.
+    pub query_rows_max: usize,
+    /// Bytes a query's rows may take.
+    pub query_bytes_max: usize,
+    /// Virtual machine steps a query may take (SQLite's progress handler counts them).
+    pub query_steps_max: u64,
+    /// Subscriptions of one connection.
+    pub subscriptions_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            batch_mutations_max: 256,
+            query_rows_max: 50_000,
+            query_bytes_max: 16 << 20,
+            query_steps_max: 200_000_000,
+            subscriptions_max: 256,
+        }
+    }
+}

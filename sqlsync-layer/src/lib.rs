@@ -1,0 +1,12 @@
+//! SQLite on graft volumes, reducers, replay, live queries and the sync protocol.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`value`] | SQL values to and from JSON without loss |
+//! | [`protocol`] | the messages of `/v1/volumes/{name}/sync` |
+//! | [`session`] | both ends of a connection as state machines, without sockets or clocks |
+//! | [`actor`] | the server's side of one volume: batches, ledger, replay, live queries |
+//! | [`client`] | the Rust client over tokio-tungstenite (feature `client`) |
+
+pub mod protocol;
+pub mod value;
