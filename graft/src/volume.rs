@@ -449,7 +449,7 @@ impl Volume {
         let locals = std::mem::take(&mut state.locals);
         if !locals.is_empty() {
             let version = state.next_version();
-            state.base = state.base.rebased(version, state.base.lsn());
+            state.base = state.base.after_reset(version);
             state.tip = state.base.clone();
         }
         Ok(locals)
