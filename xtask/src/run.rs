@@ -79,7 +79,18 @@ impl Run {
 
     /// Runs it with our output; any exit code but 0 is an error that says how to repeat it.
     pub fn check(&self) -> anyhow::Result<()> {
-        let status = self.command().status().with_context(|| self.cannot_start())?;
+        self.succeed(self.command())
+    }
+
+    /// Like [`Run::check`], without what it prints to its standard output.
+    pub fn check_quietly(&self) -> anyhow::Result<()> {
+        let mut command = self.command();
+        command.stdout(Stdio::null());
+        self.succeed(command)
+    }
+
+    fn succeed(&self, mut command: Command) -> anyhow::Result<()> {
+        let status = command.status().with_context(|| self.cannot_start())?;
         if !status.success() {
             bail!("a command failed ({status}); to repeat it:\n  {self}");
         }

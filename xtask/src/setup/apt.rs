@@ -1,6 +1,6 @@
 //! Debian's package manager, asked only when something is missing.
 //!
-//! Invariant: no package is ever removed (`--no-remove`); apt's own output is shown.
+//! Invariant: no package is ever removed (`--no-remove`); apt's errors are shown, its progress is not.
 
 use std::path::{Path, PathBuf};
 
@@ -49,7 +49,7 @@ impl Apt {
         }
         println!("setup: installing {} — {why}", packages.join(" "));
         let install = ["install", "-qq", "-y", "--no-install-recommends", "--no-remove"];
-        self.apt_get(&install).args(*packages).check().with_context(|| format!("{what} is missing"))?;
+        self.apt_get(&install).args(*packages).check_quietly().with_context(|| format!("{what} is missing"))?;
         self.changed = true;
         Ok(())
     }
