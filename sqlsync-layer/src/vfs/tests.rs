@@ -17,8 +17,9 @@ impl Fetch for NothingMissing {
 }
 
 fn database(page_size: u32) -> Arc<Database> {
-    let volume =
-        Volume::load(VolumeId([1; 16]), PageSize::new(page_size).unwrap(), Options::default()).unwrap();
+    let volume = Volume::load(VolumeId([1; 16]), PageSize::new(page_size).unwrap(), Options::default())
+        .unwrap()
+        .volume;
     Database::new(Arc::new(volume), Arc::new(NothingMissing))
 }
 
