@@ -13,6 +13,7 @@
 //! | [`vfs`] | SQLite on volumes: connections, read and write sets |
 //! | [`client`] | the Rust client over tokio-tungstenite (feature `client`) |
 
+pub mod actor;
 pub mod guard;
 pub mod ledger;
 pub mod live;

@@ -8,11 +8,12 @@
 use bytes::Bytes;
 use graft::format::Damaged;
 use graft::format::commit::Head;
+use graft::volume::LocalCommit;
 use graft::{ModuleHash, key};
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::{ClientId, Reason, Seed};
-use crate::vfs::Marks;
+use crate::vfs::{Marks, local_marks};
 
 const MAGIC: &[u8; 3] = b"SP1";
 
@@ -102,6 +103,13 @@ impl Payload {
                 reason: format!("its payload cannot be read ({error}); it may be of a newer version"),
             }),
         }
+    }
+
+    /// The payload of a commit that rolls up local commits made by plain SQL.
+    pub fn of_sql(locals: &[LocalCommit]) -> Payload {
+        let marks = locals.iter().map(|local| local_marks(&local.payload));
+        let marks = marks.fold(Marks::default(), Marks::union);
+        Payload { marks: marks.to_byte(), records: Vec::new() }
     }
 
     /// What the commit changed of page 1.
