@@ -49,7 +49,10 @@ impl Apt {
         }
         println!("setup: installing {} — {why}", packages.join(" "));
         let install = ["install", "-qq", "-y", "--no-install-recommends", "--no-remove"];
-        self.apt_get(&install).args(*packages).check_quietly().with_context(|| format!("{what} is missing"))?;
+        self.apt_get(&install)
+            .args(*packages)
+            .check_quietly()
+            .with_context(|| format!("{what} is missing"))?;
         self.changed = true;
         Ok(())
     }
