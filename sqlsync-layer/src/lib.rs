@@ -8,5 +8,8 @@
 //! | [`actor`] | the server's side of one volume: batches, ledger, replay, live queries |
 //! | [`client`] | the Rust client over tokio-tungstenite (feature `client`) |
 
+#[cfg(all(feature = "client", not(target_arch = "wasm32")))]
+pub mod client;
 pub mod protocol;
+pub mod session;
 pub mod value;

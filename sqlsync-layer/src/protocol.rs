@@ -365,10 +365,22 @@ pub struct MalformedMessage {
     pub message: String,
 }
 
+impl MalformedMessage {
+    /// Keeps the beginning: the parser quotes what it did not expect, however long that was.
+    fn new(error: serde_json::Error) -> MalformedMessage {
+        let mut message = error.to_string();
+        if let Some((cut, _)) = message.char_indices().nth(300) {
+            message.truncate(cut);
+            message.push('…');
+        }
+        MalformedMessage { message }
+    }
+}
+
 impl ClientMessage {
     /// Reads one frame. Safe on hostile input.
     pub fn from_json(text: &str) -> Result<ClientMessage, MalformedMessage> {
-        serde_json::from_str(text).map_err(|e| MalformedMessage { message: e.to_string() })
+        serde_json::from_str(text).map_err(MalformedMessage::new)
     }
     /// One frame.
     pub fn to_json(&self) -> String {
@@ -379,7 +391,7 @@ impl ClientMessage {
 impl ServerMessage {
     /// Reads one frame. Safe on hostile input.
     pub fn from_json(text: &str) -> Result<ServerMessage, MalformedMessage> {
-        serde_json::from_str(text).map_err(|e| MalformedMessage { message: e.to_string() })
+        serde_json::from_str(text).map_err(MalformedMessage::new)
     }
     /// One frame.
     pub fn to_json(&self) -> String {
