@@ -21,10 +21,16 @@
 //! | [`volume`] | one replica of one volume: tip, local commits, push, reset |
 //! | [`catalog`] | names of volumes, creating and listing them |
 
+pub mod catalog;
+pub mod format;
 pub mod ids;
 pub mod page_set;
+pub mod publish;
+pub mod pull;
 pub mod remote;
+pub mod snapshot;
 pub mod store;
+pub mod volume;
 
 pub use ids::{ChainHash, CommitId, Lsn, ModuleHash, PageIdx, PageSize, VolumeId, VolumeName};
 pub use page_set::PageSet;

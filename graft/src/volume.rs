@@ -1,0 +1,649 @@
+//! One replica of one volume: what is durable, local commits on top, and cached pages.
+//!
+//! ```text
+//!   remote log   1 ─ 2 ─ … ─ n            durable, base of this replica
+//!   local                      └ a ─ b ─ c = tip
+//! ```
+//!
+//! A *local commit* is atomic and, where the replica has a store, on disk before it is acknowledged.
+//! A push rolls one or more of them up into one remote commit: [`Volume::seal`] makes its bytes and
+//! remembers it as *pending* before anything is sent, [`crate::publish::publish`] sends it,
+//! [`Volume::confirm`] moves the base forward. A rejected push leaves everything in place until the
+//! caller [`reset`](Volume::reset)s.
+//!
+//! A read that misses answers [`ReadError::Fault`] with the pages to fetch; it does no I/O on the
+//! remote itself. [`fetch`] and [`RemoteFetch`] do.
+//!
+//! Invariants: the tip is the base plus every local commit in order; only durable pages are cached,
+//! under the LSN that wrote them; a pending push is forgotten only when the log shows how it ended;
+//! confirming a push does not change the tip's content nor its version.
+
+mod cache;
+mod persist;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _};
+use parking_lot::Mutex;
+
+use self::cache::PageCache;
+use crate::catalog::{self, CatalogError};
+use crate::format::commit::Head;
+use crate::format::{Damaged, frame};
+use crate::ids::{ChainHash, CommitId, Lsn, PageIdx, PageSize, VolumeId};
+use crate::page_set::PageSet;
+use crate::publish::{Draft, Prepared, PublishError, Published, prepare, publish};
+use crate::pull::{PullError, Pulled, pull};
+use crate::remote::{Remote, RemoteError, SharedRemote};
+use crate::snapshot::{FrameRef, Location, Snapshot, graft};
+use crate::store::{Durability, SharedStore, StoreError};
+
+/// Frames fetched at the same time.
+const CONCURRENT_FETCHES: usize = 16;
+
+/// How a replica keeps its state.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where cached pages and metadata are kept across restarts; nowhere where `None`.
+    pub store: Option<SharedStore>,
+    /// Whether local commits go to the store before they are acknowledged, and how. `None` keeps
+    /// them in memory alone: right for a coordinator, whose clients resend what is not durable.
+    pub locals: Option<Durability>,
+    /// Bytes of pages kept in memory.
+    pub cache_bytes: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { store: None, locals: Some(Durability::Sync), cache_bytes: 64 << 20 }
+    }
+}
+
+/// A local commit: one atomic change on top of the replica's tip.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LocalCommit {
+    /// Its number in this replica, ascending.
+    pub number: u64,
+    /// The page count before it.
+    pub pages_before: u32,
+    /// The page count after it.
+    pub pages_after: u32,
+    /// The pages it wrote, none beyond `pages_after`.
+    pub changes: BTreeMap<PageIdx, Bytes>,
+    /// What the layer above stored with it.
+    pub payload: Bytes,
+}
+
+impl LocalCommit {
+    /// The pages that read differently after it: those written and those cut off.
+    pub fn graft(&self) -> PageSet {
+        graft(&self.changes.keys().copied().collect(), self.pages_before, self.pages_after)
+    }
+}
+
+/// A change to be committed locally.
+#[derive(Debug, Clone, Default)]
+pub struct Change {
+    /// Pages written, each one page long and within `pages`.
+    pub changes: BTreeMap<PageIdx, Bytes>,
+    /// The page count after it.
+    pub pages: u32,
+    /// Opaque.
+    pub payload: Bytes,
+}
+
+/// Why a page was not read.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// These pages are not here. Fetch them, then read again.
+    #[error("{} pages must be fetched", .0.len())]
+    Fault(PageSet),
+    /// The page is beyond the snapshot.
+    #[error("{page:?} is past the end of a snapshot of {pages} pages")]
+    PastEnd {
+        /// The page asked for.
+        page: PageIdx,
+        /// The snapshot's page count.
+        pages: u32,
+    },
+    /// The local store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a local commit was not made. Nothing has changed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommitError {
+    /// The tip is not the snapshot that the change was made on.
+    #[error("the volume moved on since this transaction began; begin it again")]
+    Stale,
+    /// The local store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why pages were not fetched. Those that were are cached.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// The store failed; safe to try again.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// A frame is damaged.
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
+    /// The local store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a replica could not be opened.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Its metadata could not be read.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// Its log could not be read.
+    #[error(transparent)]
+    Pull(#[from] PullError),
+    /// The local store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What the local store holds of it is damaged.
+    #[error(
+        "the local store's record of volume {volume} is damaged: {reason}; remove the data directory if it holds no unpushed work"
+    )]
+    Local {
+        /// Which volume.
+        volume: VolumeId,
+        /// What did not hold.
+        reason: String,
+    },
+}
+
+/// Where a replica stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Status {
+    /// The newest durable commit known.
+    pub lsn: Lsn,
+    /// Local commits that the remote does not have.
+    pub ahead: usize,
+    /// Whether a push was sent whose outcome is not known yet.
+    pub pending: bool,
+    /// The tip's page count.
+    pub pages: u32,
+}
+
+struct State {
+    base: Snapshot,
+    hash: ChainHash,
+    time_ms: i64,
+    tip: Snapshot,
+    locals: Vec<LocalCommit>,
+    pending: Option<Arc<Prepared>>,
+    /// The last version given to a snapshot, and the last number to a local commit.
+    versions: u64,
+    numbers: u64,
+}
+
+impl State {
+    fn next_version(&mut self) -> u64 {
+        self.versions += 1;
+        self.versions
+    }
+
+    /// The tip from the base and the local commits, under `version`.
+    fn stack(&self, version: u64) -> Snapshot {
+        let mut tip = self.base.clone();
+        for local in &self.locals {
+            tip = tip.with_local(local.changes.iter().map(|(i, p)| (*i, p)), local.pages_after, version);
+        }
+        tip
+    }
+}
+
+/// A replica of one volume. Shared by every connection to it in this process.
+pub struct Volume {
+    id: VolumeId,
+    page_size: PageSize,
+    options: Options,
+    state: Mutex<State>,
+    cache: Mutex<PageCache>,
+}
+
+impl fmt::Debug for Volume {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Volume({}, {:?})", self.id, self.status())
+    }
+}
+
+impl Volume {
+    /// Opens a replica and pulls. Costs the metadata, one LIST and one prefix read for each commit
+    /// that the local store does not have.
+    pub async fn open(remote: &dyn Remote, id: VolumeId, options: Options) -> Result<Volume, OpenError> {
+        let meta = catalog::meta(remote, id).await?;
+        let volume = Volume::load(id, meta.page_size, options)?;
+        if volume.status().ahead == 0 {
+            let pulled = volume.pull(remote).await?;
+            volume.absorb(pulled)?;
+        }
+        Ok(volume)
+    }
+
+    /// Opens a replica from what the local store holds of it, without the remote.
+    pub fn load(id: VolumeId, page_size: PageSize, options: Options) -> Result<Volume, OpenError> {
+        let empty = Snapshot::empty(page_size);
+        let state = State {
+            base: empty.clone(),
+            hash: ChainHash::ZERO,
+            time_ms: 0,
+            tip: empty,
+            locals: Vec::new(),
+            pending: None,
+            versions: 0,
+            numbers: 0,
+        };
+        let cache = Mutex::new(PageCache::new(options.cache_bytes));
+        let volume = Volume { id, page_size, options, state: Mutex::new(state), cache };
+        volume.restore()?;
+        Ok(volume)
+    }
+
+    /// Its identity.
+    pub fn id(&self) -> VolumeId {
+        self.id
+    }
+
+    /// Bytes in each page.
+    pub fn page_size(&self) -> PageSize {
+        self.page_size
+    }
+
+    /// The newest state: what is durable and every local commit.
+    pub fn tip(&self) -> Snapshot {
+        self.state.lock().tip.clone()
+    }
+
+    /// The newest durable state.
+    pub fn base(&self) -> Snapshot {
+        self.state.lock().base.clone()
+    }
+
+    /// Where this replica stands.
+    pub fn status(&self) -> Status {
+        let state = self.state.lock();
+        Status {
+            lsn: state.base.lsn(),
+            ahead: state.locals.len(),
+            pending: state.pending.is_some(),
+            pages: state.tip.pages(),
+        }
+    }
+
+    /// The local commits that the remote does not have, oldest first.
+    pub fn locals(&self) -> Vec<LocalCommit> {
+        self.state.lock().locals.clone()
+    }
+
+    /// Reads page `page` as of `snapshot`. A page that no commit has written reads as zeroes.
+    pub fn read(&self, snapshot: &Snapshot, page: PageIdx) -> Result<Bytes, ReadError> {
+        if page.get() > snapshot.pages() {
+            return Err(ReadError::PastEnd { page, pages: snapshot.pages() });
+        }
+        match snapshot.location(page) {
+            None => Ok(Bytes::from(vec![0; self.page_size.bytes()])),
+            Some(Location::Local(bytes)) => Ok(bytes.clone()),
+            Some(Location::Frame(frame)) => match self.cached(page, frame.lsn)? {
+                Some(bytes) => Ok(bytes),
+                None => Err(ReadError::Fault(PageSet::from_iter([page]))),
+            },
+        }
+    }
+
+    /// The pages of `pages` that a read of `snapshot` would fault on.
+    pub fn missing(&self, snapshot: &Snapshot, pages: &PageSet) -> Result<PageSet, StoreError> {
+        let mut missing = PageSet::new();
+        for page in pages.iter() {
+            if let Some(Location::Frame(frame)) = snapshot.location(page)
+                && self.cached(page, frame.lsn)?.is_none()
+            {
+                missing.insert(page);
+            }
+        }
+        Ok(missing)
+    }
+
+    fn cached(&self, page: PageIdx, lsn: Lsn) -> Result<Option<Bytes>, StoreError> {
+        if let Some(bytes) = self.cache.lock().get(page, lsn) {
+            return Ok(Some(bytes));
+        }
+        let found = self.stored_page(page, lsn)?;
+        if let Some(bytes) = &found {
+            self.cache.lock().put(page, lsn, bytes.clone());
+        }
+        Ok(found)
+    }
+
+    /// Commits a change on top of the tip, if the tip is still the snapshot it was made on.
+    pub fn commit(&self, on: &Snapshot, change: Change) -> Result<Snapshot, CommitError> {
+        debug_assert!(
+            change.changes.iter().all(|(i, p)| i.get() <= change.pages && p.len() == self.page_size.bytes())
+        );
+        let mut state = self.state.lock();
+        if state.tip.version() != on.version() {
+            return Err(CommitError::Stale);
+        }
+        let local = LocalCommit {
+            number: state.numbers + 1,
+            pages_before: state.tip.pages(),
+            pages_after: change.pages,
+            changes: change.changes,
+            payload: change.payload,
+        };
+        self.store_local(&local)?;
+        state.numbers = local.number;
+        let version = state.next_version();
+        let pages = local.changes.iter().map(|(i, p)| (*i, p));
+        state.tip = state.tip.with_local(pages, local.pages_after, version);
+        state.locals.push(local);
+        Ok(state.tip.clone())
+    }
+
+    /// Rolls the first `locals` local commits up into one commit, and records it as pending. `None`
+    /// where there is none to roll up or one is pending already ([`Volume::pending`] answers it).
+    ///
+    /// `payload` is what the commit carries; `id` is fresh and random; `now_ms` is the clock.
+    pub fn seal(
+        &self,
+        locals: usize,
+        payload: Bytes,
+        id: CommitId,
+        now_ms: i64,
+    ) -> Result<Option<Arc<Prepared>>, StoreError> {
+        let mut state = self.state.lock();
+        let locals = locals.min(state.locals.len());
+        if locals == 0 || state.pending.is_some() {
+            return Ok(None);
+        }
+        let pages = state.locals[locals - 1].pages_after;
+        let changes = self.roll_up(&state.base, &state.locals[..locals]);
+        let draft = Draft {
+            volume: self.id,
+            lsn: state.base.lsn().next(),
+            id,
+            parent: state.hash,
+            parent_time_ms: state.time_ms,
+            now_ms,
+            pages,
+            payload,
+            locals,
+        };
+        let changes: Vec<(PageIdx, Bytes)> = changes.into_iter().collect();
+        let prepared = Arc::new(prepare(draft, &changes));
+        self.store_pending(&prepared)?;
+        state.pending = Some(prepared.clone());
+        Ok(Some(prepared))
+    }
+
+    /// What `locals` on top of `base` change in all.
+    fn roll_up(&self, base: &Snapshot, locals: &[LocalCommit]) -> BTreeMap<PageIdx, Bytes> {
+        let mut changes: BTreeMap<PageIdx, Bytes> = BTreeMap::new();
+        let (mut low, mut pages) = (base.pages(), base.pages());
+        for local in locals {
+            pages = local.pages_after;
+            low = low.min(pages);
+            changes.retain(|page, _| page.get() <= pages);
+            changes.extend(local.changes.iter().map(|(i, p)| (*i, p.clone())));
+        }
+        // Cut off and grown again: what the base holds there must not show through.
+        for page in (low + 1..=pages.min(base.pages())).filter_map(PageIdx::new) {
+            changes.entry(page).or_insert_with(|| Bytes::from(vec![0; self.page_size.bytes()]));
+        }
+        changes
+    }
+
+    /// The push that was sealed and whose outcome is not known yet.
+    pub fn pending(&self) -> Option<Arc<Prepared>> {
+        self.state.lock().pending.clone()
+    }
+
+    /// The pending push is in the log: moves the base onto it. The tip's content stays as it is.
+    pub fn confirm(&self, published: Published) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        let Some(prepared) = state.pending.clone().filter(|p| p.head.hash == published.hash) else {
+            return Ok(());
+        };
+        let changes = self.roll_up(&state.base, &state.locals[..prepared.locals]);
+        self.store_confirmed(&prepared, &state.locals[..prepared.locals], &changes)?;
+        {
+            let mut cache = self.cache.lock();
+            for (page, bytes) in changes {
+                cache.put(page, prepared.head.lsn, bytes);
+            }
+        }
+        state.pending = None;
+        state.locals.drain(..prepared.locals);
+        state.hash = prepared.head.hash;
+        state.time_ms = prepared.head.time_ms;
+        let tip_version = state.tip.version();
+        let base_version = if state.locals.is_empty() { tip_version } else { state.next_version() };
+        state.base = state.base.with_commit(&prepared.head, base_version);
+        state.tip = state.stack(tip_version);
+        Ok(())
+    }
+
+    /// Drops every local commit and the pending push, and answers them; the tip is the base again.
+    /// Only for a push that was [`PublishError::Rejected`], or local commits never sealed.
+    pub fn reset(&self) -> Result<Vec<LocalCommit>, StoreError> {
+        let mut state = self.state.lock();
+        self.store_reset(&state.locals)?;
+        state.pending = None;
+        let locals = std::mem::take(&mut state.locals);
+        if !locals.is_empty() {
+            let version = state.next_version();
+            state.base = state.base.rebased(version, state.base.lsn());
+            state.tip = state.base.clone();
+        }
+        Ok(locals)
+    }
+
+    /// Reads what others committed since the base; see [`pull`]. Changes nothing.
+    pub async fn pull(&self, remote: &dyn Remote) -> Result<Pulled, PullError> {
+        let (from, hash) = {
+            let state = self.state.lock();
+            (state.base.lsn(), state.hash)
+        };
+        pull(remote, self.id, from, hash).await
+    }
+
+    /// Where a pull goes on from: the newest durable commit and its hash.
+    pub fn head(&self) -> (Lsn, ChainHash) {
+        let state = self.state.lock();
+        (state.base.lsn(), state.hash)
+    }
+
+    /// Moves the base onto pulled commits; answers their graft. Commits that this replica has
+    /// already are passed over, and nothing moves while there are local commits.
+    pub fn absorb(&self, pulled: Pulled) -> Result<PageSet, StoreError> {
+        let mut state = self.state.lock();
+        let mut changed = PageSet::new();
+        if !state.locals.is_empty() {
+            return Ok(changed);
+        }
+        for head in pulled.heads {
+            if head.lsn != state.base.lsn().next() || head.parent != state.hash {
+                continue;
+            }
+            self.store_head(&head)?;
+            changed.union_with(&graft(&head.set, state.base.pages(), head.pages));
+            let version = state.next_version();
+            state.base = state.base.with_commit(&head, version);
+            state.hash = head.hash;
+            state.time_ms = head.time_ms;
+        }
+        state.tip = state.base.clone();
+        Ok(changed)
+    }
+
+    fn put_fetched(&self, frame: &FrameRef, bytes: &[u8]) -> Result<(), FetchError> {
+        if bytes.len() != frame.bytes as usize {
+            let reason = format!("a frame of {} bytes ends after {}", frame.bytes, bytes.len());
+            return Err(Damaged::new(&frame.key, reason).into());
+        }
+        let pages = frame::decode(bytes, self.page_size, &frame.pages, &frame.hashes)
+            .map_err(|reason| Damaged::new(&frame.key, reason))?;
+        self.store_pages(frame, &pages)?;
+        let mut cache = self.cache.lock();
+        for (page, bytes) in frame.pages.iter().zip(pages) {
+            cache.put(*page, frame.lsn, bytes);
+        }
+        Ok(())
+    }
+}
+
+/// Fetches `pages` of `snapshot` into `volume`'s cache: one ranged GET for each frame that is missing.
+pub async fn fetch(
+    remote: &dyn Remote,
+    volume: &Volume,
+    snapshot: &Snapshot,
+    pages: &PageSet,
+) -> Result<(), FetchError> {
+    let mut frames: HashMap<*const FrameRef, Arc<FrameRef>> = HashMap::new();
+    for page in volume.missing(snapshot, pages)?.iter() {
+        if let Some(Location::Frame(frame)) = snapshot.location(page) {
+            frames.insert(Arc::as_ptr(frame), frame.clone());
+        }
+    }
+    let mut frames: Vec<Arc<FrameRef>> = frames.into_values().collect();
+    frames.sort_by(|a, b| (&a.key, a.offset).cmp(&(&b.key, b.offset)));
+    let fetched = frames.into_iter().map(|frame| async move {
+        let range = frame.offset..frame.offset.saturating_add(u64::from(frame.bytes));
+        let bytes = remote.get_range(&frame.key, range).await?;
+        volume.put_fetched(&frame, &bytes)
+    });
+    futures::stream::iter(fetched).buffer_unordered(CONCURRENT_FETCHES).try_collect().await
+}
+
+/// Fetches pages for code that cannot wait asynchronously: SQLite's callbacks.
+pub trait Fetch: Send + Sync + fmt::Debug {
+    /// Brings `pages` of `snapshot` into `volume`'s cache, or says why not. May block.
+    fn fetch(&self, volume: &Volume, snapshot: &Snapshot, pages: &PageSet) -> Result<(), FetchError>;
+}
+
+/// A [`Fetch`] that blocks on a remote.
+#[derive(Debug)]
+pub struct RemoteFetch {
+    remote: SharedRemote,
+    #[cfg(feature = "native")]
+    runtime: Option<tokio::runtime::Handle>,
+}
+
+impl RemoteFetch {
+    /// Blocks the calling thread, which must not be one that runs tokio tasks. A remote that needs
+    /// tokio (S3) is driven by the runtime that is current here.
+    pub fn new(remote: SharedRemote) -> RemoteFetch {
+        RemoteFetch {
+            remote,
+            #[cfg(feature = "native")]
+            runtime: tokio::runtime::Handle::try_current().ok(),
+        }
+    }
+}
+
+impl Fetch for RemoteFetch {
+    fn fetch(&self, volume: &Volume, snapshot: &Snapshot, pages: &PageSet) -> Result<(), FetchError> {
+        let fetch = fetch(&*self.remote, volume, snapshot, pages);
+        #[cfg(feature = "native")]
+        if let Some(runtime) = &self.runtime {
+            return runtime.block_on(fetch);
+        }
+        futures::executor::block_on(fetch)
+    }
+}
+
+/// How a push ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pushed {
+    /// There was nothing to push.
+    Nothing,
+    /// Every local commit is in the log, rolled up under this LSN.
+    Durable(Lsn),
+}
+
+/// Why a push did not end. Local commits are as they were.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum PushError {
+    /// See there. After [`PublishError::Rejected`] the pending push is over; after any other it is
+    /// tried again by the next push.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// The local store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Pushes every local commit of a replica, rolled up into one. A push that was sent earlier and
+/// whose outcome is unknown is settled first, with the same bytes.
+///
+/// `payload` makes the commit's payload from the local commits'; `id` makes fresh random ids.
+pub async fn push(
+    remote: &dyn Remote,
+    volume: &Volume,
+    payload: impl Fn(&[LocalCommit]) -> Bytes,
+    mut id: impl FnMut() -> CommitId,
+    now_ms: i64,
+) -> Result<Pushed, PushError> {
+    let mut pushed = Pushed::Nothing;
+    loop {
+        let prepared = match volume.pending() {
+            Some(pending) => pending,
+            None => {
+                let locals = volume.locals();
+                match volume.seal(locals.len(), payload(&locals), id(), now_ms)? {
+                    Some(prepared) => prepared,
+                    None => return Ok(pushed),
+                }
+            }
+        };
+        match publish(remote, &prepared).await {
+            Ok(published) => {
+                volume.confirm(published)?;
+                pushed = Pushed::Durable(published.lsn);
+            }
+            Err(error) => {
+                if matches!(error, PublishError::Rejected { .. }) {
+                    volume.forget_pending()?;
+                }
+                return Err(error.into());
+            }
+        }
+    }
+}
+
+impl Volume {
+    /// The pending push lost its LSN: it is over, its local commits stay.
+    pub fn forget_pending(&self) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        self.remove_pending()?;
+        state.pending = None;
+        Ok(())
+    }
+
+    /// The heads this replica has absorbed are the layer's to read at open: its ledger is in their
+    /// payloads. Reads them again from the remote; see [`pull`].
+    pub async fn history(&self, remote: &dyn Remote) -> Result<Vec<Head>, PullError> {
+        let (lsn, _) = self.head();
+        let mut pulled = pull(remote, self.id, Lsn::ZERO, ChainHash::ZERO).await?;
+        pulled.heads.retain(|head| head.lsn <= lsn);
+        Ok(pulled.heads)
+    }
+}
