@@ -23,8 +23,11 @@ use crate::value::{self, Params};
 /// The protocol version this build speaks.
 pub const PROTOCOL: u32 = 1;
 
-/// The longest frame either side accepts, in bytes.
+/// The longest frame a server accepts, in bytes.
 pub const FRAME_BYTES_MAX: usize = 4 << 20;
+
+/// The longest frame a client must be ready for, in bytes: a whole result is one frame.
+pub const SERVER_FRAME_BYTES_MAX: usize = 64 << 20;
 
 /// How many mutations a client may have sent without a final answer.
 pub const IN_FLIGHT_MAX: u64 = 256;

@@ -319,6 +319,12 @@ pub enum CallError {
         /// How many.
         pending: usize,
     },
+    /// A mutation's arguments are not an object.
+    #[error("arguments must be a JSON object of parameter names and values, not {found}")]
+    Arguments {
+        /// What they are.
+        found: &'static str,
+    },
     /// The message would be longer than the server accepts.
     #[error("the message has {bytes} bytes, at most {FRAME_BYTES_MAX} are accepted; send less at once")]
     TooLong {
@@ -441,6 +447,14 @@ impl ClientSession {
     /// The last rows known of a subscription. `None` before the first snapshot.
     pub fn rows(&self, sub: u64) -> Option<&Rows> {
         self.subscriptions.get(&sub)?.rows.as_ref()
+    }
+
+    /// How the session ended, if it did.
+    pub fn ended(&self) -> Option<&SessionEnd> {
+        match &self.state {
+            State::Ended(end) => Some(end),
+            State::Idle | State::Offline { .. } | State::Greeting | State::Live(_) => None,
+        }
     }
 
     /// The next effect to carry out.

@@ -6,6 +6,7 @@
 //! checked before any of it is made, so a change that does not fit leaves the rows as they were,
 //! and its cost is linear in rows and changes whatever a hostile server sends.
 
+use graft::Lsn;
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::{At, Changes, WireRow};
@@ -65,6 +66,12 @@ impl Rows {
     ) -> Result<Rows, DeltaError> {
         check_width(&columns, rows.iter())?;
         Ok(Rows { columns, key, rows, at })
+    }
+
+    /// No columns, no rows: before the first snapshot.
+    pub fn empty() -> Rows {
+        let at = At { epoch: 0, lsn: Lsn::ZERO, seq: 0 };
+        Rows { columns: Vec::new(), key: Vec::new(), rows: Vec::new(), at }
     }
 
     /// Column names.
@@ -176,7 +183,6 @@ fn check_positions(
 
 #[cfg(test)]
 mod tests {
-    use graft::Lsn;
     use rand::rngs::StdRng;
     use rand::{Rng, SeedableRng};
     use serde_json::json;
