@@ -8,8 +8,16 @@
 //! whole or not at all; after `create` returns `Ok`, every later read and list sees the object,
 //! also after a power loss; a key that exists is never changed by `create`.
 //!
-//! Not here: retries with back-off (the driver owns time), what the objects mean
-//! ([`crate::format`]).
+//! | module | holds |
+//! | --- | --- |
+//! | [`memory`] | a map, for tests and the browser |
+//! | `directory` | files, made by link and fsync (feature `native`) |
+//! | [`object`] | any store of the crate `object_store`; `s3` builds the one for S3 (feature `native`) |
+//! | [`counting`], [`faulty`] | wrappers: exact costs, injected faults |
+//! | [`mod@probe`] | does this store really keep a second creator out? |
+//! | [`conformance`] | the suite that every implementation passes |
+//!
+//! Not here: retries with back-off (the driver owns time), what the objects mean (`format`).
 
 use std::fmt;
 use std::ops::Range;
@@ -17,6 +25,26 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+
+#[doc(hidden)]
+pub mod conformance;
+pub mod counting;
+#[cfg(feature = "native")]
+pub mod directory;
+pub mod faulty;
+pub mod memory;
+pub mod object;
+pub mod probe;
+#[cfg(feature = "native")]
+pub mod s3;
+
+pub use counting::{Counting, Counts};
+#[cfg(feature = "native")]
+pub use directory::DirectoryRemote;
+pub use faulty::{Fault, Faults, Faulty};
+pub use memory::MemoryRemote;
+pub use object::ObjectRemote;
+pub use probe::{ProbeError, probe};
 
 /// Why a request to the object store did not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -93,3 +121,190 @@ pub trait Remote: Send + Sync + fmt::Debug {
 
 /// A shared remote.
 pub type SharedRemote = Arc<dyn Remote>;
+
+/// The kinds of request there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Request {
+    /// [`Remote::get`]
+    Get,
+    /// [`Remote::get_range`]
+    GetRange,
+    /// [`Remote::create`]
+    Create,
+    /// [`Remote::list`]
+    List,
+    /// [`Remote::delete`]
+    Delete,
+}
+
+/// Why [`open`] gave no remote. Nothing was created or sent.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenRemoteError {
+    /// No store of ours goes by this scheme.
+    #[error(
+        "`{url}` is not a store this build knows: give a directory, file:///DIR, memory: or s3://BUCKET/PREFIX"
+    )]
+    Scheme {
+        /// The URL as given, without credentials.
+        url: String,
+    },
+    /// The URL does not parse or lacks a part.
+    #[error("store URL `{url}`: {message}")]
+    Malformed {
+        /// The URL as given, without credentials.
+        url: String,
+        /// What is wrong, and what to write instead.
+        message: String,
+    },
+    /// The directory cannot hold objects.
+    #[error("store directory `{url}`: {message}")]
+    Directory {
+        /// The URL or path as given.
+        url: String,
+        /// What the file system said, and what to do.
+        message: String,
+    },
+    /// The environment does not say how to reach the bucket.
+    #[error(
+        "store `{url}`: {message}; see AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL"
+    )]
+    Configuration {
+        /// The URL as given, without credentials.
+        url: String,
+        /// Which setting is wrong, and what to do.
+        message: String,
+    },
+}
+
+/// Opens the store that `url` names.
+///
+/// | URL | store |
+/// | --- | --- |
+/// | `memory:` | a new, empty map, gone with the last handle |
+/// | `file:///DIR`, `/DIR`, `./DIR`, `DIR` | a directory, made at its first object |
+/// | `s3://BUCKET/PREFIX` | S3 and look-alikes; credentials, region and endpoint from `AWS_*` variables |
+///
+/// Sends no request, so an unreachable store shows at first use.
+///
+/// # Errors
+///
+/// [`OpenRemoteError`] names the URL, without credentials, and the next step.
+pub fn open(url: &str) -> Result<SharedRemote, OpenRemoteError> {
+    let shown = without_credentials(url);
+    match url.split_once(':') {
+        Some(("memory", "")) => Ok(Arc::new(MemoryRemote::new())),
+        Some(("memory", _)) => Err(OpenRemoteError::Malformed {
+            url: shown,
+            message: "nothing can follow `memory:`; every open is a new, empty store".into(),
+        }),
+        _ => open_native(url, shown),
+    }
+}
+
+#[cfg(feature = "native")]
+fn open_native(url: &str, shown: String) -> Result<SharedRemote, OpenRemoteError> {
+    match url.split_once("://") {
+        Some(("s3", _)) => Ok(Arc::new(s3::open(url, shown)?)),
+        Some(("file", _)) => {
+            let path = url::Url::parse(url).ok().and_then(|url| url.to_file_path().ok());
+            let path = path.ok_or_else(|| OpenRemoteError::Malformed {
+                url: shown.clone(),
+                message: "expected file:///DIR with an absolute path and no host".into(),
+            })?;
+            Ok(Arc::new(DirectoryRemote::open(&path)?))
+        }
+        Some(_) => Err(OpenRemoteError::Scheme { url: shown }),
+        // `file:x`, `S3:x`: no path that anybody means; `./file:x` is one.
+        None if url.is_empty() || url.split('/').next().is_some_and(|first| first.contains(':')) => {
+            Err(OpenRemoteError::Scheme { url: shown })
+        }
+        None => Ok(Arc::new(DirectoryRemote::open(std::path::Path::new(url))?)),
+    }
+}
+
+#[cfg(not(feature = "native"))]
+fn open_native(_url: &str, shown: String) -> Result<SharedRemote, OpenRemoteError> {
+    Err(OpenRemoteError::Scheme { url: shown })
+}
+
+/// `url` with what stands before the `@` of its authority replaced.
+fn without_credentials(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.into() };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    match authority.rsplit_once('@') {
+        Some((secret, _)) => format!("{scheme}://***{}", &rest[secret.len()..]),
+        None => url.into(),
+    }
+}
+
+/// Refuses a key that some store could not hold: 1 to 900 bytes in parts of 1 to 255 bytes
+/// separated by `/`, none of them `.` or `..`, no control characters.
+///
+/// # Errors
+///
+/// [`RemoteError::Refused`] names the key, its control characters escaped.
+pub fn check_key(key: &str) -> Result<(), RemoteError> {
+    let part_fits = |part: &str| (1..=255).contains(&part.len()) && part != "." && part != "..";
+    let fits = key.len() <= 900 && key.split('/').all(part_fits) && !key.chars().any(char::is_control);
+    if fits {
+        return Ok(());
+    }
+    Err(RemoteError::Refused {
+        key: key.escape_debug().to_string(),
+        message: "not a key: give relative parts of 1 to 255 bytes separated by `/`, without `.`, `..` or \
+                  control characters"
+            .into(),
+    })
+}
+
+/// Refuses a prefix that is neither empty nor a key followed by `/`.
+fn check_prefix(prefix: &str) -> Result<(), RemoteError> {
+    match prefix.strip_suffix('/') {
+        Some(key) => check_key(key),
+        None if prefix.is_empty() => Ok(()),
+        None => Err(RemoteError::Refused {
+            key: prefix.escape_debug().to_string(),
+            message: "not a prefix: it must end in `/`".into(),
+        }),
+    }
+}
+
+/// The part of `body` that `range` covers: short or empty where the body ends earlier.
+fn slice(body: &Bytes, range: Range<u64>) -> Bytes {
+    let bound = |at: u64| usize::try_from(at).unwrap_or(usize::MAX).min(body.len());
+    let (start, end) = (bound(range.start), bound(range.end));
+    if start < end { body.slice(start..end) } else { Bytes::new() }
+}
+
+impl RemoteError {
+    /// The key the request was about.
+    pub fn key(&self) -> &str {
+        match self {
+            RemoteError::NotFound { key }
+            | RemoteError::AlreadyExists { key }
+            | RemoteError::Unavailable { key, .. }
+            | RemoteError::Refused { key, .. } => key,
+        }
+    }
+
+    /// Whether the same request may succeed later.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, RemoteError::Unavailable { .. })
+    }
+
+    fn unavailable(key: &str, message: impl fmt::Display) -> RemoteError {
+        RemoteError::Unavailable { key: key.into(), message: message.to_string() }
+    }
+
+    fn not_found(key: &str) -> RemoteError {
+        RemoteError::NotFound { key: key.into() }
+    }
+
+    fn already_exists(key: &str) -> RemoteError {
+        RemoteError::AlreadyExists { key: key.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

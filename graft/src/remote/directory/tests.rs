@@ -1,0 +1,140 @@
+use std::fs::FileTimes;
+
+use futures::executor::block_on;
+
+use super::*;
+
+fn open(folder: &tempfile::TempDir) -> DirectoryRemote {
+    DirectoryRemote::open(folder.path()).unwrap()
+}
+
+/// Names in the temporary directory.
+fn leftovers(folder: &tempfile::TempDir) -> Vec<String> {
+    let entries = fs::read_dir(folder.path().join(TEMPORARY)).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn threads_and_handles_racing_have_one_winner() {
+    let folder = tempfile::tempdir().unwrap();
+    for round in 0..20 {
+        let key = format!("volumes/v/log/{round}");
+        let won = std::thread::scope(|scope| {
+            let race = |i: u8| {
+                let (remote, key) = (open(&folder), &key);
+                scope.spawn(move || block_on(remote.create(key, Bytes::from(vec![i; 5000]))).is_ok())
+            };
+            let racers: Vec<_> = (0..32).map(race).collect();
+            racers.into_iter().map(|racer| racer.join().unwrap()).filter(|won| *won).count()
+        });
+        assert_eq!(won, 1, "round {round}");
+        let body = block_on(open(&folder).get(&key)).unwrap();
+        assert!(
+            body.len() == 5000 && body.iter().all(|byte| *byte == body[0]),
+            "round {round}: one body, whole"
+        );
+    }
+    assert_eq!(leftovers(&folder), [""; 0], "winners and losers remove their temporary files");
+}
+
+#[test]
+fn temporary_files_are_not_objects() {
+    let folder = tempfile::tempdir().unwrap();
+    let remote = open(&folder);
+    block_on(remote.create("a", Bytes::new())).unwrap();
+    fs::write(folder.path().join(TEMPORARY).join("half"), "half a commit").unwrap();
+    let rows = block_on(remote.list("", None, 10)).unwrap();
+    assert_eq!(rows, [Listed { key: "a".into(), bytes: 0 }]);
+    for key in [TEMPORARY.to_string(), format!("{TEMPORARY}/half")] {
+        let refused = |e: RemoteError| matches!(e, RemoteError::Refused { .. });
+        assert!(block_on(remote.get(&key)).is_err_and(refused), "{key}");
+        assert!(block_on(remote.create(&key, Bytes::new())).is_err_and(refused), "{key}");
+        assert!(block_on(remote.delete(&key)).is_err_and(refused), "{key}");
+    }
+    // Elsewhere the name is a name.
+    block_on(remote.create(&format!("b/{TEMPORARY}/c"), Bytes::new())).unwrap();
+    assert_eq!(block_on(remote.list("b/", None, 10)).unwrap().len(), 1);
+}
+
+#[test]
+fn an_open_removes_what_a_crash_left_an_hour_ago() {
+    let folder = tempfile::tempdir().unwrap();
+    block_on(open(&folder).create("a", Bytes::new())).unwrap();
+    let temporaries = folder.path().join(TEMPORARY);
+    for (name, age_s) in [("old", 4000), ("young", 1000)] {
+        let file = File::create(temporaries.join(name)).unwrap();
+        #[allow(clippy::disallowed_methods, reason = "the age of a file is against the real clock")]
+        let then = SystemTime::now() - Duration::from_secs(age_s);
+        file.set_times(FileTimes::new().set_modified(then)).unwrap();
+    }
+    open(&folder);
+    assert_eq!(leftovers(&folder), ["young"]);
+}
+
+#[test]
+fn a_directory_removed_under_us_is_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let remote = open(&folder);
+    block_on(remote.create("a/b/c", Bytes::new())).unwrap();
+    fs::remove_dir_all(folder.path()).unwrap();
+    block_on(remote.create("a/b/c", Bytes::from_static(b"again"))).unwrap();
+    assert_eq!(block_on(remote.get("a/b/c")).unwrap(), "again");
+}
+
+#[test]
+fn a_key_below_an_object_or_above_one_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let remote = open(&folder);
+    block_on(remote.create("a/b", Bytes::new())).unwrap();
+    for key in ["a", "a/b/c", "a/b/c/d"] {
+        let error = block_on(remote.create(key, Bytes::new())).expect_err(key);
+        assert!(matches!(error, RemoteError::Refused { .. }), "{key}: {error}");
+        let error = block_on(remote.get(key)).expect_err(key);
+        assert!(matches!(error, RemoteError::NotFound { .. }), "{key}: {error}");
+    }
+    assert_eq!(block_on(remote.list("a/b/", None, 10)).unwrap(), []);
+    assert_eq!(leftovers(&folder), [""; 0]);
+}
+
+/// One fsync of the file and one of its directory; strace, where it is installed, is the witness.
+#[test]
+fn a_create_in_a_known_directory_costs_two_fsyncs() {
+    const CHILD: &str = "GRAFT_TEST_DIRECTORY";
+    if let Ok(root) = std::env::var(CHILD) {
+        let remote = DirectoryRemote::open(Path::new(&root)).unwrap();
+        for i in 0..10 {
+            block_on(remote.create(&format!("log/{i}"), Bytes::from_static(b"body"))).unwrap();
+        }
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace");
+    let traced = std::process::Command::new("strace")
+        .args(["-f", "-e", "trace=fsync,fdatasync,link,linkat", "-o"])
+        .arg(&trace)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "remote::directory::tests::a_create_in_a_known_directory_costs_two_fsyncs"])
+        .env(CHILD, folder.path().join("store"))
+        .output();
+    match traced {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            eprintln!("not checked: strace is not installed");
+            return;
+        }
+        output => assert!(output.unwrap().status.success()),
+    }
+    let text = fs::read_to_string(&trace).unwrap();
+    let calls: Vec<&str> = text
+        .lines()
+        .filter(|line| line.contains("= 0"))
+        .filter_map(|line| {
+            ["fsync", "link"]
+                .into_iter()
+                .find(|call| line.contains(&format!("{call}(")) || line.contains(&format!("{call}at(")))
+        })
+        .collect();
+    let links: Vec<usize> = (0..calls.len()).filter(|at| calls[*at] == "link").collect();
+    assert_eq!(links.len(), 10, "{text}");
+    // Each link stands between the fsync of its file and the fsync of its directory.
+    assert_eq!(calls[links[0] - 1..].join(" "), ["fsync link fsync"; 10].join(" "), "{text}");
+}

@@ -1,0 +1,336 @@
+//! A remote that fails on purpose, the same way for the same seed and the same order of requests.
+//!
+//! What a network and a store can do to a client is here: requests lost on the way, answers lost
+//! on the way back, a create delivered twice, a create that lands long after the client gave up,
+//! reads that come back damaged or cut, a store that cannot be reached. What a consistent store
+//! never does is not here: a listing that is behind, a read that misses an acknowledged create.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::{Listed, Remote, RemoteError, Request, SharedRemote};
+
+/// One way in which one request goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The request never reaches the store: `Unavailable`, no effect.
+    FailBefore,
+    /// The store acts, the answer is lost: `Unavailable`, with the effect.
+    FailAfter,
+    /// A create reaches the store twice; the client hears the second answer, `AlreadyExists`.
+    Duplicate,
+    /// A create fails with `Unavailable` and reaches the store when this many further requests have
+    /// been made. It may lose then, as any other.
+    Delay {
+        /// Requests until it lands, at least 1.
+        requests: u32,
+    },
+    /// A read comes back with one bit flipped.
+    Flip,
+    /// A read comes back short.
+    Truncate,
+}
+
+impl Fault {
+    /// Whether a request of this kind can go wrong in this way.
+    pub fn fits(self, request: Request) -> bool {
+        match self {
+            Fault::FailBefore | Fault::FailAfter => true,
+            Fault::Duplicate | Fault::Delay { .. } => request == Request::Create,
+            Fault::Flip | Fault::Truncate => matches!(request, Request::Get | Request::GetRange),
+        }
+    }
+}
+
+/// How often each fault happens, as a probability for each request that it [fits](Fault::fits).
+/// All 0 by default. At most one fault happens to a request: the first that is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Faults {
+    /// [`Fault::FailBefore`]
+    pub fail_before: f64,
+    /// [`Fault::FailAfter`]
+    pub fail_after: f64,
+    /// [`Fault::Duplicate`]
+    pub duplicate: f64,
+    /// [`Fault::Delay`], of 1 to `delay_requests_max` requests
+    pub delay: f64,
+    /// The longest delay; 0 counts as 1.
+    pub delay_requests_max: u32,
+    /// [`Fault::Flip`]
+    pub flip: f64,
+    /// [`Fault::Truncate`]
+    pub truncate: f64,
+}
+
+/// Wraps a remote and makes its requests fail.
+#[derive(Debug)]
+pub struct Faulty {
+    inner: SharedRemote,
+    plan: Mutex<Plan>,
+}
+
+#[derive(Debug)]
+struct Plan {
+    faults: Faults,
+    random: SplitMix,
+    unreachable: bool,
+    scripted: VecDeque<(Request, Fault)>,
+    /// Creates on their way: requests still to wait, key, body.
+    delayed: Vec<(u32, String, Bytes)>,
+    injected: u64,
+}
+
+/// What befalls one request.
+enum Fate {
+    Unreachable,
+    Served(Option<Fault>),
+}
+
+impl Faulty {
+    /// Injects nothing until told to. Equal seeds, faults and orders of requests fail equally.
+    pub fn new(inner: SharedRemote, seed: u64) -> Arc<Faulty> {
+        Faulty::with_faults(inner, seed, Faults::default())
+    }
+
+    /// Injects `faults` from the start.
+    pub fn with_faults(inner: SharedRemote, seed: u64, faults: Faults) -> Arc<Faulty> {
+        let plan = Plan {
+            faults,
+            random: SplitMix(seed),
+            unreachable: false,
+            scripted: VecDeque::new(),
+            delayed: Vec::new(),
+            injected: 0,
+        };
+        Arc::new(Faulty { inner, plan: Mutex::new(plan) })
+    }
+
+    /// From now on these probabilities.
+    pub fn set_faults(&self, faults: Faults) {
+        self.plan.lock().faults = faults;
+    }
+
+    /// The next request of this kind goes wrong like this; further calls queue up behind it.
+    ///
+    /// # Panics
+    ///
+    /// If the fault does not [fit](Fault::fits): a mistake of the test.
+    pub fn fail_next(&self, request: Request, fault: Fault) {
+        assert!(fault.fits(request), "{fault:?} cannot happen to {request:?}");
+        self.plan.lock().scripted.push_back((request, fault));
+    }
+
+    /// While `true`, every request fails without effect. Delayed creates still land.
+    pub fn set_unreachable(&self, unreachable: bool) {
+        self.plan.lock().unreachable = unreachable;
+    }
+
+    /// How many faults were injected so far, requests while unreachable not counted.
+    pub fn injected(&self) -> u64 {
+        self.plan.lock().injected
+    }
+
+    /// How many delayed creates have not landed yet.
+    pub fn in_flight(&self) -> usize {
+        self.plan.lock().delayed.len()
+    }
+
+    /// Lets every delayed create land now, in the order they were sent. Gives how many won.
+    ///
+    /// # Errors
+    ///
+    /// What the remote inside answers, other than `AlreadyExists`.
+    pub async fn land_all(&self) -> Result<usize, RemoteError> {
+        let delayed = std::mem::take(&mut self.plan.lock().delayed);
+        self.land(delayed.into_iter().map(|(_, key, body)| (key, body)).collect()).await
+    }
+
+    async fn land(&self, due: Vec<(String, Bytes)>) -> Result<usize, RemoteError> {
+        let mut won = 0;
+        for (key, body) in due {
+            match self.inner.create(&key, body).await {
+                Ok(()) => won += 1,
+                Err(RemoteError::AlreadyExists { .. }) => {}
+                Err(failed) => return Err(failed),
+            }
+        }
+        Ok(won)
+    }
+
+    /// Counts a request, lets what is due land and decides what happens to it.
+    async fn admit(&self, request: Request, key: &str) -> Result<Option<Fault>, RemoteError> {
+        let (fate, due) = {
+            let mut plan = self.plan.lock();
+            let due = plan.due();
+            (plan.draw(request), due)
+        };
+        self.land(due).await?;
+        match fate {
+            Fate::Unreachable => Err(RemoteError::unavailable(key, "injected: store unreachable")),
+            Fate::Served(Some(Fault::FailBefore)) => {
+                Err(RemoteError::unavailable(key, "injected: request lost"))
+            }
+            Fate::Served(fault) => Ok(fault),
+        }
+    }
+
+    fn damage(&self, key: &str, body: Bytes, fault: Option<Fault>) -> Result<Bytes, RemoteError> {
+        match fault {
+            None => Ok(body),
+            Some(Fault::Flip) if body.is_empty() => Ok(body),
+            Some(Fault::Flip) => {
+                let bit = self.plan.lock().random.below(body.len() as u64 * 8) as usize;
+                let mut body = body.to_vec();
+                body[bit / 8] ^= 1 << (bit % 8);
+                Ok(body.into())
+            }
+            Some(Fault::Truncate) => {
+                let keep = self.plan.lock().random.below(body.len().max(1) as u64) as usize;
+                Ok(body.slice(..keep))
+            }
+            Some(Fault::FailBefore | Fault::FailAfter | Fault::Duplicate | Fault::Delay { .. }) => {
+                Err(answer_lost(key))
+            }
+        }
+    }
+}
+
+impl Plan {
+    /// Takes the delayed creates that land before this request.
+    fn due(&mut self) -> Vec<(String, Bytes)> {
+        let mut due = Vec::new();
+        self.delayed.retain_mut(|(wait, key, body)| {
+            *wait = wait.saturating_sub(1);
+            if *wait == 0 {
+                due.push((std::mem::take(key), std::mem::take(body)));
+            }
+            *wait > 0
+        });
+        due
+    }
+
+    fn draw(&mut self, request: Request) -> Fate {
+        if self.unreachable {
+            return Fate::Unreachable;
+        }
+        if let Some(at) = self.scripted.iter().position(|(kind, _)| *kind == request) {
+            let fault = self.scripted.remove(at).map(|(_, fault)| fault);
+            self.injected += 1;
+            return Fate::Served(fault);
+        }
+        let faults = self.faults;
+        let odds = [
+            (faults.fail_before, Fault::FailBefore),
+            (faults.fail_after, Fault::FailAfter),
+            (faults.duplicate, Fault::Duplicate),
+            (faults.delay, Fault::Delay { requests: faults.delay_requests_max.max(1) }),
+            (faults.flip, Fault::Flip),
+            (faults.truncate, Fault::Truncate),
+        ];
+        for (probability, fault) in odds {
+            if fault.fits(request) && probability > 0.0 && self.random.unit() < probability {
+                self.injected += 1;
+                return Fate::Served(Some(match fault {
+                    Fault::Delay { requests } => {
+                        Fault::Delay { requests: 1 + self.random.below(u64::from(requests)) as u32 }
+                    }
+                    other => other,
+                }));
+            }
+        }
+        Fate::Served(None)
+    }
+}
+
+fn answer_lost(key: &str) -> RemoteError {
+    RemoteError::unavailable(key, "injected: answer lost")
+}
+
+#[async_trait]
+impl Remote for Faulty {
+    async fn get(&self, key: &str) -> Result<Bytes, RemoteError> {
+        let fault = self.admit(Request::Get, key).await?;
+        let body = self.inner.get(key).await?;
+        self.damage(key, body, fault)
+    }
+
+    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, RemoteError> {
+        let fault = self.admit(Request::GetRange, key).await?;
+        let body = self.inner.get_range(key, range).await?;
+        self.damage(key, body, fault)
+    }
+
+    async fn create(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
+        match self.admit(Request::Create, key).await? {
+            Some(Fault::FailAfter) => {
+                // Whatever it was, the client never hears it.
+                let _unheard = self.inner.create(key, body).await;
+                Err(answer_lost(key))
+            }
+            Some(Fault::Duplicate) => {
+                self.inner.create(key, body.clone()).await?;
+                self.inner.create(key, body).await
+            }
+            Some(Fault::Delay { requests }) => {
+                self.plan.lock().delayed.push((requests.max(1), key.into(), body));
+                Err(RemoteError::unavailable(key, "injected: timed out, still in flight"))
+            }
+            None | Some(Fault::FailBefore | Fault::Flip | Fault::Truncate) => {
+                self.inner.create(key, body).await
+            }
+        }
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, RemoteError> {
+        let fault = self.admit(Request::List, prefix).await?;
+        let rows = self.inner.list(prefix, after, limit).await?;
+        if fault.is_some() { Err(answer_lost(prefix)) } else { Ok(rows) }
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), RemoteError> {
+        let fault = self.admit(Request::Delete, key).await?;
+        self.inner.delete(key).await?;
+        if fault.is_some() { Err(answer_lost(key)) } else { Ok(()) }
+    }
+
+    fn url(&self) -> String {
+        self.inner.url()
+    }
+}
+
+/// Steele, Lea and Flood's SplitMix64 (OOPSLA 2014): small, and the same on every platform.
+#[derive(Debug)]
+struct SplitMix(u64);
+
+impl SplitMix {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// From 0 up to, not including, 1.
+    fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// From 0 up to, not including, `end`, which is not 0.
+    fn below(&mut self, end: u64) -> u64 {
+        ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests;

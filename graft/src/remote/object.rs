@@ -1,0 +1,277 @@
+//! Any store of the crate `object_store` as a [`Remote`].
+//!
+//! What the adapter adds is meaning: which answers say "taken", which say "ask again" and which
+//! say "never". Every error names our key, not the store's path.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::TryStreamExt as _;
+use object_store::list::{PaginatedListOptions, PaginatedListStore};
+use object_store::path::Path;
+use object_store::{Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode};
+
+use super::{Listed, Remote, RemoteError, check_key, check_prefix};
+
+/// The most rows that one request of a listing brings.
+const ROWS_PER_REQUEST: usize = 1000;
+
+/// An `object_store` below a prefix.
+pub struct ObjectRemote {
+    store: Arc<dyn ObjectStore>,
+    pages: Option<Arc<dyn PaginatedListStore>>,
+    /// Empty, or ends in `/`.
+    prefix: String,
+    url: String,
+}
+
+impl ObjectRemote {
+    /// Wraps `store`, with all keys below `prefix`; `url` is what messages call it.
+    ///
+    /// Listings stream: the store fetches pages of its own size, usually 1,000 rows, and we stop
+    /// after the last one needed.
+    pub fn new(store: Arc<dyn ObjectStore>, prefix: &str, url: String) -> ObjectRemote {
+        let prefix = prefix.trim_matches('/');
+        let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+        ObjectRemote { store, pages: None, prefix, url }
+    }
+
+    /// Lists by single requests that carry the limit, so that the newest commit's key costs one
+    /// row, not a thousand.
+    #[must_use]
+    pub fn with_pages(self, pages: Arc<dyn PaginatedListStore>) -> ObjectRemote {
+        ObjectRemote { pages: Some(pages), ..self }
+    }
+
+    fn path(&self, key: &str) -> Result<Path, RemoteError> {
+        check_key(key)?;
+        self.parse(key, &format!("{}{key}", self.prefix))
+    }
+
+    fn parse(&self, key: &str, path: &str) -> Result<Path, RemoteError> {
+        Path::parse(path).map_err(|e| RemoteError::Refused {
+            key: key.into(),
+            message: format!("not a key for this store: {e}"),
+        })
+    }
+
+    /// One more row, in order and below `prefix`, or the reason why not.
+    fn push(&self, prefix: &str, path: &Path, bytes: u64, rows: &mut Vec<Listed>) -> Result<(), RemoteError> {
+        let key = path.as_ref().strip_prefix(&self.prefix).filter(|key| key.starts_with(prefix));
+        let in_order = key.filter(|key| rows.last().is_none_or(|last| last.key.as_str() < *key));
+        match in_order {
+            Some(key) => rows.push(Listed { key: key.into(), bytes }),
+            None => {
+                return Err(RemoteError::Refused {
+                    key: prefix.into(),
+                    message: format!(
+                        "`{}` lists `{path}` out of key order (S3 directory buckets do); use a store that \
+                         lists in order",
+                        self.url
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    async fn list_pages(
+        &self,
+        pages: &dyn PaginatedListStore,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, RemoteError> {
+        let full = format!("{}{prefix}", self.prefix);
+        let full = (!full.is_empty()).then_some(full.as_str());
+        let offset = after.map(|after| format!("{}{after}", self.prefix));
+        let (mut rows, mut page_token) = (Vec::new(), None);
+        while rows.len() < limit {
+            let options = PaginatedListOptions {
+                offset: offset.clone(),
+                max_keys: Some((limit - rows.len()).min(ROWS_PER_REQUEST)),
+                page_token,
+                ..PaginatedListOptions::default()
+            };
+            let page = pages.list_paginated(full, options).await.map_err(|e| self.failure(prefix, e))?;
+            for row in page.result.objects {
+                // A store may take the offset as inclusive, or not at all.
+                let skip = offset.as_ref().is_some_and(|offset| row.location.as_ref() <= offset.as_str());
+                if !skip && rows.len() < limit {
+                    self.push(prefix, &row.location, row.size, &mut rows)?;
+                }
+            }
+            page_token = page.page_token;
+            if page_token.is_none() {
+                break;
+            }
+        }
+        Ok(rows)
+    }
+
+    async fn list_stream(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, RemoteError> {
+        let full = self.parse(prefix, &format!("{}{prefix}", self.prefix))?;
+        // An offset that is no path of theirs cannot be handed over; then skip here.
+        let offset = after.and_then(|after| Path::parse(format!("{}{after}", self.prefix)).ok());
+        let mut found = match &offset {
+            Some(offset) => self.store.list_with_offset(Some(&full), offset),
+            None => self.store.list(Some(&full)),
+        };
+        let mut rows = Vec::new();
+        while rows.len() < limit
+            && let Some(row) = found.try_next().await.map_err(|e| self.failure(prefix, e))?
+        {
+            let key = row.location.as_ref().strip_prefix(&self.prefix);
+            if after.is_none_or(|after| key.is_none_or(|key| key > after)) {
+                self.push(prefix, &row.location, row.size, &mut rows)?;
+            }
+        }
+        Ok(rows)
+    }
+
+    fn failure(&self, key: &str, error: Error) -> RemoteError {
+        let key = key.to_string();
+        match &error {
+            Error::NotFound { .. } if chain(&error).contains("NoSuchBucket") => RemoteError::Refused {
+                key,
+                message: format!(
+                    "the bucket of `{}` does not exist; create it, or correct the URL",
+                    self.url
+                ),
+            },
+            Error::NotFound { .. } => RemoteError::NotFound { key },
+            Error::AlreadyExists { source, .. } if is_conflict(source.as_ref()) => RemoteError::Unavailable {
+                key,
+                message: "409, another create of this key is in flight".into(),
+            },
+            Error::AlreadyExists { .. } | Error::Precondition { .. } => RemoteError::AlreadyExists { key },
+            Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => RemoteError::Refused {
+                key,
+                message: format!(
+                    "{}; check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and that they may read, \
+                     list, write and delete in `{}`",
+                    chain(&error),
+                    self.url
+                ),
+            },
+            Error::InvalidPath { .. }
+            | Error::NotSupported { .. }
+            | Error::NotImplemented { .. }
+            | Error::UnknownConfigurationKey { .. } => {
+                RemoteError::Refused { key, message: format!("{}; use another store", chain(&error)) }
+            }
+            other => RemoteError::Unavailable { key, message: chain(other) },
+        }
+    }
+}
+
+/// The error and its causes, for people: some of their messages leave out the cause.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// S3 answers 409 while another create of the key is under way; `object_store` calls that taken
+/// too. A true "taken" is a 412, which it wraps as `Precondition`.
+fn is_conflict(source: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    source.downcast_ref::<Error>().is_none() && source.to_string().contains("status code: 409")
+}
+
+impl fmt::Debug for ObjectRemote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ObjectRemote({})", self.url)
+    }
+}
+
+#[async_trait]
+impl Remote for ObjectRemote {
+    async fn get(&self, key: &str) -> Result<Bytes, RemoteError> {
+        let path = self.path(key)?;
+        let found = self.store.get(&path).await.map_err(|e| self.failure(key, e))?;
+        found.bytes().await.map_err(|e| self.failure(key, e))
+    }
+
+    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, RemoteError> {
+        let path = self.path(key)?;
+        if range.is_empty() {
+            // No store has a request for nothing; still say when the object is not there.
+            return match self.store.head(&path).await {
+                Ok(_) => Ok(Bytes::new()),
+                Err(e) => Err(self.failure(key, e)),
+            };
+        }
+        let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
+        let error = match self.store.get_opts(&path, options).await {
+            Ok(found) => match found.bytes().await {
+                Ok(body) => return Ok(body),
+                Err(e) => e,
+            },
+            Err(e) => e,
+        };
+        // A range past the end is an error to them (HTTP 416) of no kind of its own. Only then does
+        // it cost a second request: the object's length decides.
+        let text = chain(&error);
+        if (text.contains("416") || text.contains("Wanted range"))
+            && let Ok(found) = self.store.head(&path).await
+            && found.size <= range.start
+        {
+            return Ok(Bytes::new());
+        }
+        Err(self.failure(key, error))
+    }
+
+    async fn create(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
+        let path = self.path(key)?;
+        match self.store.put_opts(&path, body.into(), PutMode::Create.into()).await {
+            Ok(_) => Ok(()),
+            Err(e) => Err(self.failure(key, e)),
+        }
+    }
+
+    /// One request for each 1,000 rows wanted where the store pages; else as many as its stream
+    /// needs for them.
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, RemoteError> {
+        check_prefix(prefix)?;
+        match &self.pages {
+            Some(pages) => self.list_pages(pages.as_ref(), prefix, after, limit).await,
+            None => self.list_stream(prefix, after, limit).await,
+        }
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), RemoteError> {
+        let path = self.path(key)?;
+        match self.store.delete(&path).await {
+            Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(e) => Err(self.failure(key, e)),
+        }
+    }
+
+    fn url(&self) -> String {
+        self.url.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests;
