@@ -93,6 +93,7 @@ pub struct Snapshot(Arc<View>);
 #[derive(Clone)]
 struct View {
     version: u64,
+    lineage: u64,
     lsn: Lsn,
     pages: u32,
     page_size: PageSize,
@@ -110,6 +111,7 @@ impl Snapshot {
     pub(crate) fn empty(page_size: PageSize) -> Snapshot {
         Snapshot(Arc::new(View {
             version: 0,
+            lineage: 0,
             lsn: Lsn::ZERO,
             pages: 0,
             page_size,
@@ -120,6 +122,12 @@ impl Snapshot {
     /// Differs between any two states of one replica that may differ in content, and is never reused.
     pub fn version(&self) -> u64 {
         self.0.version
+    }
+
+    /// Equal for snapshots of which one grew out of the other. Changes when local commits were
+    /// dropped: what a reader derived from an earlier lineage may hold for nothing in this one.
+    pub fn lineage(&self) -> u64 {
+        self.0.lineage
     }
 
     /// The durable commit it stands on; local commits may lie on top.
@@ -176,11 +184,11 @@ impl Snapshot {
         Snapshot(Arc::new(view))
     }
 
-    /// The same content under another version and base: what is durable has moved below it.
-    pub(crate) fn rebased(&self, version: u64, lsn: Lsn) -> Snapshot {
+    /// The same content in a new lineage: what lay on top of it was dropped.
+    pub(crate) fn after_reset(&self, version: u64) -> Snapshot {
         let mut view = (*self.0).clone();
         view.version = version;
-        view.lsn = lsn;
+        view.lineage = version;
         Snapshot(Arc::new(view))
     }
 }

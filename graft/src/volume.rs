@@ -182,6 +182,15 @@ pub struct Status {
     pub pages: u32,
 }
 
+/// A replica, and the commits it stands on.
+#[derive(Debug)]
+pub struct Opened {
+    /// The replica.
+    pub volume: Volume,
+    /// Every durable commit it knows, oldest first: the layer above keeps its ledger in their payloads.
+    pub heads: Vec<Head>,
+}
+
 struct State {
     base: Snapshot,
     hash: ChainHash,
@@ -228,18 +237,19 @@ impl fmt::Debug for Volume {
 impl Volume {
     /// Opens a replica and pulls. Costs the metadata, one LIST and one prefix read for each commit
     /// that the local store does not have.
-    pub async fn open(remote: &dyn Remote, id: VolumeId, options: Options) -> Result<Volume, OpenError> {
+    pub async fn open(remote: &dyn Remote, id: VolumeId, options: Options) -> Result<Opened, OpenError> {
         let meta = catalog::meta(remote, id).await?;
-        let volume = Volume::load(id, meta.page_size, options)?;
-        if volume.status().ahead == 0 {
-            let pulled = volume.pull(remote).await?;
-            volume.absorb(pulled)?;
+        let mut opened = Volume::load(id, meta.page_size, options)?;
+        if opened.volume.status().ahead == 0 {
+            let pulled = opened.volume.pull(remote).await?;
+            opened.heads.extend(pulled.heads.iter().cloned());
+            opened.volume.absorb(pulled)?;
         }
-        Ok(volume)
+        Ok(opened)
     }
 
     /// Opens a replica from what the local store holds of it, without the remote.
-    pub fn load(id: VolumeId, page_size: PageSize, options: Options) -> Result<Volume, OpenError> {
+    pub fn load(id: VolumeId, page_size: PageSize, options: Options) -> Result<Opened, OpenError> {
         let empty = Snapshot::empty(page_size);
         let state = State {
             base: empty.clone(),
@@ -253,8 +263,8 @@ impl Volume {
         };
         let cache = Mutex::new(PageCache::new(options.cache_bytes));
         let volume = Volume { id, page_size, options, state: Mutex::new(state), cache };
-        volume.restore()?;
-        Ok(volume)
+        let heads = volume.restore()?;
+        Ok(Opened { volume, heads })
     }
 
     /// Its identity.
@@ -449,7 +459,7 @@ impl Volume {
         let locals = std::mem::take(&mut state.locals);
         if !locals.is_empty() {
             let version = state.next_version();
-            state.base = state.base.rebased(version, state.base.lsn());
+            state.base = state.base.after_reset(version);
             state.tip = state.base.clone();
         }
         Ok(locals)
@@ -636,14 +646,5 @@ impl Volume {
         self.remove_pending()?;
         state.pending = None;
         Ok(())
-    }
-
-    /// The heads this replica has absorbed are the layer's to read at open: its ledger is in their
-    /// payloads. Reads them again from the remote; see [`pull`].
-    pub async fn history(&self, remote: &dyn Remote) -> Result<Vec<Head>, PullError> {
-        let (lsn, _) = self.head();
-        let mut pulled = pull(remote, self.id, Lsn::ZERO, ChainHash::ZERO).await?;
-        pulled.heads.retain(|head| head.lsn <= lsn);
-        Ok(pulled.heads)
     }
 }

@@ -6,6 +6,7 @@
 //! | [`protocol`] | the messages of `/v1/volumes/{name}/sync` |
 //! | [`session`] | both ends of a connection as state machines, without sockets or clocks |
 //! | [`actor`] | the server's side of one volume: batches, ledger, replay, live queries |
+//! | [`vfs`] | SQLite on volumes: connections, read and write sets |
 //! | [`client`] | the Rust client over tokio-tungstenite (feature `client`) |
 
 #[cfg(all(feature = "client", not(target_arch = "wasm32")))]
@@ -13,3 +14,4 @@ pub mod client;
 pub mod protocol;
 pub mod session;
 pub mod value;
+pub mod vfs;

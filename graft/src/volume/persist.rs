@@ -128,15 +128,16 @@ impl Volume {
     }
 
     /// Fills a fresh replica's state from the store.
-    pub(super) fn restore(&self) -> Result<(), OpenError> {
-        let Some(store) = self.store() else { return Ok(()) };
+    pub(super) fn restore(&self) -> Result<Vec<Head>, OpenError> {
+        let mut heads = Vec::new();
+        let Some(store) = self.store() else { return Ok(heads) };
         let mut state = self.state.lock();
         for (key, value) in store.scan(Space::State, &head_prefix(self.id))? {
-            self.restore_head(&mut state, &key, &value)?;
+            heads.push(self.restore_head(&mut state, &key, &value)?);
         }
         state.tip = state.base.clone();
         if self.options.locals.is_none() {
-            return Ok(());
+            return Ok(heads);
         }
         let damaged = |reason: &str| OpenError::Local { volume: self.id, reason: reason.into() };
         for (_, value) in store.scan(Space::Local, &self.id.0)? {
@@ -155,10 +156,10 @@ impl Volume {
         }
         let version = state.next_version();
         state.tip = state.stack(version);
-        Ok(())
+        Ok(heads)
     }
 
-    fn restore_head(&self, state: &mut State, key: &[u8], value: &[u8]) -> Result<(), OpenError> {
+    fn restore_head(&self, state: &mut State, key: &[u8], value: &[u8]) -> Result<Head, OpenError> {
         let damaged = |reason: String| OpenError::Local { volume: self.id, reason };
         let lsn = key.last_chunk::<8>().map(|bytes| Lsn(u64::from_be_bytes(*bytes)));
         let lsn = lsn.filter(|lsn| *lsn == state.base.lsn().next());
@@ -172,7 +173,7 @@ impl Volume {
         state.base = state.base.with_commit(&head, version);
         state.hash = head.hash;
         state.time_ms = head.time_ms;
-        Ok(())
+        Ok(head)
     }
 }
 

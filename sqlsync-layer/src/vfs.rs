@@ -1,0 +1,257 @@
+//! SQLite on volumes: a VFS named `graft`, through sqlite-plugin.
+//!
+//! A [`Database`] is one volume opened for SQLite in this process; every connection to it is an
+//! ordinary SQLite connection. SHARED pins a snapshot, so readers never wait. RESERVED takes the
+//! volume's one writer, and answers BUSY_SNAPSHOT where the pinned snapshot is no longer the tip. The
+//! sync at the end of COMMIT publishes one local commit of the pages whose bytes differ, and nothing
+//! where none do; where it fails, COMMIT fails and SQLite rolls back.
+//!
+//! Read and write sets are recorded here. Page 1, which every transaction reads and SQLite rewrites
+//! on every commit, never enters a set: two [marks](page1::Marks) stand for it.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `file` | a connection's view of the volume: locks, reads, writes, sync |
+//! | `scratch` | journals and temporary files, in memory |
+//! | [`page1`] | what is stored of page 1, what is synthesised, and the marks |
+//! | [`scope`] | SQLite's clock and randomness while a mutation runs |
+//! | `hooks` | what sqlite-plugin does not pass on: the clock, and which connection a file is of |
+//!
+//! Invariants: a transaction that ends in rollback publishes nothing; a COMMIT that reports an error
+//! has published nothing; a transaction writes one volume and no other file; no callback panics into
+//! SQLite.
+
+mod file;
+mod hooks;
+pub mod page1;
+pub mod scope;
+mod scratch;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Weak};
+
+use bytes::Bytes;
+use graft::volume::{Fetch, Volume};
+use graft::{PageIdx, PageSet};
+use parking_lot::Mutex;
+use rusqlite::{Connection, OpenFlags};
+use sqlite_plugin::vfs::{RegisterOpts, register_static};
+
+pub use self::page1::Marks;
+
+/// The VFS's name, for `file:…?vfs=graft` and `open_with_flags_and_vfs`.
+pub const VFS_NAME: &str = "graft";
+
+/// Open databases by the name that SQLite opens them under.
+static DATABASES: LazyLock<Mutex<HashMap<String, Weak<Database>>>> = LazyLock::new(Mutex::default);
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// Why a connection could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// SQLite would not register the VFS (its code).
+    #[error("SQLite refused the VFS `graft` with code {0}")]
+    Register(i32),
+    /// SQLite could not open the database.
+    #[error("the volume could not be opened as a SQLite database: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+}
+
+fn register() -> Result<(), ConnectError> {
+    static REGISTERED: LazyLock<Result<(), i32>> = LazyLock::new(|| {
+        let name = CString::new(VFS_NAME).expect("the name has no NUL");
+        register_static(name, file::GraftVfs, RegisterOpts { make_default: false })?;
+        hooks::install(VFS_NAME)
+    });
+    REGISTERED.map_err(ConnectError::Register)
+}
+
+/// One volume, open for SQLite.
+pub struct Database {
+    name: String,
+    volume: Arc<Volume>,
+    fetch: Arc<dyn Fetch>,
+    /// The connection that holds RESERVED.
+    writer: Mutex<Option<u64>>,
+    /// Controls of connections opened by [`Database::connect`], until SQLite opens their file.
+    expected: Mutex<HashMap<u64, Arc<Control>>>,
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Database({}, {:?})", self.name, self.volume)
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        DATABASES.lock().remove(&self.name);
+    }
+}
+
+impl Database {
+    /// Makes `volume` known to SQLite under a name of its own; see [`Database::name`].
+    pub fn new(volume: Arc<Volume>, fetch: Arc<dyn Fetch>) -> Arc<Database> {
+        let name = format!("volume-{}", NEXT_ID.fetch_add(1, Ordering::Relaxed));
+        Database::named(name, volume, fetch)
+    }
+
+    fn named(name: String, volume: Arc<Volume>, fetch: Arc<dyn Fetch>) -> Arc<Database> {
+        let database = Arc::new(Database {
+            name: name.clone(),
+            volume,
+            fetch,
+            writer: Mutex::new(None),
+            expected: Mutex::default(),
+        });
+        DATABASES.lock().insert(name, Arc::downgrade(&database));
+        database
+    }
+
+    /// What SQLite opens it as: `Connection::open_with_flags_and_vfs(db.name(), flags, "graft")`, or
+    /// `ATTACH 'file:NAME?vfs=graft'`. Works while the `Database` lives.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The volume under it.
+    pub fn volume(&self) -> &Arc<Volume> {
+        &self.volume
+    }
+
+    /// Opens a connection, and a handle on what it reads and writes.
+    pub fn connect(self: &Arc<Database>) -> Result<(Connection, Arc<Control>), ConnectError> {
+        self.open(OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)
+    }
+
+    /// Opens a connection that cannot write.
+    pub fn connect_read_only(self: &Arc<Database>) -> Result<(Connection, Arc<Control>), ConnectError> {
+        self.open(OpenFlags::SQLITE_OPEN_READ_ONLY)
+    }
+
+    fn open(self: &Arc<Database>, flags: OpenFlags) -> Result<(Connection, Arc<Control>), ConnectError> {
+        register()?;
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let control = Arc::new(Control::new(id));
+        self.expected.lock().insert(id, control.clone());
+        let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+        let opened = Connection::open_with_flags_and_vfs(format!("{}#{id}", self.name), flags, VFS_NAME);
+        self.expected.lock().remove(&id);
+        let connection = opened?;
+        connection.pragma_update(None, "page_size", self.volume.page_size().get())?;
+        Ok((connection, control))
+    }
+
+    /// The database and control that SQLite's path leads to: `NAME#ID`.
+    fn resolve(path: &str) -> Option<(Arc<Database>, Arc<Control>)> {
+        let (name, id) = path.rsplit_once('#')?;
+        let id: u64 = id.parse().ok()?;
+        let database = DATABASES.lock().get(name)?.upgrade()?;
+        let control = database.expected.lock().remove(&id).unwrap_or_else(|| Arc::new(Control::new(id)));
+        Some((database, control))
+    }
+
+    /// The unique path of one more connection to the database that `path` names. SQLite derives the
+    /// journal's name from it, so a journal belongs to one connection.
+    fn unique_path(path: &str) -> String {
+        if path.contains('#') {
+            path.into()
+        } else {
+            format!("{path}#{}", NEXT_ID.fetch_add(1, Ordering::Relaxed))
+        }
+    }
+}
+
+/// What a read transaction touched. Complete only where it began cold, as [`Control::record`] makes it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ReadSet {
+    /// Pages read, page 1 left out.
+    pub pages: PageSet,
+}
+
+/// What a commit changed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WriteSet {
+    /// Pages that read differently afterwards, page 1 left out, pages cut off included.
+    pub pages: PageSet,
+    /// What it changed of page 1.
+    pub marks: Marks,
+}
+
+impl WriteSet {
+    /// Whether a query that read `reads` may answer differently afterwards. The allocator mark wakes
+    /// nothing; the schema mark wakes everything.
+    pub fn wakes(&self, reads: &ReadSet) -> bool {
+        self.marks.schema || self.pages.intersects(&reads.pages)
+    }
+}
+
+#[derive(Debug, Default)]
+struct ControlState {
+    recording: Option<Vec<u32>>,
+    cold: bool,
+    committed: Option<WriteSet>,
+    failure: Option<String>,
+}
+
+/// A handle on one connection's recording.
+#[derive(Debug)]
+pub struct Control {
+    id: u64,
+    state: Mutex<ControlState>,
+}
+
+impl Control {
+    fn new(id: u64) -> Control {
+        Control { id, state: Mutex::default() }
+    }
+
+    /// Records the pages of the next read transaction, which begins cold: SQLite drops its cache, so
+    /// that every page it uses is read here.
+    pub fn record(&self) {
+        let mut state = self.state.lock();
+        state.recording = Some(Vec::new());
+        state.cold = true;
+    }
+
+    /// Ends a recording and answers it.
+    pub fn recorded(&self) -> ReadSet {
+        let pages = self.state.lock().recording.take().unwrap_or_default();
+        ReadSet { pages: pages.into_iter().filter_map(PageIdx::new).collect() }
+    }
+
+    /// What the last COMMIT on this connection published since this was last asked; `None` where it
+    /// published nothing.
+    pub fn take_committed(&self) -> Option<WriteSet> {
+        self.state.lock().committed.take()
+    }
+
+    /// What really happened when SQLite said "disk I/O error", since this was last asked.
+    pub fn take_failure(&self) -> Option<String> {
+        self.state.lock().failure.take()
+    }
+
+    fn fail(&self, message: impl fmt::Display) {
+        self.state.lock().failure = Some(message.to_string());
+    }
+}
+
+/// The payload of a local commit made by SQLite: its marks. A payload of another form (or none) says
+/// nothing about page 1, so whoever reads it must take both marks as changed.
+pub(crate) fn local_payload(marks: Marks) -> Bytes {
+    Bytes::copy_from_slice(&[b'm', marks.to_byte()])
+}
+
+/// The marks of a local commit.
+pub(crate) fn local_marks(payload: &[u8]) -> Marks {
+    match payload {
+        [b'm', byte] => Marks::from_byte(*byte),
+        _ => Marks::BOTH,
+    }
+}

@@ -1,0 +1,552 @@
+//! A connection's view of its volume: SQLite's file operations.
+//!
+//! ```text
+//!   Unlocked ─Shared→ a snapshot is pinned ─Reserved→ the volume's writer is ours, the snapshot is the tip
+//!      ↑                                                  │ writes are buffered
+//!      └────────────── Unlocked ──────────────────────────┴─ sync → one local commit
+//! ```
+//!
+//! A commit and a rollback both sync. They are told apart by page 1: before it commits, SQLite
+//! raises the change counter in it; a rollback of a spilled transaction writes the old one back. So a
+//! sync whose buffered page 1 does not carry another counter than this connection read publishes
+//! nothing.
+//!
+//! Once a sync has failed, what SQLite writes to undo it is discarded until it unlocks: nothing was
+//! published, so there is nothing to undo.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use graft::snapshot::Snapshot;
+use graft::volume::{Change, CommitError, ReadError};
+use graft::{PageIdx, PageSet};
+use parking_lot::Mutex;
+use sqlite_plugin::flags::{AccessFlags, LockLevel, OpenKind, OpenOpts};
+use sqlite_plugin::vars;
+use sqlite_plugin::vfs::{Pragma, PragmaErr, Vfs, VfsHandle, VfsResult};
+
+use super::page1::{self, Marks};
+use super::scratch::{Scratch, names_super_journal};
+use super::{Control, Database, WriteSet, hooks, local_payload};
+
+/// Reads of one page that may fault before the read fails: a fetch that succeeded and still left the
+/// page missing can only be a cache too small for one frame.
+const FETCHES_MAX: usize = 3;
+
+/// Write transactions in progress: connection file → its journal was opened (it changes something).
+static WRITERS: Mutex<BTreeMap<u64, bool>> = Mutex::new(BTreeMap::new());
+
+pub(super) struct GraftVfs;
+
+pub(super) enum Handle {
+    Volume(Box<VolumeFile>),
+    Journal(Scratch),
+    Scratch(Scratch),
+}
+
+impl VfsHandle for Handle {
+    fn readonly(&self) -> bool {
+        false
+    }
+    fn in_memory(&self) -> bool {
+        false
+    }
+}
+
+/// The main database file of one connection.
+pub(super) struct VolumeFile {
+    database: Arc<Database>,
+    control: Arc<Control>,
+    lock: LockLevel,
+    /// Pinned by SHARED.
+    snapshot: Option<Snapshot>,
+    /// The snapshot that SQLite's cache holds pages of, and the counter it knows it by.
+    cached_version: Option<u64>,
+    counter: u32,
+    /// What is added to the stored schema cookie, the greatest that SQLite saw, and for which lineage.
+    cookie_offset: u32,
+    cookie_seen: u32,
+    lineage: Option<u64>,
+    /// The write transaction's pages and page count.
+    dirty: BTreeMap<PageIdx, Bytes>,
+    pages: Option<u32>,
+    /// The lowest page count in this transaction: pages of the snapshot beyond it are cut off.
+    low: u32,
+    discard: bool,
+}
+
+/// Runs a callback's body; a panic in it becomes SQLITE_INTERNAL.
+fn guard<T>(body: impl FnOnce() -> VfsResult<T>) -> VfsResult<T> {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
+        tracing::error!("a VFS callback panicked; the statement fails with SQLITE_INTERNAL");
+        Err(vars::SQLITE_INTERNAL)
+    })
+}
+
+impl Vfs for GraftVfs {
+    type Handle = Handle;
+
+    fn canonical_path<'a>(&self, path: Cow<'a, str>) -> VfsResult<Cow<'a, str>> {
+        guard(|| Ok(Database::unique_path(&path).into()))
+    }
+
+    fn open(&self, path: Option<&str>, opts: OpenOpts) -> VfsResult<Handle> {
+        guard(|| match opts.kind() {
+            OpenKind::MainDb => {
+                let (database, control) = path.and_then(Database::resolve).ok_or(vars::SQLITE_CANTOPEN)?;
+                hooks::opened(control.id);
+                Ok(Handle::Volume(Box::new(VolumeFile::new(database, control))))
+            }
+            OpenKind::MainJournal => {
+                if let Some(id) = path.and_then(journal_of)
+                    && let Some(changes) = WRITERS.lock().get_mut(&id)
+                {
+                    *changes = true;
+                }
+                Ok(Handle::Journal(Scratch::default()))
+            }
+            // More than one database changes in this transaction, and a volume is one of them.
+            OpenKind::SuperJournal => Err(vars::SQLITE_CANTOPEN),
+            OpenKind::Wal => Err(vars::SQLITE_CANTOPEN),
+            OpenKind::TempDb
+            | OpenKind::TempJournal
+            | OpenKind::TransientDb
+            | OpenKind::SubJournal
+            | OpenKind::Unknown => Ok(Handle::Scratch(Scratch::default())),
+        })
+    }
+
+    fn delete(&self, _path: &str) -> VfsResult<()> {
+        Ok(())
+    }
+
+    /// Nothing that SQLite asks about here (a hot journal, a WAL) outlives its connection.
+    fn access(&self, _path: &str, _flags: AccessFlags) -> VfsResult<bool> {
+        Ok(false)
+    }
+
+    fn file_size(&self, handle: &mut Handle) -> VfsResult<usize> {
+        guard(|| match handle {
+            Handle::Volume(file) => Ok(file.size_pages() as usize * file.page_bytes()),
+            Handle::Journal(scratch) | Handle::Scratch(scratch) => Ok(scratch.len()),
+        })
+    }
+
+    fn truncate(&self, handle: &mut Handle, size: usize) -> VfsResult<()> {
+        guard(|| match handle {
+            Handle::Volume(file) => file.truncate(size),
+            Handle::Journal(scratch) | Handle::Scratch(scratch) => {
+                scratch.truncate(size);
+                Ok(())
+            }
+        })
+    }
+
+    fn write(&self, handle: &mut Handle, offset: usize, data: &[u8]) -> VfsResult<usize> {
+        guard(|| {
+            match handle {
+                Handle::Volume(file) => file.write(offset, data)?,
+                Handle::Journal(_) if names_super_journal(offset, data) => {
+                    return Err(vars::SQLITE_IOERR_WRITE);
+                }
+                Handle::Journal(scratch) | Handle::Scratch(scratch) => scratch.write(offset, data),
+            }
+            Ok(data.len())
+        })
+    }
+
+    fn read(&self, handle: &mut Handle, offset: usize, data: &mut [u8]) -> VfsResult<usize> {
+        guard(|| match handle {
+            Handle::Volume(file) => file.read(offset, data),
+            Handle::Journal(scratch) | Handle::Scratch(scratch) => Ok(scratch.read(offset, data)),
+        })
+    }
+
+    fn lock(&self, handle: &mut Handle, level: LockLevel) -> VfsResult<()> {
+        guard(|| match handle {
+            Handle::Volume(file) => file.lock(level),
+            Handle::Journal(_) | Handle::Scratch(_) => Ok(()),
+        })
+    }
+
+    fn unlock(&self, handle: &mut Handle, level: LockLevel) -> VfsResult<()> {
+        guard(|| {
+            if let Handle::Volume(file) = handle {
+                file.unlock(level);
+            }
+            Ok(())
+        })
+    }
+
+    fn check_reserved_lock(&self, handle: &mut Handle) -> VfsResult<bool> {
+        guard(|| match handle {
+            Handle::Volume(file) => Ok(file.database.writer.lock().is_some()),
+            Handle::Journal(_) | Handle::Scratch(_) => Ok(false),
+        })
+    }
+
+    fn sync(&self, handle: &mut Handle) -> VfsResult<()> {
+        guard(|| match handle {
+            Handle::Volume(file) => file.sync(),
+            Handle::Journal(_) | Handle::Scratch(_) => Ok(()),
+        })
+    }
+
+    fn close(&self, handle: Handle) -> VfsResult<()> {
+        guard(|| {
+            if let Handle::Volume(mut file) = handle {
+                file.unlock(LockLevel::Unlocked);
+                hooks::closed(file.control.id);
+            }
+            Ok(())
+        })
+    }
+
+    fn pragma(&self, handle: &mut Handle, pragma: Pragma<'_>) -> Result<Option<String>, PragmaErr> {
+        let Handle::Volume(file) = handle else { return Err(PragmaErr::NotFound) };
+        catch_unwind(AssertUnwindSafe(|| file.pragma(&pragma)))
+            .unwrap_or(Err(PragmaErr::Fail(vars::SQLITE_INTERNAL, None)))
+    }
+
+    /// Small, so that SQLite never journals (and so never writes) a page's neighbours.
+    fn sector_size(&self, _handle: &mut Handle) -> VfsResult<i32> {
+        Ok(512)
+    }
+
+    /// No claim of atomic writes: they would let SQLite skip the journal, and with it rollback.
+    fn device_characteristics(&self, _handle: &mut Handle) -> VfsResult<i32> {
+        Ok(vars::SQLITE_IOCAP_POWERSAFE_OVERWRITE)
+    }
+}
+
+/// The volume file whose journal has this path: `NAME#ID-journal`.
+fn journal_of(path: &str) -> Option<u64> {
+    path.strip_suffix("-journal")?.rsplit_once('#')?.1.parse().ok()
+}
+
+/// Text that sqlite-plugin passes to printf as its format.
+fn escape_format(text: &str) -> String {
+    text.replace('%', "%%")
+}
+
+impl VolumeFile {
+    fn new(database: Arc<Database>, control: Arc<Control>) -> VolumeFile {
+        VolumeFile {
+            database,
+            control,
+            lock: LockLevel::Unlocked,
+            snapshot: None,
+            cached_version: None,
+            counter: 0,
+            cookie_offset: 0,
+            cookie_seen: 0,
+            lineage: None,
+            dirty: BTreeMap::new(),
+            pages: None,
+            low: u32::MAX,
+            discard: false,
+        }
+    }
+
+    fn page_bytes(&self) -> usize {
+        self.database.volume.page_size().bytes()
+    }
+
+    /// The pinned snapshot; the tip where nothing is pinned (SQLite looks at the header at open).
+    fn view(&self) -> Snapshot {
+        self.snapshot.clone().unwrap_or_else(|| self.database.volume.tip())
+    }
+
+    fn size_pages(&self) -> u32 {
+        self.pages.unwrap_or_else(|| self.view().pages())
+    }
+
+    fn read(&mut self, offset: usize, out: &mut [u8]) -> VfsResult<usize> {
+        let page_bytes = self.page_bytes();
+        let size = self.size_pages();
+        let mut done = 0;
+        while done < out.len() {
+            let (at, within) = ((offset + done) / page_bytes, (offset + done) % page_bytes);
+            let idx = u32::try_from(at + 1).ok().and_then(PageIdx::new).ok_or(vars::SQLITE_IOERR_READ)?;
+            if idx.get() > size {
+                break;
+            }
+            let page = self.page(idx)?;
+            let count = (page_bytes - within).min(out.len() - done);
+            out[done..done + count].copy_from_slice(&page[within..within + count]);
+            done += count;
+        }
+        Ok(done)
+    }
+
+    /// A page as SQLite is to see it.
+    fn page(&mut self, idx: PageIdx) -> VfsResult<Bytes> {
+        if idx != PageIdx::FIRST
+            && let Some(reads) = &mut self.control.state.lock().recording
+            && reads.last() != Some(&idx.get())
+        {
+            reads.push(idx.get());
+        }
+        if let Some(page) = self.dirty.get(&idx) {
+            return Ok(page.clone());
+        }
+        if idx.get() > self.low {
+            return Ok(BytesMut::zeroed(self.page_bytes()).freeze());
+        }
+        let snapshot = self.view();
+        let page = self.fetched(&snapshot, idx)?;
+        if idx != PageIdx::FIRST {
+            return Ok(page);
+        }
+        let mut page = BytesMut::from(page);
+        let version = rusqlite::version_number();
+        page1::synthesise(&mut page, self.counter, version.unsigned_abs());
+        let stored = page1::cookie(&page);
+        if self.lineage.replace(snapshot.lineage()).is_some_and(|lineage| lineage != snapshot.lineage()) {
+            self.cookie_offset = self.cookie_seen.wrapping_add(1).wrapping_sub(stored);
+        }
+        let cookie = stored.wrapping_add(self.cookie_offset);
+        self.cookie_seen = self.cookie_seen.max(cookie);
+        page1::set_cookie(&mut page, cookie);
+        Ok(page.freeze())
+    }
+
+    fn fetched(&self, snapshot: &Snapshot, idx: PageIdx) -> VfsResult<Bytes> {
+        let volume = &self.database.volume;
+        for _ in 0..FETCHES_MAX {
+            match volume.read(snapshot, idx) {
+                Ok(page) => return Ok(page),
+                Err(ReadError::Fault(pages)) => self
+                    .database
+                    .fetch
+                    .fetch(volume, snapshot, &pages)
+                    .map_err(|error| self.failed(vars::SQLITE_IOERR_READ, error))?,
+                // Past the end of a sparse snapshot reads as zeroes.
+                Err(ReadError::PastEnd { .. }) => return Ok(BytesMut::zeroed(self.page_bytes()).freeze()),
+                Err(error) => return Err(self.failed(vars::SQLITE_IOERR_READ, error)),
+            }
+        }
+        Err(self.failed(
+            vars::SQLITE_IOERR_READ,
+            format!("{idx:?} was fetched and is still missing: the page cache is too small"),
+        ))
+    }
+
+    fn failed(&self, code: i32, error: impl std::fmt::Display) -> i32 {
+        tracing::warn!(volume = %self.database.volume.id(), %error, code, "a file operation failed");
+        self.control.fail(error);
+        code
+    }
+
+    fn lock(&mut self, level: LockLevel) -> VfsResult<()> {
+        if self.lock == LockLevel::Unlocked && level >= LockLevel::Shared {
+            let snapshot = self.database.volume.tip();
+            let cold = std::mem::take(&mut self.control.state.lock().cold);
+            if cold || self.cached_version != Some(snapshot.version()) {
+                self.counter = self.counter.wrapping_add(1);
+                self.cached_version = Some(snapshot.version());
+            }
+            self.snapshot = Some(snapshot);
+            self.lock = LockLevel::Shared;
+        }
+        if self.lock == LockLevel::Shared && level >= LockLevel::Reserved {
+            let mut writer = self.database.writer.lock();
+            if writer.is_some_and(|id| id != self.control.id) {
+                return Err(vars::SQLITE_BUSY);
+            }
+            let pinned = self.snapshot.as_ref().map(Snapshot::version);
+            if pinned != Some(self.database.volume.tip().version()) {
+                return Err(vars::SQLITE_BUSY_SNAPSHOT);
+            }
+            *writer = Some(self.control.id);
+            WRITERS.lock().insert(self.control.id, false);
+        }
+        self.lock = self.lock.max(level);
+        Ok(())
+    }
+
+    fn unlock(&mut self, level: LockLevel) {
+        if self.lock >= LockLevel::Reserved && level < LockLevel::Reserved {
+            self.forget_writes();
+            self.discard = false;
+            WRITERS.lock().remove(&self.control.id);
+            let mut writer = self.database.writer.lock();
+            if *writer == Some(self.control.id) {
+                *writer = None;
+            }
+        }
+        if level == LockLevel::Unlocked {
+            self.snapshot = None;
+        }
+        self.lock = level;
+    }
+
+    fn forget_writes(&mut self) {
+        self.dirty.clear();
+        self.pages = None;
+        self.low = u32::MAX;
+    }
+
+    fn write(&mut self, offset: usize, data: &[u8]) -> VfsResult<()> {
+        if self.discard {
+            return Ok(());
+        }
+        let page_bytes = self.page_bytes();
+        if data.len() != page_bytes || !offset.is_multiple_of(page_bytes) {
+            let error = format!(
+                "the volume's pages have {page_bytes} bytes, SQLite wrote {}; set PRAGMA page_size={page_bytes} before the first table",
+                data.len()
+            );
+            return Err(self.failed(vars::SQLITE_IOERR_WRITE, error));
+        }
+        let idx = u32::try_from(offset / page_bytes + 1).ok().and_then(PageIdx::new);
+        let idx = idx.ok_or(vars::SQLITE_FULL)?;
+        self.pages = Some(self.size_pages().max(idx.get()));
+        self.dirty.insert(idx, Bytes::copy_from_slice(data));
+        Ok(())
+    }
+
+    fn truncate(&mut self, size: usize) -> VfsResult<()> {
+        if self.discard {
+            return Ok(());
+        }
+        let pages =
+            u32::try_from(size.div_ceil(self.page_bytes())).map_err(|_| vars::SQLITE_IOERR_TRUNCATE)?;
+        self.dirty.retain(|idx, _| idx.get() <= pages);
+        self.low = self.low.min(pages);
+        self.pages = Some(pages);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> VfsResult<()> {
+        let Some(pages) = self.pages else { return Ok(()) };
+        if self.discard {
+            return Ok(());
+        }
+        let Some(snapshot) = self.snapshot.clone() else {
+            return Err(self.failed(vars::SQLITE_IOERR_FSYNC, "SQLite wrote without a lock"));
+        };
+        let counter = self.dirty.get(&PageIdx::FIRST).map(|page| page1::counter(page));
+        // The end of a rollback (see above): what was spilled is as it was before.
+        let cookie = self.dirty.get(&PageIdx::FIRST).map(|page| page1::cookie(page));
+        let Some(counter) = counter.filter(|counter| snapshot.pages() == 0 || *counter != self.counter)
+        else {
+            return Ok(());
+        };
+        if snapshot.pages() == 0 {
+            // SQLite began a database of its own: there is no stored cookie to offset.
+            self.cookie_offset = 0;
+            self.lineage = Some(snapshot.lineage());
+        }
+        let published = self.publish(&snapshot, pages);
+        if let Err(code) = published {
+            self.discard = true;
+            self.forget_writes();
+            return Err(code);
+        }
+        self.forget_writes();
+        let tip = self.database.volume.tip();
+        self.cookie_seen = self.cookie_seen.max(cookie.unwrap_or(0));
+        self.counter = counter;
+        self.cached_version = Some(tip.version());
+        self.snapshot = Some(tip);
+        Ok(())
+    }
+
+    /// Makes one local commit of what differs from `snapshot`; none where nothing does.
+    fn publish(&mut self, snapshot: &Snapshot, pages: u32) -> VfsResult<()> {
+        if let Some(other) = self.other_volume() {
+            return Err(self.failed(
+                vars::SQLITE_IOERR_FSYNC,
+                format!(
+                    "this transaction writes two volumes ({} and connection {other}); write one at a time",
+                    self.database.name
+                ),
+            ));
+        }
+        let (change, written) = self.change(snapshot, pages)?;
+        let Some(change) = change else { return Ok(()) };
+        match self.database.volume.commit(snapshot, change) {
+            Ok(_) => {
+                self.control.state.lock().committed = Some(written);
+                Ok(())
+            }
+            Err(error @ CommitError::Stale) => Err(self.failed(vars::SQLITE_BUSY_SNAPSHOT, error)),
+            Err(error) => Err(self.failed(vars::SQLITE_IOERR_FSYNC, error)),
+        }
+    }
+
+    /// Another volume that this connection's transaction changes.
+    fn other_volume(&self) -> Option<u64> {
+        let writers = WRITERS.lock();
+        let changing = writers.iter().filter(|(id, changes)| **changes && **id != self.control.id);
+        changing.map(|(id, _)| *id).find(|id| hooks::same_connection(*id, self.control.id))
+    }
+
+    fn change(&self, snapshot: &Snapshot, pages: u32) -> VfsResult<(Option<Change>, WriteSet)> {
+        let volume = &self.database.volume;
+        let mut change = Change { pages, ..Change::default() };
+        let mut marks = Marks::default();
+        let zero = BytesMut::zeroed(self.page_bytes()).freeze();
+        // Cut off and grown again without being written: reads as zeroes.
+        let regrown = (self.low.saturating_add(1)..=pages.min(snapshot.pages())).filter_map(PageIdx::new);
+        let regrown = regrown.filter(|idx| !self.dirty.contains_key(idx)).map(|idx| (idx, &zero));
+        let dirty = self.dirty.iter().map(|(idx, page)| (*idx, page)).filter(|(idx, _)| idx.get() <= pages);
+        for (idx, page) in dirty.chain(regrown) {
+            // A page that is not here cannot be compared without a fetch: it counts as changed.
+            let before = if idx.get() > snapshot.pages() {
+                None
+            } else {
+                match volume.read(snapshot, idx) {
+                    Ok(before) => Some(before),
+                    Err(ReadError::Fault(_)) if idx == PageIdx::FIRST => Some(self.fetched(snapshot, idx)?),
+                    Err(ReadError::Fault(_)) => None,
+                    Err(error) => return Err(self.failed(vars::SQLITE_IOERR_FSYNC, error)),
+                }
+            };
+            if idx == PageIdx::FIRST {
+                let mut stored = BytesMut::from(&page[..]);
+                page1::normalise(&mut stored);
+                let cookie = page1::cookie(&stored);
+                page1::set_cookie(&mut stored, cookie.wrapping_sub(self.cookie_offset));
+                marks = page1::marks(before.as_deref().unwrap_or_default(), &stored);
+                if before.as_deref() != Some(&stored[..]) {
+                    change.changes.insert(idx, stored.freeze());
+                }
+            } else if before.as_ref() != Some(page) {
+                change.changes.insert(idx, page.clone());
+            }
+        }
+        let mut written: PageSet = change.changes.keys().copied().collect();
+        written.remove(PageIdx::FIRST);
+        written.insert_range(pages.saturating_add(1), snapshot.pages());
+        let changed = !change.changes.is_empty() || pages != snapshot.pages();
+        change.payload = local_payload(marks);
+        Ok((changed.then_some(change), WriteSet { pages: written, marks }))
+    }
+
+    fn pragma(&mut self, pragma: &Pragma<'_>) -> Result<Option<String>, PragmaErr> {
+        let refuse =
+            |message: String| Err(PragmaErr::Fail(vars::SQLITE_ERROR, Some(escape_format(&message))));
+        let arg = pragma.arg.map(|arg| arg.trim_matches(['\'', '"', ' ']).to_ascii_lowercase());
+        match (pragma.name.to_ascii_lowercase().as_str(), arg.as_deref()) {
+            // A volume needs none of SQLite's modes: it answers with the one in force.
+            ("journal_mode", _) => Ok(Some("delete".into())),
+            ("synchronous", Some("off" | "0" | "no" | "false")) => refuse(
+                "synchronous=OFF is refused: a volume publishes a transaction when SQLite syncs it".into(),
+            ),
+            ("locking_mode", Some("exclusive")) => refuse(
+                "locking_mode=EXCLUSIVE is refused: a volume's readers never wait, so it would gain nothing"
+                    .into(),
+            ),
+            ("page_size", Some(size)) if size.parse() != Ok(self.page_bytes()) => refuse(format!(
+                "page_size={size} is refused: this volume's pages have {} bytes, fixed when it was created",
+                self.page_bytes()
+            )),
+            _ => Err(PragmaErr::NotFound),
+        }
+    }
+}

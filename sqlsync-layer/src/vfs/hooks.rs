@@ -1,0 +1,161 @@
+//! What sqlite-plugin does not pass on, taken from SQLite directly.
+//!
+//! - The VFS's clock: `xCurrentTimeInt64` answers from [`super::scope`] while a mutation runs.
+//! - `localtime`: denied while a mutation runs, since its answer depends on the machine.
+//! - Which connection (`sqlite3*`) a file belongs to: `SQLITE_FCNTL_PDB`. Two volumes written by one
+//!   connection in one transaction must be refused, also where SQLite uses no super-journal.
+//!
+//! [`install`] changes the registered VFS's table once, before any file is opened through it: it puts
+//! our functions in front of sqlite-plugin's and calls those from ours.
+#![allow(unsafe_code, reason = "callbacks from C and a table of function pointers")]
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::sync::{LazyLock, OnceLock};
+
+use parking_lot::Mutex;
+use rusqlite::ffi::{
+    SQLITE_ERROR, SQLITE_FCNTL_PDB, SQLITE_OK, sqlite3_file, sqlite3_int64, sqlite3_io_methods, sqlite3_vfs,
+    sqlite3_vfs_find,
+};
+
+use super::scope;
+
+/// Milliseconds from the Julian epoch to 1970.
+const UNIX_EPOCH_JULIAN_MS: i64 = 210_866_760_000_000;
+
+type XOpen =
+    unsafe extern "C" fn(*mut sqlite3_vfs, *const c_char, *mut sqlite3_file, c_int, *mut c_int) -> c_int;
+type XTime = unsafe extern "C" fn(*mut sqlite3_vfs, *mut sqlite3_int64) -> c_int;
+type XFileControl = unsafe extern "C" fn(*mut sqlite3_file, c_int, *mut c_void) -> c_int;
+
+struct Originals {
+    open: XOpen,
+    time: XTime,
+    methods: OnceLock<Methods>,
+}
+struct Methods {
+    ours: sqlite3_io_methods,
+    file_control: XFileControl,
+}
+
+static ORIGINALS: OnceLock<Originals> = OnceLock::new();
+/// The volume file that a `sqlite3_file*` is, and the `sqlite3*` that a volume file belongs to. Both
+/// pointers are used as numbers only.
+static FILES: LazyLock<Mutex<HashMap<usize, u64>>> = LazyLock::new(Mutex::default);
+static OWNERS: LazyLock<Mutex<HashMap<u64, usize>>> = LazyLock::new(Mutex::default);
+
+thread_local! {
+    /// The volume file that the plugin's open, running inside ours, has just opened.
+    static OPENED: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// Tells the open that is running on this thread which volume file it opened.
+pub(super) fn opened(id: u64) {
+    OPENED.set(Some(id));
+}
+
+/// Forgets a volume file.
+pub(super) fn closed(id: u64) {
+    OWNERS.lock().remove(&id);
+    FILES.lock().retain(|_, file| *file != id);
+}
+
+/// Whether two volume files belong to one connection.
+pub(super) fn same_connection(a: u64, b: u64) -> bool {
+    let owners = OWNERS.lock();
+    owners.get(&a).is_some_and(|owner| owners.get(&b) == Some(owner))
+}
+
+/// Puts our functions in front of the registered VFS's.
+pub(super) fn install(name: &str) -> Result<(), i32> {
+    let name = CString::new(name).map_err(|_| SQLITE_ERROR)?;
+    // SAFETY: the name is a NUL-terminated string; SQLite answers a VFS that lives until it is
+    // unregistered (ours never is) or null.
+    let vfs = unsafe { sqlite3_vfs_find(name.as_ptr()).as_mut() }.ok_or(SQLITE_ERROR)?;
+    let (Some(open), Some(time)) = (vfs.xOpen, vfs.xCurrentTimeInt64) else { return Err(SQLITE_ERROR) };
+    // `install` runs once, under the registration's lock.
+    let _ = ORIGINALS.set(Originals { open, time, methods: OnceLock::new() });
+    vfs.xOpen = Some(x_open);
+    vfs.xCurrentTimeInt64 = Some(x_current_time_int64);
+    deny_localtime_in_scopes();
+    Ok(())
+}
+
+unsafe extern "C" fn x_open(
+    vfs: *mut sqlite3_vfs,
+    name: *const c_char,
+    file: *mut sqlite3_file,
+    flags: c_int,
+    out_flags: *mut c_int,
+) -> c_int {
+    let Some(originals) = ORIGINALS.get() else { return SQLITE_ERROR };
+    OPENED.set(None);
+    // SAFETY: SQLite's own arguments, passed on unchanged to the function it would have called.
+    let code = unsafe { (originals.open)(vfs, name, file, flags, out_flags) };
+    let Some(id) = OPENED.take().filter(|_| code == SQLITE_OK) else { return code };
+    // SAFETY: the open succeeded, so `file` points to a file whose methods table is the plugin's,
+    // which is filled and never moves.
+    let (file, theirs) = unsafe { (&mut *file, &*(*file).pMethods) };
+    let Some(file_control) = theirs.xFileControl else { return code };
+    let methods = originals.methods.get_or_init(|| {
+        // SAFETY: a table of function pointers and a version number; copying it byte by byte is
+        // what C code does with it.
+        let mut ours = unsafe { std::ptr::read(theirs) };
+        ours.xFileControl = Some(x_file_control);
+        Methods { ours, file_control }
+    });
+    file.pMethods = &methods.ours;
+    FILES.lock().insert(std::ptr::from_mut(file).addr(), id);
+    code
+}
+
+unsafe extern "C" fn x_file_control(file: *mut sqlite3_file, op: c_int, arg: *mut c_void) -> c_int {
+    let Some(methods) = ORIGINALS.get().and_then(|originals| originals.methods.get()) else {
+        return SQLITE_ERROR;
+    };
+    if op == SQLITE_FCNTL_PDB {
+        // SAFETY: for this operation SQLite passes the address of its `sqlite3*`.
+        let owner = unsafe { arg.cast::<*mut c_void>().as_ref() }.map_or(0, |db| db.addr());
+        if let Some(id) = FILES.lock().get(&file.addr()).copied() {
+            OWNERS.lock().insert(id, owner);
+        }
+    }
+    // SAFETY: SQLite's own arguments, passed on unchanged.
+    unsafe { (methods.file_control)(file, op, arg) }
+}
+
+unsafe extern "C" fn x_current_time_int64(vfs: *mut sqlite3_vfs, out: *mut sqlite3_int64) -> c_int {
+    match (scope::now_ms(), ORIGINALS.get()) {
+        (Some(now_ms), _) => {
+            // SAFETY: SQLite passes a pointer to an integer that it owns.
+            unsafe { *out = now_ms.saturating_add(UNIX_EPOCH_JULIAN_MS) };
+            SQLITE_OK
+        }
+        // SAFETY: SQLite's own arguments, passed on unchanged.
+        (None, Some(originals)) => unsafe { (originals.time)(vfs, out) },
+        (None, None) => SQLITE_ERROR,
+    }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+fn deny_localtime_in_scopes() {
+    use rusqlite::ffi::{SQLITE_TESTCTRL_LOCALTIME_FAULT, sqlite3_test_control};
+
+    unsafe extern "C" fn localtime(time: *const c_void, out: *mut c_void) -> c_int {
+        if scope::now_ms().is_some() {
+            return 1;
+        }
+        // SAFETY: SQLite documents the arguments as `const time_t*` and `struct tm*`.
+        let done = unsafe { libc::localtime_r(time.cast(), out.cast()) };
+        c_int::from(done.is_null())
+    }
+    let callback: unsafe extern "C" fn(*const c_void, *mut c_void) -> c_int = localtime;
+    // SAFETY: the operation takes an int and, for 2, a function of exactly this type.
+    unsafe { sqlite3_test_control(SQLITE_TESTCTRL_LOCALTIME_FAULT, 2 as c_int, callback) };
+}
+
+/// The browser's SQLite knows no time zone.
+#[cfg(target_arch = "wasm32")]
+fn deny_localtime_in_scopes() {}

@@ -1,0 +1,133 @@
+//! Page 1 by fields: what is stored of it, what is synthesised, and the marks that stand for it.
+//!
+//! | bytes | treatment |
+//! |------:|-----------|
+//! | 24–27 change counter, 92–95 version-valid-for, 96–99 writer version | zero as stored, synthesised on read |
+//! | 28–39 page count, freelist head, freelist count | the *allocator* mark |
+//! | everything else | the *schema* mark |
+//!
+//! The synthesised counter belongs to a connection: it changes whenever the connection must drop its
+//! cache, and after the connection's own commit it is the value that SQLite itself wrote, so that the
+//! cache survives.
+//!
+//! The schema cookie (40–43) is stored as it is and read with a connection's own offset. SQLite holds
+//! a cached schema for valid while the cookie is equal; but after a reset an equal cookie can stand
+//! for another schema. So when the lineage of snapshots changes, the offset grows such that the
+//! connection sees a cookie it has never seen. Source of the offsets: <https://sqlite.org/fileformat2.html#the_database_header>.
+
+use std::ops::Range;
+
+/// Bytes that SQLite rewrites on every commit.
+const VOLATILE: [Range<usize>; 2] = [24..28, 92..100];
+const ALLOCATOR: Range<usize> = 28..40;
+
+/// What of page 1 a transaction changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Marks {
+    /// Page count or freelist: changed by both sides, two transactions cannot be merged.
+    pub allocator: bool,
+    /// The schema or another header field: every query reads it.
+    pub schema: bool,
+}
+
+impl Marks {
+    /// Both changed: what must be assumed where nothing is known.
+    pub const BOTH: Marks = Marks { allocator: true, schema: true };
+
+    /// As one byte: bit 0 allocator, bit 1 schema.
+    pub fn to_byte(self) -> u8 {
+        u8::from(self.allocator) | u8::from(self.schema) << 1
+    }
+
+    /// From [`to_byte`](Marks::to_byte); unknown bits are ignored.
+    pub fn from_byte(byte: u8) -> Marks {
+        Marks { allocator: byte & 1 != 0, schema: byte & 2 != 0 }
+    }
+
+    /// Either side's.
+    #[must_use]
+    pub fn union(self, other: Marks) -> Marks {
+        Marks { allocator: self.allocator || other.allocator, schema: self.schema || other.schema }
+    }
+}
+
+/// What differs between two stored forms of page 1. Pages of fewer than 100 bytes do not exist.
+pub fn marks(before: &[u8], after: &[u8]) -> Marks {
+    let differ = |range: Range<usize>| before.get(range.clone()) != after.get(range);
+    let end = before.len().max(after.len());
+    Marks { allocator: differ(ALLOCATOR), schema: differ(0..ALLOCATOR.start) || differ(ALLOCATOR.end..end) }
+}
+
+/// Makes page 1 as SQLite wrote it into its stored form.
+pub fn normalise(page: &mut [u8]) {
+    for range in VOLATILE {
+        if let Some(bytes) = page.get_mut(range) {
+            bytes.fill(0);
+        }
+    }
+}
+
+/// Makes the stored form into what SQLite reads.
+pub fn synthesise(page: &mut [u8], counter: u32, sqlite_version: u32) {
+    for (at, value) in [(24, counter), (92, counter), (96, sqlite_version)] {
+        if let Some(bytes) = page.get_mut(at..at + 4) {
+            bytes.copy_from_slice(&value.to_be_bytes());
+        }
+    }
+}
+
+/// The schema cookie in page 1.
+pub fn cookie(page: &[u8]) -> u32 {
+    big_endian(page, 40)
+}
+
+/// Sets the schema cookie in page 1.
+pub fn set_cookie(page: &mut [u8], cookie: u32) {
+    if let Some(bytes) = page.get_mut(40..44) {
+        bytes.copy_from_slice(&cookie.to_be_bytes());
+    }
+}
+
+fn big_endian(page: &[u8], at: usize) -> u32 {
+    page.get(at..at + 4).and_then(|bytes| bytes.first_chunk()).map_or(0, |bytes| u32::from_be_bytes(*bytes))
+}
+
+/// The change counter in page 1 as SQLite wrote it.
+pub fn counter(page: &[u8]) -> u32 {
+    big_endian(page, 24)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_field_raises_its_own_mark() {
+        let before = vec![0u8; 512];
+        for at in 0..512 {
+            let mut after = before.clone();
+            after[at] = 1;
+            let stored = |page: &[u8]| {
+                let mut page = page.to_vec();
+                normalise(&mut page);
+                page
+            };
+            let expected = match at {
+                24..=27 | 92..=99 => Marks::default(),
+                28..=39 => Marks { allocator: true, schema: false },
+                _ => Marks { allocator: false, schema: true },
+            };
+            assert_eq!(marks(&stored(&before), &stored(&after)), expected, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn what_is_synthesised_is_stripped_again() {
+        let stored = vec![0u8; 512];
+        let mut page = stored.clone();
+        synthesise(&mut page, 77, 3_054_001);
+        assert_eq!(counter(&page), 77);
+        normalise(&mut page);
+        assert_eq!(page, stored);
+    }
+}

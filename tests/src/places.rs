@@ -1,0 +1,55 @@
+//! Where tests find what they need: the project, built programs and modules, test data.
+//!
+//! `cargo xtask test` builds the programs and names them in the environment. A plain `cargo test`
+//! finds what an earlier `cargo xtask test` left in `target/`, and otherwise says what to run.
+
+use std::path::{Path, PathBuf};
+
+/// The workspace's folder.
+pub fn root() -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().unwrap_or(tests).to_path_buf()
+}
+
+/// The `graft` program: `GRAFT_BIN`, or the debug build.
+///
+/// # Panics
+///
+/// If it has not been built.
+pub fn graft_bin() -> PathBuf {
+    built("GRAFT_BIN", "target/debug/graft")
+}
+
+/// The reducer module of an example, such as `todo`: in `GRAFT_REDUCERS`, or in `target/reducers`.
+///
+/// # Panics
+///
+/// If it has not been built.
+pub fn reducer_module(example: &str) -> PathBuf {
+    let module = built("GRAFT_REDUCERS", "target/reducers").join(format!("{example}.wasm"));
+    assert!(module.is_file(), "{} does not exist; run `cargo xtask build`", module.display());
+    module
+}
+
+fn built(variable: &str, usual: &str) -> PathBuf {
+    let path = std::env::var_os(variable).map_or_else(|| root().join(usual), PathBuf::from);
+    assert!(
+        path.exists(),
+        "{} does not exist ({variable} says where else it is); run `cargo xtask test`",
+        path.display()
+    );
+    path
+}
+
+/// The sqllogictest files, which are not part of the project: `GRAFT_SQLLOGICTEST`, or beside the
+/// project in `shared/data/sqllogictest`. `None`, with a line that says so, where there are none.
+pub fn sqllogictest_dir() -> Option<PathBuf> {
+    let given = std::env::var_os("GRAFT_SQLLOGICTEST").map(PathBuf::from);
+    let beside = root().join("../shared/data/sqllogictest");
+    let usual = PathBuf::from("/work/shared/data/sqllogictest");
+    let found = given.into_iter().chain([beside, usual]).find(|dir| dir.is_dir());
+    if found.is_none() {
+        println!("SKIPPED: no sqllogictest files here; set GRAFT_SQLLOGICTEST to their folder");
+    }
+    found
+}
