@@ -32,5 +32,5 @@ pub mod snapshot;
 pub mod store;
 pub mod volume;
 
-pub use ids::{ChainHash, CommitId, Lsn, ModuleHash, PageIdx, PageSize, VolumeId, VolumeName};
+pub use ids::{ChainHash, CommitId, Lsn, ModuleHash, PageIdx, PageSize, VolumeId, VolumeName, key};
 pub use page_set::PageSet;

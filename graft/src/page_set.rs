@@ -1,12 +1,37 @@
 //! `PageSet`: a set of page indexes, and the algebra that the whole design rests on.
+//!
+//! In memory a set is its *runs*: maximal ranges of consecutive pages, in a map from first to
+//! last. So a whole database is one run, and every operation costs runs, never pages. That bound
+//! is what makes it safe to compute with sets that somebody else encoded: 25 bytes may describe
+//! four billion pages.
+//!
+//! Encoded, a set is a *splinter*, the format of the crate `splinter-rs`, written and read by
+//! [`codec`]. The crate itself is the reference that tests compare with, in both directions. It
+//! does not hold the sets: it does not compile for 32-bit targets, its reader panics on crafted
+//! bytes, and where two sets are stored in different ways its operations visit every page (see
+//! `a_hostile_set_costs_its_runs_not_its_pages`).
+//!
+//! Invariants: runs are not empty, ascend, and do not touch; 0 is in none. Equal sets are equal
+//! values and equal bytes.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use bytes::Bytes;
 
 use crate::ids::PageIdx;
 
+mod codec;
+
 /// A set of page indexes.
-#[derive(Clone, Default, PartialEq, Eq, Debug)]
-pub struct PageSet(BTreeSet<u32>);
+///
+/// Costs below are in runs: *n* of this set, *m* of the other.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct PageSet {
+    /// First page of each run → its last.
+    runs: BTreeMap<u32, u32>,
+}
 
 /// Bytes were not an encoded page set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,75 +46,209 @@ impl PageSet {
     pub fn new() -> PageSet {
         PageSet::default()
     }
-    /// Adds `page`; says whether it was new.
+
+    /// The pages of all these ranges; 0 and empty ranges are skipped.
+    pub fn from_ranges(ranges: impl IntoIterator<Item = RangeInclusive<u32>>) -> PageSet {
+        let mut set = PageSet::new();
+        for range in ranges {
+            set.insert_range(*range.start(), *range.end());
+        }
+        set
+    }
+
+    /// Adds `page`; says whether it was new. O(log n).
     pub fn insert(&mut self, page: PageIdx) -> bool {
-        self.0.insert(page.get())
+        let new = !self.contains(page);
+        if new {
+            self.insert_range(page.get(), page.get());
+        }
+        new
     }
+
     /// Adds every page of `first..=last`; nothing if `first > last`. 0 is skipped.
+    /// O(log n) and the runs it swallows, however wide.
     pub fn insert_range(&mut self, first: u32, last: u32) {
-        self.0.extend(first.max(1)..=last);
+        let mut first = first.max(1);
+        let mut last = last;
+        if first > last {
+            return;
+        }
+        // A run that reaches `first` or ends just before it becomes part of the new one…
+        if let Some((&start, &end)) = self.runs.range(..=first).next_back()
+            && end >= first - 1
+        {
+            first = start;
+            last = last.max(end);
+        }
+        // …and so do those that start within it or just after it.
+        while let Some((&start, &end)) = self.runs.range(first..=last.saturating_add(1)).next() {
+            self.runs.remove(&start);
+            last = last.max(end);
+        }
+        self.runs.insert(first, last);
     }
-    /// Removes `page`; says whether it was there.
+
+    /// Removes `page`; says whether it was there. O(log n).
     pub fn remove(&mut self, page: PageIdx) -> bool {
-        self.0.remove(&page.get())
+        let there = self.contains(page);
+        if there {
+            self.remove_range(page.get(), page.get());
+        }
+        there
     }
-    /// Whether `page` is in the set.
+
+    /// Removes every page of `first..=last`. O(log n) and the runs it cuts away.
+    pub fn remove_range(&mut self, first: u32, last: u32) {
+        if first > last {
+            return;
+        }
+        loop {
+            // Each round ends one run that reaches into the range, so there is a last round.
+            let Some((start, end)) = self.overlaps(first, last).next() else { return };
+            self.runs.remove(&start);
+            if start < first {
+                self.runs.insert(start, first - 1);
+            }
+            if end > last {
+                self.runs.insert(last + 1, end);
+            }
+        }
+    }
+
+    /// Whether `page` is in the set. O(log n).
     pub fn contains(&self, page: PageIdx) -> bool {
-        self.0.contains(&page.get())
+        self.overlaps(page.get(), page.get()).next().is_some()
     }
-    /// How many pages.
+
+    /// How many pages. O(n).
     pub fn len(&self) -> u64 {
-        self.0.len() as u64
+        self.runs.iter().map(|(start, end)| u64::from(end - start) + 1).sum()
     }
+
     /// No pages.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.runs.is_empty()
     }
-    /// Whether the two sets share a page.
+
+    /// Whether the two sets share a page. O(min(n, m) · log max(n, m)), less when they do.
     pub fn intersects(&self, other: &PageSet) -> bool {
-        !self.0.is_disjoint(&other.0)
+        let (few, many) = if self.runs.len() <= other.runs.len() { (self, other) } else { (other, self) };
+        few.runs.iter().any(|(start, end)| many.overlaps(*start, *end).next().is_some())
     }
-    /// Adds all of `other`.
+
+    /// Adds all of `other`. O(min(n, m) · log max(n, m)), and a copy of `other` where it is the
+    /// one with more runs.
     pub fn union_with(&mut self, other: &PageSet) {
-        self.0.extend(&other.0);
+        let mut fewer = None;
+        if self.runs.len() < other.runs.len() {
+            fewer = Some(std::mem::replace(self, other.clone()));
+        }
+        for (start, end) in &fewer.as_ref().unwrap_or(other).runs {
+            self.insert_range(*start, *end);
+        }
     }
-    /// Removes all of `other`.
+
+    /// Removes all of `other`. O(min(n, m) · log max(n, m)) and the runs in both.
     pub fn subtract(&mut self, other: &PageSet) {
-        self.0.retain(|p| !other.0.contains(p));
+        for (start, end) in self.intersection(other).runs {
+            self.remove_range(start, end);
+        }
     }
-    /// The pages in both.
+
+    /// The pages in both. O(min(n, m) · log max(n, m)) and the runs of the result.
     #[must_use]
     pub fn intersection(&self, other: &PageSet) -> PageSet {
-        PageSet(self.0.intersection(&other.0).copied().collect())
+        let (few, many) = if self.runs.len() <= other.runs.len() { (self, other) } else { (other, self) };
+        let shared = |(first, last): (&u32, &u32)| {
+            let (first, last) = (*first, *last);
+            many.overlaps(first, last).map(move |(start, end)| (start.max(first), end.min(last)))
+        };
+        // Cut from runs that do not touch, the pieces do not touch either.
+        PageSet { runs: few.runs.iter().flat_map(shared).collect() }
     }
+
     /// Keeps only pages up to `last`.
     pub fn clip(&mut self, last: u32) {
-        self.0.retain(|p| *p <= last);
+        if let Some(above) = last.checked_add(1) {
+            self.remove_range(above, u32::MAX);
+        }
     }
-    /// Pages in ascending order.
+
+    /// Pages in ascending order. As many as [`len`](PageSet::len) says, so bound it first where
+    /// the set is somebody else's.
     pub fn iter(&self) -> impl Iterator<Item = PageIdx> + '_ {
-        self.0.iter().filter_map(|p| PageIdx::new(*p))
+        self.ranges().flatten().filter_map(PageIdx::new)
     }
+
+    /// The runs: maximal ranges of pages, ascending.
+    pub fn ranges(&self) -> impl ExactSizeIterator<Item = RangeInclusive<u32>> + DoubleEndedIterator + '_ {
+        self.runs.iter().map(|(start, end)| *start..=*end)
+    }
+
+    /// The least page.
+    pub fn first(&self) -> Option<PageIdx> {
+        self.runs.first_key_value().and_then(|(start, _)| PageIdx::new(*start))
+    }
+
     /// The greatest page.
     pub fn last(&self) -> Option<PageIdx> {
-        self.0.last().and_then(|p| PageIdx::new(*p))
+        self.runs.last_key_value().and_then(|(_, end)| PageIdx::new(*end))
     }
-    /// The bytes that [`decode`](PageSet::decode) reads.
-    pub fn encode(&self) -> bytes::Bytes {
-        self.0.iter().flat_map(|p| p.to_le_bytes()).collect()
+
+    /// The bytes that [`decode`](PageSet::decode) reads: the smallest that the format has for this
+    /// set, 13 for none, 21 for one page, and never more than 17 and 8 for each run.
+    pub fn encode(&self) -> Bytes {
+        codec::encode(self.ranges())
     }
-    /// Reads an encoded set; safe on hostile bytes.
+
+    /// Reads an encoded set; safe on hostile bytes. O(bytes) in time and memory, whatever the
+    /// number of pages they describe.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are no splinter, or one that names page 0.
     pub fn decode(bytes: &[u8]) -> Result<PageSet, PageSetError> {
-        let (pages, rest) = bytes.as_chunks::<4>();
-        if !rest.is_empty() {
-            return Err(PageSetError { reason: "length" });
+        Ok(PageSet { runs: codec::decode(bytes)?.into_iter().collect() })
+    }
+
+    /// The runs that share a page with `first..=last`, ascending.
+    fn overlaps(&self, first: u32, last: u32) -> impl Iterator<Item = (u32, u32)> + '_ {
+        let reaching = self.runs.range(..first).next_back().filter(|(_, end)| **end >= first);
+        reaching
+            .into_iter()
+            .chain(self.runs.range(first..=last.max(first)))
+            .map(|(start, end)| (*start, *end))
+    }
+}
+
+impl fmt::Debug for PageSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut set = f.debug_set();
+        for (start, end) in self.runs.iter().take(20) {
+            set.entry(&format_args!("{start}..={end}"));
         }
-        Ok(PageSet(pages.iter().map(|p| u32::from_le_bytes(*p)).collect()))
+        if self.runs.len() > 20 {
+            set.entry(&format_args!("… {} runs in all", self.runs.len()));
+        }
+        set.finish()
     }
 }
 
 impl FromIterator<PageIdx> for PageSet {
     fn from_iter<I: IntoIterator<Item = PageIdx>>(pages: I) -> PageSet {
-        PageSet(pages.into_iter().map(PageIdx::get).collect())
+        let mut set = PageSet::new();
+        set.extend(pages);
+        set
     }
 }
+
+impl Extend<PageIdx> for PageSet {
+    fn extend<I: IntoIterator<Item = PageIdx>>(&mut self, pages: I) {
+        for page in pages {
+            self.insert(page);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,10 @@
 //!
 //! | module | holds |
 //! | --- | --- |
+//! | [`payload`] | what a commit carries: marks, mutations, outcomes |
+//! | [`ledger`] | exactly once: each client's last seq and recent outcomes |
+//! | [`guard`] | what the SQL of reducers and queries may do |
+//! | [`live`] | live queries: which must re-run, and keyed deltas |
 //! | [`value`] | SQL values to and from JSON without loss |
 //! | [`protocol`] | the messages of `/v1/volumes/{name}/sync` |
 //! | [`session`] | both ends of a connection as state machines, without sockets or clocks |
@@ -11,6 +15,10 @@
 
 #[cfg(all(feature = "client", not(target_arch = "wasm32")))]
 pub mod client;
+pub mod guard;
+pub mod ledger;
+pub mod live;
+pub mod payload;
 pub mod protocol;
 pub mod session;
 pub mod value;

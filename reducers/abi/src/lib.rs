@@ -7,6 +7,8 @@
 //!
 //! The bytes on the boundary are written down in `docs/reducer-abi.md`.
 
+pub mod codec;
+
 use std::fmt;
 
 /// One SQL value.
@@ -123,6 +125,34 @@ pub struct Rows {
     pub rows: Vec<Vec<Value>>,
 }
 
+/// The most rows that one query of a reducer may answer. A reducer that reads more belongs in SQL.
+/// [`Sql::query`] should stop there rather than gather what the host will refuse.
+pub const QUERY_ROWS_MAX: usize = 100_000;
+
+/// The most bytes that the rows of one query of a reducer may take ([`Rows::byte_len`]): what guest and
+/// host can both hold beside each other in a guest's 64 MiB.
+pub const QUERY_BYTES_MAX: usize = 16 << 20;
+
+impl Rows {
+    /// About how many bytes these rows take on the boundary.
+    pub fn byte_len(&self) -> usize {
+        let columns: usize = self.columns.iter().map(|c| 4 + c.len()).sum();
+        columns + self.rows.iter().flatten().map(Value::byte_len).sum::<usize>()
+    }
+}
+
+impl Value {
+    /// How many bytes this value takes on the boundary.
+    pub fn byte_len(&self) -> usize {
+        match self {
+            Value::Null => 1,
+            Value::Integer(_) | Value::Real(_) => 9,
+            Value::Text(text) => 5 + text.len(),
+            Value::Blob(bytes) => 5 + bytes.len(),
+        }
+    }
+}
+
 /// Why a statement failed. The reducer sees it and may go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SqlError {
@@ -143,7 +173,8 @@ impl std::error::Error for SqlError {}
 pub trait Sql {
     /// Runs one statement that returns no rows; answers how many rows it changed.
     fn execute(&mut self, sql: &str, params: &[Value]) -> Result<u64, SqlError>;
-    /// Runs one statement and answers its rows.
+    /// Runs one statement and answers its rows. An implementation should stop, with an error, at
+    /// [`QUERY_ROWS_MAX`] rows or [`QUERY_BYTES_MAX`] bytes.
     fn query(&mut self, sql: &str, params: &[Value]) -> Result<Rows, SqlError>;
     /// A line the reducer logged. It has no effect on the outcome.
     fn log(&mut self, line: &str);

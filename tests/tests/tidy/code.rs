@@ -75,12 +75,14 @@ fn unexplained(path: &str, text: &str) -> Vec<String> {
 
 /// Crate roots without a module header.
 pub fn headers(project: &Project) -> Vec<String> {
+    let root = tests::places::root();
+    let root = format!("{}/", std::fs::canonicalize(&root).unwrap_or(root).display());
     let mut findings = Vec::new();
     for package in project.packages() {
         for target in package["targets"].as_array().into_iter().flatten() {
             let path = target["src_path"].as_str().unwrap_or_default();
             let text = std::fs::read_to_string(path).unwrap_or_default();
-            if let Some(finding) = header(path, &text) {
+            if let Some(finding) = header(path.trim_start_matches(&root), &text) {
                 findings.push(finding);
             }
         }

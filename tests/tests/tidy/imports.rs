@@ -15,13 +15,14 @@ pub fn edges(rules: &Document<'_>, packages: &[Value]) -> Vec<String> {
     let mut findings = Vec::new();
     let table = rules.table("imports");
     let at = |row: &Row<'_>| format!("{}:{}", rules.path, row.line);
-    let mut rows: BTreeMap<&str, &Row<'_>> = BTreeMap::new();
+    let mut rows: BTreeMap<String, &Row<'_>> = BTreeMap::new();
     for row in &table {
-        let (4, [name]) = (row.cells.len(), code_spans(row.cells[0]).as_slice()) else {
+        let names = code_spans(row.cells[0]);
+        let (4, [name]) = (row.cells.len(), names.as_slice()) else {
             findings.push(format!("{}: a row needs one crate and four cells; mend it", at(row)));
             continue;
         };
-        rows.insert(name, row);
+        rows.insert(name.to_string(), row);
         if packages.iter().all(|p| p["name"] != *name) {
             findings.push(format!("{}: the workspace has no crate `{name}`; remove the row", at(row)));
         }

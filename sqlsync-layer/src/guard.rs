@@ -1,0 +1,363 @@
+//! What SQL may do: an authoriser, a step budget and deterministic functions on a connection.
+//!
+//! | mode | reads | rows | schema | transactions, PRAGMA, ATTACH, temp, extensions |
+//! | --- | --- | --- | --- | --- |
+//! | `Internal` | yes | yes | yes | yes |
+//! | `Migration` | yes | yes | yes | no |
+//! | `Reducer` | yes | yes | no | no |
+//! | `Query` | yes | no | no | no |
+//!
+//! Denied in all but `Internal`, because their answer depends on more than the database: `changes`,
+//! `total_changes` (state of the connection; `execute` answers the count), `sqlite_version`,
+//! `sqlite_source_id`. `random` and `randomblob` answer from the mutation ([`crate::vfs::scope`]);
+//! a live query may not use them, nor the clock.
+//!
+//! Invariants: nothing a reducer or a query does outlives it but the rows it wrote; a statement that
+//! runs too long is interrupted.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use reducers_abi::{Rows, SqlError, Value};
+use rusqlite::fallible_iterator::FallibleIterator as _;
+use rusqlite::functions::FunctionFlags;
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+use rusqlite::limits::Limit;
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{Batch, CachedStatement, Connection, Statement, ToSql};
+
+use crate::value::{self, Params};
+use crate::vfs::scope;
+
+/// Virtual machine instructions between two looks at the budget.
+const STEPS: i32 = 1000;
+
+/// Longest string, blob or row, in bytes.
+const LENGTH_MAX: i32 = 64 << 20;
+
+/// Texts remembered as checked before all are forgotten.
+const CHECKED_MAX: usize = 1024;
+
+/// What SQL may do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Mode {
+    /// Our own statements.
+    Internal,
+    /// A migration.
+    Migration,
+    /// A reducer.
+    Reducer,
+    /// A query; `random` and the like are denied too.
+    Query,
+}
+
+impl Mode {
+    fn from_u8(byte: u8) -> Mode {
+        [Mode::Internal, Mode::Migration, Mode::Reducer]
+            .get(usize::from(byte))
+            .copied()
+            .unwrap_or(Mode::Query)
+    }
+}
+
+/// A connection whose SQL is watched.
+#[derive(Debug)]
+pub struct Guarded {
+    connection: Connection,
+    mode: Arc<AtomicU8>,
+    steps: Arc<AtomicU64>,
+    /// Texts known to hold one statement.
+    checked: RefCell<HashSet<Box<str>>>,
+}
+
+/// Bounds of one statement's answer.
+#[derive(Debug, Clone, Copy)]
+pub struct RowLimits {
+    /// Most rows.
+    pub rows_max: usize,
+    /// Most bytes of text, blobs and 8 for each other value.
+    pub bytes_max: usize,
+}
+
+impl Guarded {
+    /// Puts a connection under guard, in mode `Internal`.
+    pub fn new(mut connection: Connection) -> Result<Guarded, rusqlite::Error> {
+        let mode = Arc::new(AtomicU8::new(Mode::Internal as u8));
+        let steps = Arc::new(AtomicU64::new(u64::MAX));
+        connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
+        connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, LENGTH_MAX)?;
+        connection.set_prepared_statement_cache_capacity(128);
+        let flags = FunctionFlags::SQLITE_UTF8;
+        connection.create_scalar_function("random", 0, flags, |_| Ok(random()?.cast_signed()))?;
+        connection.create_scalar_function("randomblob", 1, flags, |context| {
+            let bytes = context.get::<Option<i64>>(0)?.unwrap_or(0).clamp(1, i64::from(LENGTH_MAX));
+            let mut blob = Vec::with_capacity(bytes as usize + 8);
+            while (blob.len() as i64) < bytes {
+                blob.extend(random()?.to_le_bytes());
+            }
+            blob.truncate(bytes as usize);
+            Ok(blob)
+        })?;
+        let authoriser = mode.clone();
+        connection.authorizer(Some(move |context: AuthContext<'_>| {
+            authorise(Mode::from_u8(authoriser.load(Ordering::Relaxed)), &context)
+        }))?;
+        let budget = steps.clone();
+        connection.progress_handler(
+            STEPS,
+            Some(move || {
+                let spend = |left: u64| left.checked_sub(STEPS as u64);
+                budget.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend).is_err()
+            }),
+        )?;
+        Ok(Guarded { connection, mode, steps, checked: RefCell::default() })
+    }
+
+    /// The connection, for statements of our own.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Runs `body` in `mode` with a budget of virtual machine steps.
+    pub fn within<T>(&self, mode: Mode, steps: u64, body: impl FnOnce(&Guarded) -> T) -> T {
+        // A statement is authorised when it is prepared: what one mode prepared, another must not find.
+        let before = self.mode.swap(mode as u8, Ordering::Relaxed);
+        if mode == Mode::Migration {
+            self.connection.flush_prepared_statement_cache();
+        }
+        self.steps.store(steps, Ordering::Relaxed);
+        let result = body(self);
+        self.steps.store(u64::MAX, Ordering::Relaxed);
+        self.mode.store(before, Ordering::Relaxed);
+        if mode == Mode::Migration {
+            self.connection.flush_prepared_statement_cache();
+        }
+        result
+    }
+
+    /// Runs one statement and answers its rows.
+    pub fn query(&self, sql: &str, params: &[Value], limits: RowLimits) -> Result<Rows, SqlError> {
+        let mut statement = self.single(sql)?;
+        bind_positional(&mut statement, params)?;
+        rows(&mut statement, limits)
+    }
+
+    /// Runs one statement and answers how many rows it changed.
+    pub fn execute(&self, sql: &str, params: &[Value]) -> Result<u64, SqlError> {
+        let mut statement = self.single(sql)?;
+        bind_positional(&mut statement, params)?;
+        if statement.column_count() > 0 {
+            // RETURNING, or a SELECT run for nothing: step through it.
+            let before = self.connection.total_changes();
+            let mut rows = statement.raw_query();
+            while rows.next().map_err(|error| sql_error(&error))?.is_some() {}
+            drop(rows);
+            return Ok(self.connection.total_changes() - before);
+        }
+        let changed = statement.raw_execute().map_err(|error| sql_error(&error))?;
+        Ok(if statement.readonly() { 0 } else { changed as u64 })
+    }
+
+    /// Runs one read-only statement with parameters as a client sends them.
+    pub fn ask(&self, sql: &str, params: &Params, limits: RowLimits) -> Result<Rows, SqlError> {
+        let mut statement = self.single(sql)?;
+        if !statement.readonly() || statement.column_count() == 0 {
+            return Err(refusal("only a SELECT can be asked here"));
+        }
+        bind(&mut statement, params)?;
+        rows(&mut statement, limits)
+    }
+
+    /// Prepares `sql`, which must hold exactly one statement.
+    fn single(&self, sql: &str) -> Result<CachedStatement<'_>, SqlError> {
+        // The cache prepares a text's first statement and looks no further, so texts are checked once.
+        let mut checked = self.checked.borrow_mut();
+        if !checked.contains(sql) {
+            let mut batch = Batch::new(&self.connection, sql);
+            let mut next = || batch.next().map_err(|error| sql_error(&error)).map(|found| found.is_some());
+            if !next()? {
+                return Err(refusal("there is no statement in this text"));
+            }
+            if next()? {
+                return Err(refusal("one statement at a time; this text holds several"));
+            }
+            if checked.len() >= CHECKED_MAX {
+                checked.clear();
+            }
+            checked.insert(sql.into());
+        }
+        self.connection.prepare_cached(sql).map_err(|error| sql_error(&error))
+    }
+}
+
+fn random() -> Result<u64, rusqlite::Error> {
+    scope::next_u64().ok_or_else(|| {
+        rusqlite::Error::UserFunctionError(
+            "randomness is a mutation's; there is none outside a mutation".into(),
+        )
+    })
+}
+
+fn refusal(message: &str) -> SqlError {
+    SqlError { code: 0, message: message.into() }
+}
+
+/// What SQLite said, with its extended code.
+pub(crate) fn sql_error(error: &rusqlite::Error) -> SqlError {
+    match error {
+        rusqlite::Error::SqliteFailure(failure, message) => SqlError {
+            code: failure.extended_code,
+            message: message.clone().unwrap_or_else(|| failure.to_string()),
+        },
+        rusqlite::Error::SqlInputError { error, msg, .. } => {
+            SqlError { code: error.extended_code, message: msg.clone() }
+        }
+        other => SqlError { code: 0, message: other.to_string() },
+    }
+}
+
+struct Bound<'a>(&'a Value);
+impl ToSql for Bound<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self.0 {
+            Value::Null => ValueRef::Null,
+            Value::Integer(i) => ValueRef::Integer(*i),
+            Value::Real(r) => ValueRef::Real(*r),
+            Value::Text(text) => ValueRef::Text(text.as_bytes()),
+            Value::Blob(bytes) => ValueRef::Blob(bytes),
+        }))
+    }
+}
+
+fn bind_positional(statement: &mut Statement<'_>, params: &[Value]) -> Result<(), SqlError> {
+    let expected = statement.parameter_count();
+    if expected != params.len() {
+        return Err(refusal(&format!(
+            "the statement has {expected} parameters, {} were given",
+            params.len()
+        )));
+    }
+    for (at, value) in params.iter().enumerate() {
+        statement.raw_bind_parameter(at + 1, Bound(value)).map_err(|error| sql_error(&error))?;
+    }
+    Ok(())
+}
+
+fn bind(statement: &mut Statement<'_>, params: &Params) -> Result<(), SqlError> {
+    let from_json = |json| value::from_json(json).map_err(|error| refusal(&error.to_string()));
+    match params {
+        Params::Positional(values) => {
+            let values = values.iter().map(from_json).collect::<Result<Vec<_>, _>>()?;
+            bind_positional(statement, &values)
+        }
+        Params::Named(values) => {
+            for (name, json) in values {
+                let index = [":", "@", "$", ""]
+                    .iter()
+                    .find_map(|sigil| statement.parameter_index(&format!("{sigil}{name}")).ok().flatten());
+                let index =
+                    index.ok_or_else(|| refusal(&format!("the statement has no parameter `{name}`")))?;
+                statement
+                    .raw_bind_parameter(index, Bound(&from_json(json)?))
+                    .map_err(|error| sql_error(&error))?;
+            }
+            if statement.parameter_count() != values.len() {
+                let expected = statement.parameter_count();
+                return Err(refusal(&format!(
+                    "the statement has {expected} parameters, {} were given",
+                    values.len()
+                )));
+            }
+            Ok(())
+        }
+    }
+}
+
+fn rows(statement: &mut Statement<'_>, limits: RowLimits) -> Result<Rows, SqlError> {
+    let columns: Vec<String> = statement.column_names().into_iter().map(String::from).collect();
+    let mut answer = Rows { rows: Vec::new(), columns };
+    let mut bytes = 0usize;
+    let mut rows = statement.raw_query();
+    while let Some(row) = rows.next().map_err(|error| sql_error(&error))? {
+        if answer.rows.len() >= limits.rows_max {
+            return Err(refusal(&format!("the answer has more than {} rows; add a LIMIT", limits.rows_max)));
+        }
+        let mut values = Vec::with_capacity(answer.columns.len());
+        for column in 0..answer.columns.len() {
+            let value = match row.get_ref(column).map_err(|error| sql_error(&error))? {
+                ValueRef::Null => Value::Null,
+                ValueRef::Integer(i) => Value::Integer(i),
+                ValueRef::Real(r) => Value::Real(r),
+                ValueRef::Text(text) => Value::Text(String::from_utf8_lossy(text).into_owned()),
+                ValueRef::Blob(blob) => Value::Blob(blob.into()),
+            };
+            bytes += match &value {
+                Value::Text(text) => text.len(),
+                Value::Blob(blob) => blob.len(),
+                Value::Null | Value::Integer(_) | Value::Real(_) => 8,
+            };
+            values.push(value);
+        }
+        if bytes > limits.bytes_max {
+            return Err(refusal(&format!(
+                "the answer has more than {} bytes; ask for less",
+                limits.bytes_max
+            )));
+        }
+        answer.rows.push(values);
+    }
+    Ok(answer)
+}
+
+/// Functions that answer from more than the database.
+fn impure(function: &str) -> bool {
+    let named = |name: &&str| function.eq_ignore_ascii_case(name);
+    ["changes", "total_changes", "sqlite_version", "sqlite_source_id", "load_extension", "fts3_tokenizer"]
+        .iter()
+        .any(|name| named(&name))
+}
+
+/// Functions that answer from the running mutation or the connection: not for live queries.
+fn of_a_mutation(function: &str) -> bool {
+    ["random", "randomblob", "last_insert_rowid"].iter().any(|name| function.eq_ignore_ascii_case(name))
+}
+
+fn authorise(mode: Mode, context: &AuthContext<'_>) -> Authorization {
+    use AuthAction as A;
+    let temp = context.database_name.is_some_and(|name| name.eq_ignore_ascii_case("temp"));
+    let allow = match (mode, &context.action) {
+        (Mode::Internal, _) => true,
+        (_, A::Select | A::Recursive) => true,
+        (_, A::Read { .. }) => true,
+        (Mode::Query, A::Function { function_name }) => {
+            !impure(function_name) && !of_a_mutation(function_name)
+        }
+        (_, A::Function { function_name }) => !impure(function_name),
+        (Mode::Query, _) => false,
+        (Mode::Reducer | Mode::Migration, A::Insert { .. } | A::Update { .. } | A::Delete { .. }) => !temp,
+        (
+            Mode::Migration,
+            A::CreateIndex { .. }
+            | A::CreateTable { .. }
+            | A::CreateTrigger { .. }
+            | A::CreateView { .. }
+            | A::CreateVtable { .. }
+            | A::DropIndex { .. }
+            | A::DropTable { .. }
+            | A::DropTrigger { .. }
+            | A::DropView { .. }
+            | A::DropVtable { .. }
+            | A::AlterTable { .. }
+            | A::Reindex { .. }
+            | A::Analyze { .. },
+        ) => !temp,
+        (Mode::Reducer | Mode::Migration, _) => false,
+    };
+    if allow { Authorization::Allow } else { Authorization::Deny }
+}
+
+#[cfg(test)]
+mod tests;
