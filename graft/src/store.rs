@@ -8,11 +8,31 @@
 //! whole or not at all, also when the process dies in the middle; a batch written with
 //! [`Durability::Sync`] survives power loss once `write` returns; scans return ascending keys.
 //! One process opens a data directory at a time; a second is refused with the holder's name.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`memory`] | maps, for tests and for replicas that need not outlive their process |
+//! | `fjall` | a log-structured store on disk, and the directory's lock (feature `native`) |
+//! | [`conformance`] | the suite that both pass |
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+
+#[doc(hidden)]
+pub mod conformance;
+#[cfg(feature = "native")]
+pub mod fjall;
+pub mod memory;
+
+#[cfg(feature = "native")]
+pub use fjall::FjallStore;
+pub use memory::MemoryStore;
+
+/// The longest key, in bytes. The shortest is 1.
+pub const KEY_BYTES_MAX: usize = 65_535;
 
 /// A key space. Each is a tree of its own, so that cached pages can be dropped alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -83,6 +103,26 @@ pub enum StoreError {
         /// Who holds it: process id and start time where they could be read.
         holder: String,
     },
+    /// The directory was written by another version of this program, or is no replica's at all.
+    #[error(
+        "data directory `{dir}` has format `{found}`, and this version reads `{known}`; use the version that wrote it, or give an empty directory"
+    )]
+    Format {
+        /// The directory.
+        dir: String,
+        /// What its format record says.
+        found: String,
+        /// What we would have written.
+        known: String,
+    },
+    /// A key of a batch is empty or longer than [`KEY_BYTES_MAX`]. Nothing was written.
+    #[error("local store `{dir}` cannot hold a key of {bytes} bytes: keys have 1 to 65535")]
+    Key {
+        /// The directory.
+        dir: String,
+        /// The key's length.
+        bytes: usize,
+    },
     /// The disk or the store's files failed.
     #[error("local store `{dir}` failed: {message}")]
     Failed {
@@ -101,8 +141,22 @@ pub trait ReplicaStore: Send + Sync + fmt::Debug {
     /// Every key that begins with `prefix`, ascending, with its value.
     fn scan(&self, space: Space, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
 
-    /// Applies `batch` atomically.
+    /// Applies `batch` atomically. With [`Durability::Sync`], everything written before is on disk
+    /// too when it returns, so an empty batch makes earlier buffered ones durable.
     fn write(&self, batch: Batch, durability: Durability) -> Result<(), StoreError>;
+}
+
+impl Batch {
+    /// The last change of each key, which is the one that counts.
+    fn into_last_changes(self) -> BTreeMap<(Space, Bytes), Option<Bytes>> {
+        self.changes.into_iter().map(|(space, key, value)| ((space, key), value)).collect()
+    }
+
+    fn check_keys(&self, dir: &str) -> Result<(), StoreError> {
+        let misfit =
+            self.changes.iter().map(|(_, key, _)| key.len()).find(|len| !(1..=KEY_BYTES_MAX).contains(len));
+        misfit.map_or(Ok(()), |bytes| Err(StoreError::Key { dir: dir.into(), bytes }))
+    }
 }
 
 /// A shared store.

@@ -124,14 +124,14 @@ fn edges_of_the_range_are_pages() {
 }
 
 /// 25 bytes describe almost four billion pages. Every operation on them must cost what their one
-/// run costs: at a page each, this test would take hours.
+/// run costs: at a page each, this test would take days.
 #[test]
 fn a_hostile_set_costs_its_runs_not_its_pages() {
     let wide = PageSet::from_ranges([1..=u32::MAX]).encode();
     assert_eq!(wide.len(), 25);
     let wide = PageSet::decode(&wide).expect("decode");
     let few: PageSet = [3, 70_000, 1 << 30].map(page).into_iter().collect();
-    for _ in 0..10_000 {
+    for _ in 0..1_000 {
         assert!(wide.intersects(&few) && few.intersects(&wide));
         assert_eq!(wide.intersection(&few), few);
         let mut rest = wide.clone();

@@ -63,7 +63,7 @@ fn the_checksum_is_crc64_nvme() {
 
 #[test]
 fn encoding_is_the_inverse_of_decoding() {
-    for seed in 0..400 {
+    for seed in 0..200 {
         let set = shaped(&mut SmallRng::seed_from_u64(seed));
         let bytes = set.encode();
         assert_eq!(PageSet::decode(&bytes).as_ref(), Ok(&set), "seed {seed}");
@@ -238,7 +238,7 @@ mod reference {
     #[test]
     fn splinter_rs_reads_ours_and_we_read_its() {
         let (mut same, mut ours_bytes, mut its_bytes) = (0, 0, 0);
-        for seed in 0..400 {
+        for seed in 0..150 {
             let set = shaped(&mut SmallRng::seed_from_u64(seed));
             let ours = set.encode();
             let read = SplinterRef::from_bytes(ours.clone()).expect("splinter-rs reads ours");
@@ -261,8 +261,8 @@ mod reference {
             same += usize::from(ours == theirs);
             (ours_bytes, its_bytes) = (ours_bytes + ours.len(), its_bytes + theirs.len());
         }
-        eprintln!("{same} of 400 are the same bytes; {ours_bytes} bytes ours, {its_bytes} its");
-        assert!(same >= 200, "{same} of 400");
+        eprintln!("{same} of 150 are the same bytes; {ours_bytes} bytes ours, {its_bytes} its");
+        assert!(same >= 100, "{same} of 150");
     }
 
     #[test]

@@ -1,0 +1,208 @@
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use super::super::{SharedStore, conformance};
+use super::*;
+
+/// Says to a test in a child process which directory is its own.
+const CHILD: &str = "GRAFT_TEST_FJALL";
+
+fn open(dir: &Path) -> Result<SharedStore, StoreError> {
+    Ok(Arc::new(FjallStore::open(dir)?))
+}
+
+#[test]
+fn fjall_conforms() {
+    let folder = tempfile::tempdir().unwrap();
+    conformance::check(&mut |name| open(&folder.path().join(name)));
+    conformance::check_reopen(&mut |name| open(&folder.path().join(name)));
+}
+
+/// Enough to fill memtables, rotate journals and compact, with what comes after a reopen.
+#[test]
+fn more_than_memory_reads_back_after_a_reopen() {
+    let folder = tempfile::tempdir().unwrap();
+    let value = |i: u32| vec![i as u8 ^ (i >> 8) as u8; 20_000];
+    {
+        let store = open(folder.path()).unwrap();
+        for first in (0..3_000_u32).step_by(50) {
+            let mut batch = Batch::default();
+            for i in first..first + 50 {
+                batch.put(Space::Pages, i.to_be_bytes().to_vec(), value(i));
+                if i % 3 == 0 && i >= 300 {
+                    batch.remove(Space::Pages, (i - 300).to_be_bytes().to_vec());
+                }
+            }
+            store.write(batch, Durability::Buffered).unwrap();
+        }
+    }
+    let store = open(folder.path()).unwrap();
+    for i in 0..3_000_u32 {
+        let expected = (i % 3 != 0 || i >= 2_700).then(|| value(i));
+        assert!(store.get(Space::Pages, &i.to_be_bytes()).unwrap().as_deref() == expected.as_deref(), "{i}");
+    }
+}
+
+#[test]
+fn a_second_open_is_told_who_holds_the_directory() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FjallStore::open(folder.path()).unwrap();
+    let error = FjallStore::open(folder.path()).expect_err("held");
+    let text = error.to_string();
+    assert!(matches!(error, StoreError::Locked { .. }), "{text}");
+    assert!(text.contains(&format!("process {} (graft", std::process::id())), "{text}");
+    assert!(text.contains(folder.path().to_str().unwrap()) && text.contains("another directory"), "{text}");
+    drop(store);
+    FjallStore::open(folder.path()).expect("free again");
+}
+
+#[test]
+fn unknown_formats_are_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    for (file, text, said) in [
+        ("format", "graft replica 2\n", "graft replica 2"),
+        ("format", "%s\0\n", "%s\\0"),
+        ("format", "", "format ``"),
+        ("holiday.jpg", "", "holiday.jpg"),
+    ] {
+        let dir = folder.path().join(said.replace(['\\', '`', ' '], "_"));
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join(file), text).unwrap();
+        let error = FjallStore::open(&dir).expect_err(file);
+        assert!(matches!(&error, StoreError::Format { .. }), "{error}");
+        assert!(error.to_string().contains(said), "{error}");
+        assert_eq!(fs::read_to_string(dir.join(file)).unwrap(), text);
+        assert!(!dir.join("fjall").exists());
+    }
+    let error = FjallStore::open(tempfile::NamedTempFile::new().unwrap().path()).expect_err("a file");
+    assert!(matches!(error, StoreError::Failed { .. }), "{error}");
+}
+
+/// Starts the named ignored test of this module in a process of its own.
+fn child(test: &str, dir: &Path, wrapper: &[&str]) -> Command {
+    let this = std::env::current_exe().unwrap();
+    let (program, before) =
+        wrapper.split_first().map_or((this.as_os_str(), &[][..]), |(program, rest)| (program.as_ref(), rest));
+    let mut command = Command::new(program);
+    command.args(before);
+    if !wrapper.is_empty() {
+        command.arg(&this);
+    }
+    command.args(["--exact", &format!("store::fjall::tests::{test}"), "--ignored", "--nocapture"]);
+    command.env(CHILD, dir).stdin(Stdio::null());
+    command
+}
+
+/// The lines that a child prints after `acked `, as they come.
+fn acked(child: &mut Child) -> impl Iterator<Item = u32> + use<> {
+    let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    lines.map_while(Result::ok).filter_map(|line| line.split_once("acked ")?.1.trim().parse().ok())
+}
+
+fn batch_of(round: u32) -> Batch {
+    let mut batch = Batch::default();
+    for space in Space::ALL {
+        batch.put(space, &b"round"[..], round.to_be_bytes().to_vec());
+        batch.put(space, round.to_be_bytes().to_vec(), vec![round as u8; 10_000]);
+    }
+    batch
+}
+
+/// The last round in the store. Every space must tell the same, with every round before it.
+fn last_round(store: &dyn ReplicaStore) -> u32 {
+    let of = |space| {
+        let found = store.get(space, b"round").unwrap();
+        found.map_or(0, |round| u32::from_be_bytes(round.as_ref().try_into().unwrap()))
+    };
+    let last = of(Space::State);
+    for space in Space::ALL {
+        assert_eq!(of(space), last, "{space:?}: batches are whole");
+        assert_eq!(
+            store.scan(space, b"").unwrap().len() as u32,
+            if last == 0 { 0 } else { last + 1 },
+            "{space:?}"
+        );
+    }
+    last
+}
+
+#[test]
+#[ignore = "a child process of the tests below"]
+fn child_writes_until_killed() {
+    let Some(dir) = std::env::var_os(CHILD) else { panic!("run by its parent alone") };
+    let store = FjallStore::open(Path::new(&dir)).unwrap();
+    for round in last_round(&store) + 1.. {
+        store.write(batch_of(round), Durability::Sync).unwrap();
+        println!("acked {round}");
+    }
+}
+
+/// kill -9 at any moment: what was acknowledged is there, batches are whole, the lock is free.
+#[test]
+fn a_killed_process_loses_nothing_it_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut before = 0;
+    for rounds in [1, 5, 17, 40] {
+        let mut running =
+            child("child_writes_until_killed", folder.path(), &[]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut acks = acked(&mut running);
+        let told = acks.by_ref().nth(rounds).expect("it writes until it is killed");
+        let error = FjallStore::open(folder.path()).expect_err("the child holds it");
+        assert!(error.to_string().contains(&format!("process {}", running.id())), "{error}");
+        running.kill().unwrap();
+        running.wait().unwrap();
+        let told = acks.last().unwrap_or(told);
+        let store = FjallStore::open(folder.path()).expect("the lock died with its holder");
+        let last = last_round(&store);
+        assert!(last == told || last == told + 1, "acknowledged {told}, found {last}");
+        assert!(last > before);
+        before = last;
+    }
+}
+
+#[test]
+#[ignore = "a child process of the test below"]
+fn child_writes_ten_and_aborts() {
+    let Some(dir) = std::env::var_os(CHILD) else { panic!("run by its parent alone") };
+    let store = FjallStore::open(Path::new(&dir)).unwrap();
+    for round in 1..=10 {
+        store.write(batch_of(round), Durability::Sync).unwrap();
+        println!("acked {round}");
+    }
+    // No destructor runs, so that nothing is synced late.
+    std::process::abort();
+}
+
+/// Each durable write fsyncs the journal before it is acknowledged; strace, where it is installed,
+/// is the witness.
+#[test]
+fn a_durable_write_is_an_fsync() {
+    let folder = tempfile::tempdir().unwrap();
+    let (dir, trace) = (folder.path().join("store"), folder.path().join("trace"));
+    let strace = ["strace", "-f", "-e", "trace=fsync,fdatasync,write", "-o", trace.to_str().unwrap()];
+    let traced = match child("child_writes_ten_and_aborts", &dir, &strace).output() {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            eprintln!("fsync not checked: strace is not installed");
+            child("child_writes_ten_and_aborts", &dir, &[]).output().unwrap();
+            None
+        }
+        output => {
+            output.unwrap();
+            Some(fs::read_to_string(&trace).unwrap())
+        }
+    };
+    assert_eq!(last_round(&FjallStore::open(&dir).unwrap()), 10, "also after an abort");
+    let Some(trace) = traced else { return };
+    let mut synced = false;
+    let mut acks = 0;
+    for line in trace.lines() {
+        if line.contains("sync(") {
+            synced = true;
+        } else if line.contains("\"acked ") {
+            assert!(synced, "acknowledged without an fsync since the last one:\n{line}");
+            (synced, acks) = (false, acks + 1);
+        }
+    }
+    assert_eq!(acks, 10, "{trace}");
+}
