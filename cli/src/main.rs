@@ -1,1 +1,71 @@
-fn main() {}
+//! `graft`, the one binary a person types.
+//!
+//! Results go to stdout; everything else (progress, errors, logs) to stderr. Exit codes: 0 done, 1 an
+//! error, 2 a mutation that was rejected. The shapes of `--json` are in `docs/cli.md`.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+mod args;
+mod http;
+mod live;
+mod output;
+mod serve;
+mod sql;
+mod volume;
+
+use args::{Args, Command};
+
+/// How a command that did not fail ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It did what was asked.
+    Done,
+    /// A mutation was rejected, and the reason is printed.
+    Rejected,
+}
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Clap's own code for bad usage is 2, which here means a rejected mutation.
+            let code = if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+            return if error.print().is_ok() { code } else { ExitCode::FAILURE };
+        }
+    };
+    if let Err(error) = output::start_logging(args.log.as_deref(), matches!(args.command, Command::Serve(_))) {
+        eprintln!("error: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: no threads to run on: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(args.command)) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Rejected) => ExitCode::from(2),
+        // The reader of our output has seen enough (`graft … | head`).
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Serve(args) => serve::run(args).await,
+        Command::Deploy(args) => http::deploy(args).await,
+        Command::Mutate(args) => live::mutate(args).await,
+        Command::Subscribe(args) => live::subscribe(args).await,
+        Command::Query(args) => live::query(args).await,
+        Command::Sql(args) => sql::run(args).await,
+        Command::Volume(args) => volume::run(args).await,
+    }
+}

@@ -14,10 +14,13 @@
 //! | [`client`] | the Rust client over tokio-tungstenite (feature `client`) |
 
 pub mod actor;
+#[cfg(all(feature = "client", not(target_arch = "wasm32")))]
+pub mod client;
 pub mod guard;
 pub mod ledger;
 pub mod live;
 pub mod payload;
 pub mod protocol;
+pub mod session;
 pub mod value;
 pub mod vfs;

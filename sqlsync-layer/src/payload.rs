@@ -105,11 +105,11 @@ impl Payload {
         }
     }
 
-    /// The payload of a commit that rolls up local commits made by plain SQL.
-    pub fn of_sql(locals: &[LocalCommit]) -> Payload {
-        let marks = locals.iter().map(|local| local_marks(&local.payload));
-        let marks = marks.fold(Marks::default(), Marks::union);
-        Payload { marks: marks.to_byte(), records: Vec::new() }
+    /// The payload of one commit that rolls up local commits made by plain SQL: their marks, no
+    /// mutations. For [`graft::volume::push`].
+    pub fn of_plain_sql(locals: &[LocalCommit]) -> Bytes {
+        let marks = locals.iter().fold(Marks::default(), |all, local| all.union(local_marks(&local.payload)));
+        Payload { marks: marks.to_byte(), records: Vec::new() }.encode()
     }
 
     /// What the commit changed of page 1.

@@ -23,8 +23,11 @@ use crate::value::{self, Params};
 /// The protocol version this build speaks.
 pub const PROTOCOL: u32 = 1;
 
-/// The longest frame either side accepts, in bytes.
+/// The longest frame a server accepts, in bytes.
 pub const FRAME_BYTES_MAX: usize = 4 << 20;
+
+/// The longest frame a client must be ready for, in bytes: a whole result is one frame.
+pub const SERVER_FRAME_BYTES_MAX: usize = 64 << 20;
 
 /// How many mutations a client may have sent without a final answer.
 pub const IN_FLIGHT_MAX: u64 = 256;
@@ -365,10 +368,22 @@ pub struct MalformedMessage {
     pub message: String,
 }
 
+impl MalformedMessage {
+    /// Keeps the beginning: the parser quotes what it did not expect, however long that was.
+    fn new(error: serde_json::Error) -> MalformedMessage {
+        let mut message = error.to_string();
+        if let Some((cut, _)) = message.char_indices().nth(300) {
+            message.truncate(cut);
+            message.push('…');
+        }
+        MalformedMessage { message }
+    }
+}
+
 impl ClientMessage {
     /// Reads one frame. Safe on hostile input.
     pub fn from_json(text: &str) -> Result<ClientMessage, MalformedMessage> {
-        serde_json::from_str(text).map_err(|e| MalformedMessage { message: e.to_string() })
+        serde_json::from_str(text).map_err(MalformedMessage::new)
     }
     /// One frame.
     pub fn to_json(&self) -> String {
@@ -379,7 +394,7 @@ impl ClientMessage {
 impl ServerMessage {
     /// Reads one frame. Safe on hostile input.
     pub fn from_json(text: &str) -> Result<ServerMessage, MalformedMessage> {
-        serde_json::from_str(text).map_err(|e| MalformedMessage { message: e.to_string() })
+        serde_json::from_str(text).map_err(MalformedMessage::new)
     }
     /// One frame.
     pub fn to_json(&self) -> String {

@@ -84,3 +84,30 @@ pub(crate) fn module(input: TokenStream) -> Result<TokenStream> {
         };
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mistakes_are_explained() {
+        for (source, text) in [
+            (quote!(), "lists its reducers"),
+            (quote!(migrations: [a]), "lists its reducers"),
+            (quote!(a, b), "expected `migrations"),
+            (quote!(reducer: [a]), "expected `migrations"),
+            (quote!(reducers: [a], reducers: [b]), "listed twice"),
+            (quote!(5), "expected `migrations"),
+        ] {
+            let found = module(source.clone()).map(|t| t.to_string()).expect_err("refused").to_string();
+            assert!(found.contains(text), "{source}: {found}");
+        }
+    }
+
+    #[test]
+    fn the_constant_is_beside_the_function() {
+        let path = constant(&syn::parse_quote!(crate::tasks::add_task));
+        let expected: Path = syn::parse_quote!(crate::tasks::add_task_is_not_listed_in_reducers_module);
+        assert_eq!(quote!(#path).to_string(), quote!(#expected).to_string());
+    }
+}

@@ -252,9 +252,8 @@ fn write_directly(remote: &SharedRemote, sql: &str) {
     let db = Database::new(Arc::new(opened.volume), Arc::new(RemoteFetch::new(remote.clone())));
     let (connection, _) = db.connect().unwrap();
     connection.execute_batch(sql).unwrap();
-    let payload = |locals: &[graft::volume::LocalCommit]| Payload::of_sql(locals).encode();
     let id = CommitId(blake3::hash(sql.as_bytes()).as_bytes()[..16].try_into().unwrap());
-    block_on(push(&**remote, db.volume(), payload, || id, 3_000)).unwrap();
+    block_on(push(&**remote, db.volume(), Payload::of_plain_sql, || id, 3_000)).unwrap();
 }
 
 #[test]

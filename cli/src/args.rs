@@ -1,0 +1,255 @@
+//! What can be typed. Every flag that names a place has an environment variable of the same name.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+/// Where a server is, unless said otherwise.
+const DEFAULT_URL: &str = "http://127.0.0.1:4600";
+/// The embedded store, unless said otherwise.
+const DEFAULT_STORE: &str = "./graft-store";
+
+/// Multiplayer SQLite on object storage: serve volumes, deploy reducers, mutate, watch, query.
+///
+/// Exit codes: 0 done, 1 error, 2 a mutation that was rejected.
+#[derive(Debug, Parser)]
+#[command(name = "graft", version, propagate_version = true)]
+pub struct Args {
+    /// What to log to stderr: error, warn, info, debug, or a filter like `coordinator=debug`. [default:
+    /// info for serve, warn otherwise]
+    #[arg(long, env = "RUST_LOG", global = true, value_name = "FILTER", hide_env_values = true)]
+    pub log: Option<String>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve volumes over HTTP and WebSocket. Prints its URL on stdout when it is ready.
+    ///
+    /// Ctrl-C (or SIGTERM) stops it once everything accepted is durable; a second one stops it at once.
+    Serve(Serve),
+    /// Put a reducer module in force on a volume, and run its new migrations.
+    ///
+    /// Creates the volume if it is new. Deploying the same module again changes nothing.
+    Deploy(Deploy),
+    /// Call a reducer. Prints the outcome; a rejection prints its reason and exits 2.
+    Mutate(Mutate),
+    /// Watch a query: its rows first, then each change, one line a message, until Ctrl-C.
+    Subscribe(Subscribe),
+    /// Ask a volume once, through the server (sees what is accepted and not yet durable).
+    Query(Query),
+    /// Run SQL on a volume straight from the store, without a server.
+    Sql(Sql),
+    /// Look at the volumes of a store.
+    Volume(Volume),
+}
+
+/// Which server, which volume.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Target {
+    /// The volume's name.
+    #[arg(long, env = "GRAFT_VOLUME", value_name = "NAME")]
+    pub volume: String,
+    /// The server's URL.
+    #[arg(long, env = "GRAFT_URL", value_name = "URL", default_value = DEFAULT_URL)]
+    pub url: String,
+    /// Seconds to try to connect before giving up.
+    #[arg(long, env = "GRAFT_CONNECT_TIMEOUT", value_name = "SECONDS", default_value_t = 10)]
+    pub connect_timeout: u64,
+}
+
+/// Which object store.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Store {
+    /// The object store: a directory, file:///DIR, memory: or s3://BUCKET/PREFIX.
+    #[arg(long, env = "GRAFT_STORE", value_name = "URL", default_value = DEFAULT_STORE)]
+    pub store: String,
+}
+
+/// `graft serve`
+#[derive(Debug, ClapArgs)]
+pub struct Serve {
+    #[command(flatten)]
+    pub store: Store,
+    /// The address to listen on; port 0 picks a free one. Loopback only, until there is authentication.
+    #[arg(long, env = "GRAFT_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:4600")]
+    pub listen: SocketAddr,
+    /// A directory that keeps fetched pages across restarts. [default: memory alone]
+    #[arg(long, env = "GRAFT_DATA", value_name = "DIR")]
+    pub data: Option<PathBuf>,
+}
+
+/// `graft deploy`
+#[derive(Debug, ClapArgs)]
+pub struct Deploy {
+    /// The compiled reducer module.
+    #[arg(value_name = "MODULE.wasm")]
+    pub module: PathBuf,
+    #[command(flatten)]
+    pub target: Target,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How long `graft mutate` waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Wait {
+    /// Until it is applied; it may still be lost if the server dies.
+    Accepted,
+    /// Until it is in object storage.
+    Durable,
+}
+
+/// `graft mutate`
+#[derive(Debug, ClapArgs)]
+pub struct Mutate {
+    /// The reducer's name.
+    pub reducer: String,
+    /// Its arguments: a JSON object of parameter names and values.
+    #[arg(value_name = "JSON")]
+    pub args: String,
+    #[command(flatten)]
+    pub target: Target,
+    /// What to wait for.
+    #[arg(long, value_enum, default_value_t = Wait::Durable)]
+    pub wait: Wait,
+    /// Act as this client id (1 to 64 of A-Z a-z 0-9 - _), which must not be in use elsewhere at the same
+    /// time. [default: a fresh random one]
+    #[arg(long, env = "GRAFT_CLIENT", value_name = "ID")]
+    pub client: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `graft subscribe`
+#[derive(Debug, ClapArgs)]
+pub struct Subscribe {
+    /// One SELECT.
+    pub sql: String,
+    /// Its parameters: a JSON array (by position) or object (by name).
+    #[arg(long, value_name = "JSON")]
+    pub params: Option<String>,
+    /// Columns that identify a row, separated by commas. [default: `id`, or else the whole row]
+    #[arg(long, value_name = "COLUMNS", value_delimiter = ',')]
+    pub key: Option<Vec<String>>,
+    #[command(flatten)]
+    pub target: Target,
+    /// Print one JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `graft query`
+#[derive(Debug, ClapArgs)]
+pub struct Query {
+    /// One SELECT.
+    pub sql: String,
+    /// Its parameters: a JSON array (by position) or object (by name).
+    #[arg(long, value_name = "JSON")]
+    pub params: Option<String>,
+    #[command(flatten)]
+    pub target: Target,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `graft sql`
+#[derive(Debug, ClapArgs)]
+pub struct Sql {
+    /// One or more statements, separated by semicolons. The last one that returns rows is printed.
+    pub sql: String,
+    /// The volume's name.
+    #[arg(long, env = "GRAFT_VOLUME", value_name = "NAME")]
+    pub volume: String,
+    #[command(flatten)]
+    pub store: Store,
+    /// Allow changes, and commit them to the store before ending.
+    #[arg(long)]
+    pub write: bool,
+    /// A directory for the replica, kept for the next time. [default: a temporary one]
+    #[arg(long, env = "GRAFT_DATA", value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `graft volume`
+#[derive(Debug, ClapArgs)]
+pub struct Volume {
+    /// What to show.
+    #[command(subcommand)]
+    pub command: VolumeCommand,
+}
+
+/// What to show of volumes.
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// List the volumes of a store.
+    Ls {
+        #[command(flatten)]
+        store: Store,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one volume: identity, size, head, reducer module.
+    Info {
+        /// The volume's name.
+        name: String,
+        #[command(flatten)]
+        store: Store,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List a volume's commits, newest first.
+    Log {
+        /// The volume's name.
+        name: String,
+        #[command(flatten)]
+        store: Store,
+        /// Show at most so many.
+        #[arg(long, short = 'n', value_name = "COUNT")]
+        limit: Option<usize>,
+        /// Print one JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn the_documented_lines_parse() {
+        for line in [
+            "graft serve --store memory: --listen 127.0.0.1:0 --data d",
+            "graft deploy m.wasm --volume todo --url http://127.0.0.1:1",
+            "graft mutate add {} --volume todo --wait accepted --json --client c",
+            "graft subscribe SELECT --volume todo --params [] --json",
+            "graft query SELECT --volume todo --params {} --json",
+            "graft sql SELECT --volume todo --store memory: --write --data d --json",
+            "graft volume ls --store memory: --json",
+            "graft volume info todo --store memory: --json",
+            "graft volume log todo --store memory: --json",
+        ] {
+            assert!(Args::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! `graft serve`
+
+use anyhow::bail;
+use coordinator::{Config, Coordinator};
+
+use crate::args::Serve;
+use crate::{Outcome, output};
+
+pub async fn run(args: Serve) -> anyhow::Result<Outcome> {
+    let store = graft::remote::open(&args.store.store)?;
+    let mut config = Config::new(store, args.listen);
+    config.data = args.data;
+    let mut stop = Signals::new()?;
+    let running = tokio::select! {
+        running = Coordinator::start(config) => running?,
+        () = stop.next() => return Ok(Outcome::Done),
+    };
+    output::line(&format!("listening on {}", running.url()))?;
+    stop.next().await;
+    tokio::select! {
+        drained = running.shutdown() => {
+            if !drained {
+                bail!("stopped before everything accepted was durable; clients that are running resend it");
+            }
+            Ok(Outcome::Done)
+        }
+        () = stop.next() => bail!("stopped at once; clients that are running resend what was not durable"),
+    }
+}
+
+/// Ctrl-C and SIGTERM.
+pub struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    pub fn new() -> anyhow::Result<Signals> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Signals { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Waits for one of them.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! `graft sql`: SQLite on a volume, straight from the store.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, anyhow, bail};
+use graft::publish::PublishError;
+use graft::remote::SharedRemote;
+use graft::volume::{Options, PushError, Pushed, RemoteFetch, Volume, push};
+use graft::{CommitId, Lsn, VolumeName, catalog};
+use rand::Rng as _;
+use reducers_abi::Value;
+use rusqlite::types::ValueRef;
+use rusqlite::{Batch, Connection};
+use serde::Serialize;
+use serde_json::Value as Json;
+use sqlsync_layer::payload::Payload;
+use sqlsync_layer::value::to_json;
+use sqlsync_layer::vfs::Database;
+
+use crate::args::Sql;
+use crate::{Outcome, output};
+
+/// Times that a write is run again when another writer commits first.
+const TRIES_MAX: usize = 10;
+
+/// What the statements answered.
+#[derive(Debug, Default)]
+struct Answer {
+    /// Of the last statement that has columns.
+    columns: Vec<String>,
+    rows: Vec<Vec<Json>>,
+    /// Rows changed by all of them.
+    changes: u64,
+}
+
+#[derive(Serialize)]
+struct SqlLine<'a> {
+    columns: &'a [String],
+    rows: &'a [Vec<Json>],
+    changes: u64,
+    /// The commit that was read, or made.
+    lsn: Lsn,
+}
+
+pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
+    let name: VolumeName = args.volume.parse()?;
+    let remote = graft::remote::open(&args.store.store)?;
+    let id = catalog::resolve(&*remote, &name).await?;
+    let store = args.data.as_deref().map(graft::store::open).transpose()?;
+    let options = Options { store, ..Options::default() };
+    let volume = Arc::new(Volume::open(&*remote, id, options).await?.volume);
+    if volume.status().ahead > 0 && !args.write {
+        eprintln!("note: this replica holds local commits that the store does not have");
+    }
+    let fetch = Arc::new(RemoteFetch::new(remote.clone()));
+    let database = Database::new(volume.clone(), fetch);
+    let mut tries = 0;
+    let (answer, lsn) = loop {
+        let kept = volume.status().ahead;
+        let (database, sql, write) = (database.clone(), args.sql.clone(), args.write);
+        let ran = tokio::task::spawn_blocking(move || execute(&database, &sql, write)).await?;
+        let answer = ran.with_context(|| format!("volume `{name}`"))?;
+        if !args.write {
+            break (answer, volume.status().lsn);
+        }
+        tries += 1;
+        match publish(&remote, &volume).await {
+            Ok(Some(lsn)) => break (answer, lsn),
+            Ok(None) => break (answer, volume.status().lsn),
+            // Another writer committed first, so nothing of ours happened: run it again on top.
+            Err(PushError::Publish(PublishError::Rejected { .. })) if kept == 0 && tries < TRIES_MAX => {
+                volume.reset()?;
+                let pulled = volume.pull(&*remote).await?;
+                volume.absorb(pulled)?;
+            }
+            Err(error) if args.data.is_none() => {
+                return Err(anyhow!(error).context(format!("volume `{name}`: nothing is known to be committed")));
+            }
+            Err(error) => bail!("volume `{name}`: {error}; the change is kept in the data directory"),
+        }
+    };
+    if args.json {
+        output::json(&SqlLine { columns: &answer.columns, rows: &answer.rows, changes: answer.changes, lsn })?;
+        return Ok(Outcome::Done);
+    }
+    if !answer.columns.is_empty() {
+        output::line(&output::table(&answer.columns, &answer.rows))?;
+        output::line(&format!("({}, lsn {lsn})", output::count(answer.rows.len(), "row")))?;
+    }
+    if args.write {
+        output::line(&format!("{} changed, lsn {lsn}", output::count(answer.changes as usize, "row")))?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// Pushes what is local. `None` where there was nothing.
+async fn publish(remote: &SharedRemote, volume: &Volume) -> Result<Option<Lsn>, PushError> {
+    let mut unknown = 0;
+    loop {
+        let pushed = push(&**remote, volume, Payload::of_plain_sql, || CommitId(rand::rng().random()), now_ms()).await;
+        match pushed {
+            Ok(Pushed::Durable(lsn)) => return Ok(Some(lsn)),
+            Ok(Pushed::Nothing) => return Ok(None),
+            // The same bytes again, so that whichever try lands is the same commit.
+            Err(PushError::Publish(PublishError::Unknown { .. } | PublishError::Upload { .. })) if unknown < 3 => {
+                unknown += 1;
+                tokio::time::sleep(std::time::Duration::from_millis(100 << unknown)).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Runs every statement. Blocks.
+fn execute(database: &Arc<Database>, sql: &str, write: bool) -> anyhow::Result<Answer> {
+    let (connection, control) =
+        if write { database.connect()? } else { database.connect_read_only()? };
+    let ran = statements(&connection, sql);
+    let ended = if write && !connection.is_autocommit() {
+        connection.execute_batch("ROLLBACK")?;
+        Err(anyhow!("the SQL began a transaction and did not end it, so it was rolled back; add COMMIT"))
+    } else {
+        Ok(())
+    };
+    match ran {
+        Ok(answer) => ended.map(|()| answer),
+        Err(error) => Err(match control.take_failure() {
+            Some(cause) => anyhow!("{cause}"),
+            None if !write && is_read_only(&error) => anyhow!("the SQL changes the volume; allow it with --write"),
+            None => error.into(),
+        }),
+    }
+}
+
+fn statements(connection: &Connection, sql: &str) -> rusqlite::Result<Answer> {
+    let mut answer = Answer::default();
+    let mut batch = Batch::new(connection, sql);
+    while let Some(mut statement) = batch.next()? {
+        if statement.column_count() == 0 {
+            let changed = statement.raw_execute()?;
+            // SQLite answers the last change's count again for statements that change no rows.
+            if !statement.readonly() {
+                answer.changes += changed as u64;
+            }
+            continue;
+        }
+        let columns: Vec<String> = statement.column_names().iter().map(|name| (*name).to_owned()).collect();
+        let before = connection.total_changes();
+        let mut rows = Vec::new();
+        let mut found = statement.raw_query();
+        while let Some(row) = found.next()? {
+            let values: rusqlite::Result<Vec<Json>> = (0..columns.len()).map(|i| Ok(json(row.get_ref(i)?))).collect();
+            rows.push(values?);
+        }
+        answer.changes += connection.total_changes() - before;
+        (answer.columns, answer.rows) = (columns, rows);
+    }
+    Ok(answer)
+}
+
+fn json(value: ValueRef<'_>) -> Json {
+    to_json(&match value {
+        ValueRef::Null => Value::Null,
+        ValueRef::Integer(i) => Value::Integer(i),
+        ValueRef::Real(r) => Value::Real(r),
+        ValueRef::Text(text) => Value::Text(String::from_utf8_lossy(text).into_owned()),
+        ValueRef::Blob(bytes) => Value::Blob(bytes.to_vec()),
+    })
+}
+
+fn is_read_only(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::ReadOnly)
+}
+
+#[allow(clippy::disallowed_methods, reason = "a driver: it gives commits their time")]
+fn now_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}

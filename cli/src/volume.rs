@@ -1,0 +1,222 @@
+//! `graft volume`: what a store holds.
+
+use graft::format::commit::Head;
+use graft::remote::Remote;
+use graft::volume::{Opened, Options, Volume};
+use graft::{CommitId, Lsn, ModuleHash, VolumeId, VolumeName, catalog};
+use serde::Serialize;
+use serde_json::json;
+use sqlsync_layer::payload::{Op, Outcome as Applied, Payload};
+
+use crate::args::{Volume as Args, VolumeCommand};
+use crate::{Outcome, output};
+
+#[derive(Serialize)]
+struct Entry {
+    name: String,
+    id: VolumeId,
+}
+
+#[derive(Serialize)]
+struct Info {
+    name: String,
+    id: VolumeId,
+    store: String,
+    page_size: u32,
+    pages: u32,
+    lsn: Lsn,
+    /// Of the newest commit.
+    time_ms: Option<i64>,
+    module: Option<ModuleHash>,
+    schema: u32,
+    mutations: u64,
+}
+
+#[derive(Serialize)]
+struct Commit {
+    lsn: Lsn,
+    id: CommitId,
+    time_ms: i64,
+    pages: u32,
+    pages_written: u64,
+    segments: usize,
+    mutations: usize,
+    rejected: usize,
+    deployed: Option<ModuleHash>,
+}
+
+pub async fn run(args: Args) -> anyhow::Result<Outcome> {
+    match args.command {
+        VolumeCommand::Ls { store, json } => {
+            let remote = graft::remote::open(&store.store)?;
+            let mut entries = Vec::new();
+            for name in catalog::list(&*remote).await? {
+                let id = catalog::resolve(&*remote, &name).await?;
+                entries.push(Entry { name: name.to_string(), id });
+            }
+            if json {
+                output::json(&json!({ "volumes": entries }))?;
+            } else if entries.is_empty() {
+                output::line(&format!("no volumes in {}; `graft deploy` creates one", remote.url()))?;
+            } else {
+                let rows: Vec<_> = entries.iter().map(|e| vec![json!(e.name), json!(e.id)]).collect();
+                output::line(&output::table(&["name".into(), "id".into()], &rows))?;
+            }
+        }
+        VolumeCommand::Info { name, store, json } => {
+            let remote = graft::remote::open(&store.store)?;
+            let info = info(&*remote, &name.parse()?).await?;
+            if json {
+                output::json(&info)?;
+            } else {
+                let module = info.module.map_or("none".into(), |module| module.to_string());
+                for (what, value) in [
+                    ("name", info.name),
+                    ("id", info.id.to_string()),
+                    ("store", info.store),
+                    ("size", format!("{} pages of {} bytes", info.pages, info.page_size)),
+                    ("lsn", info.lsn.to_string()),
+                    ("changed", info.time_ms.map_or("never".into(), time)),
+                    ("module", module),
+                    ("schema", info.schema.to_string()),
+                    ("mutations", info.mutations.to_string()),
+                ] {
+                    output::line(&format!("{what:<10} {value}"))?;
+                }
+            }
+        }
+        VolumeCommand::Log { name, store, limit, json } => {
+            let remote = graft::remote::open(&store.store)?;
+            let opened = open(&*remote, &name.parse()?).await?.1;
+            let commits: Vec<Commit> = opened
+                .heads
+                .iter()
+                .rev()
+                .take(limit.unwrap_or(usize::MAX))
+                .map(commit)
+                .collect::<anyhow::Result<_>>()?;
+            if json {
+                for commit in &commits {
+                    output::json(commit)?;
+                }
+            } else {
+                output::line(&log_table(&commits))?;
+            }
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+async fn open(remote: &dyn Remote, name: &VolumeName) -> anyhow::Result<(VolumeId, Opened)> {
+    let id = catalog::resolve(remote, name).await?;
+    Ok((id, Volume::open(remote, id, Options::default()).await?))
+}
+
+async fn info(remote: &dyn Remote, name: &VolumeName) -> anyhow::Result<Info> {
+    let (id, opened) = open(remote, name).await?;
+    let (mut module, mut schema, mut mutations) = (None, 0, 0);
+    for head in &opened.heads {
+        for record in Payload::decode(head)?.records {
+            match (record.op, record.outcome) {
+                (Op::Mutation(_), Applied::Applied) => mutations += 1,
+                (Op::Deploy { module: deployed, schema: reached, .. }, Applied::Applied) => {
+                    (module, schema) = (Some(deployed), reached);
+                }
+                (Op::Mutation(_) | Op::Deploy { .. }, Applied::Rejected(_)) => {}
+            }
+        }
+    }
+    let status = opened.volume.status();
+    Ok(Info {
+        name: name.to_string(),
+        id,
+        store: remote.url(),
+        page_size: opened.volume.page_size().get(),
+        pages: status.pages,
+        lsn: status.lsn,
+        time_ms: opened.heads.last().map(|head| head.time_ms),
+        module,
+        schema,
+        mutations,
+    })
+}
+
+fn commit(head: &Head) -> anyhow::Result<Commit> {
+    let (mut mutations, mut rejected, mut deployed) = (0, 0, None);
+    for record in Payload::decode(head)?.records {
+        match (record.op, record.outcome) {
+            (Op::Mutation(_), Applied::Applied) => mutations += 1,
+            (Op::Deploy { module, .. }, Applied::Applied) => deployed = Some(module),
+            (Op::Mutation(_) | Op::Deploy { .. }, Applied::Rejected(_)) => rejected += 1,
+        }
+    }
+    Ok(Commit {
+        lsn: head.lsn,
+        id: head.id,
+        time_ms: head.time_ms,
+        pages: head.pages,
+        pages_written: head.set.len(),
+        segments: head.segments.len(),
+        mutations,
+        rejected,
+        deployed,
+    })
+}
+
+fn log_table(commits: &[Commit]) -> String {
+    let columns = ["lsn", "time", "pages", "written", "what"].map(String::from);
+    let rows: Vec<_> = commits
+        .iter()
+        .map(|c| {
+            let mut what = Vec::new();
+            if let Some(module) = c.deployed {
+                what.push(format!("deploy {}", &module.to_string()[..12]));
+            }
+            if c.mutations > 0 {
+                what.push(output::count(c.mutations, "mutation"));
+            }
+            if c.rejected > 0 {
+                what.push(format!("{} rejected", c.rejected));
+            }
+            if what.is_empty() {
+                what.push("SQL".into());
+            }
+            vec![json!(c.lsn), json!(time(c.time_ms)), json!(c.pages), json!(c.pages_written), json!(what.join(", "))]
+        })
+        .collect();
+    output::table(&columns, &rows)
+}
+
+/// `2026-11-22 03:04:05.678 UTC`, by Howard Hinnant's civil-from-days.
+fn time(ms: i64) -> String {
+    let (days, ms) = (ms.div_euclid(86_400_000), ms.rem_euclid(86_400_000));
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (h, m, s) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
+    format!("{year:04}-{month:02}-{day:02} {h:02}:{m:02}:{s:02}.{:03} UTC", ms % 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_utc_dates() {
+        for (ms, text) in [
+            (0, "1970-01-01 00:00:00.000 UTC"),
+            (-1, "1969-12-31 23:59:59.999 UTC"),
+            (951_782_400_000, "2000-02-29 00:00:00.000 UTC"),
+            (1_795_316_645_678, "2026-11-22 03:04:05.678 UTC"),
+            (4_107_542_400_000, "2100-03-01 00:00:00.000 UTC"),
+        ] {
+            assert_eq!(time(ms), text);
+        }
+    }
+}

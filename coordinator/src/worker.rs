@@ -1,0 +1,304 @@
+//! The thread of one volume's actor.
+//!
+//! SQLite runs inside the actor, so it has a thread of its own. The thread takes what is at hand from
+//! one bounded channel, lets the actor flush, and carries out its outputs: messages go to outboxes,
+//! publications, pulls and waits to tokio, whose results come back through the same channel. So one
+//! batch is published while the next fills.
+//!
+//! Invariants: the thread never waits for a socket; a message's outputs are in the outbox before its
+//! [`Turn`] is given back, so that a reader that waits for turns sees how full the outbox is; a panic
+//! ends this volume alone: its sessions are told `unavailable` and the next use opens it anew.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use graft::ModuleHash;
+use graft::publish::{Prepared, PublishError, Published};
+use graft::pull::{PullError, Pulled};
+use graft::remote::SharedRemote;
+use graft::volume::Volume;
+use rand::Rng as _;
+use rand::rngs::StdRng;
+use sqlsync_layer::actor::{Deployed, Input, Output, RequestId, SessionId};
+use sqlsync_layer::protocol::{ClientId, ClientMessage, Reason, codes};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use crate::clock;
+use crate::outbox::{Outbox, Pushed};
+
+/// Work waiting for one volume; senders wait beyond it.
+const WORK_MAX: usize = 1024;
+
+/// Work taken before the actor flushes.
+const TAKE_MAX: usize = 512;
+
+/// A session's share of the thread, given back when its message was handled and answered.
+pub(crate) type Turn = OwnedSemaphorePermit;
+
+/// What a worker is asked to do.
+#[derive(Debug)]
+pub(crate) enum Work {
+    Connect { session: SessionId, client: ClientId, outbox: Arc<Outbox> },
+    Receive { session: SessionId, message: ClientMessage, turn: Turn },
+    Disconnect { session: SessionId },
+    /// The outbox has room again.
+    Relieved { session: SessionId },
+    Deploy { module: ModuleHash, reply: oneshot::Sender<Result<Deployed, Reason>> },
+    Published(Result<Published, PublishError>),
+    Pulled(Result<Pulled, PullError>),
+    Woken,
+    /// Take no more mutations; answer when everything accepted is durable.
+    Shutdown { drained: oneshot::Sender<()> },
+}
+
+/// The actor as the worker drives it.
+pub(crate) trait Machine {
+    fn handle(&mut self, input: Input);
+    fn flush(&mut self);
+    fn take_outputs(&mut self) -> Vec<Output>;
+}
+
+/// Makes the machine on its thread.
+pub(crate) type OpenMachine = Box<dyn FnOnce() -> Result<Box<dyn Machine>, String> + Send>;
+
+/// What publications and pulls go to.
+pub(crate) trait Storage: Send + Sync + 'static {
+    fn publish(&self, prepared: Arc<Prepared>) -> BoxFuture<'static, Result<Published, PublishError>>;
+    fn pull(&self) -> BoxFuture<'static, Result<Pulled, PullError>>;
+}
+
+/// [`Storage`] of one volume in the object store.
+pub(crate) struct RemoteStorage {
+    pub(crate) remote: SharedRemote,
+    pub(crate) volume: Arc<Volume>,
+}
+
+impl Storage for RemoteStorage {
+    fn publish(&self, prepared: Arc<Prepared>) -> BoxFuture<'static, Result<Published, PublishError>> {
+        let remote = self.remote.clone();
+        Box::pin(async move { graft::publish::publish(&*remote, &prepared).await })
+    }
+    fn pull(&self) -> BoxFuture<'static, Result<Pulled, PullError>> {
+        let (remote, volume) = (self.remote.clone(), self.volume.clone());
+        Box::pin(async move { volume.pull(&*remote).await })
+    }
+}
+
+/// Starts a worker and waits until its machine is open. The thread ends when the sender and its clones
+/// are dropped.
+pub(crate) async fn start(
+    name: &str,
+    open: OpenMachine,
+    storage: Arc<dyn Storage>,
+) -> Result<mpsc::Sender<Work>, String> {
+    let (sender, receiver) = mpsc::channel(WORK_MAX);
+    let (ready, opened) = oneshot::channel();
+    let runtime = Handle::current();
+    let (weak, volume) = (sender.downgrade(), name.to_owned());
+    let thread = std::thread::Builder::new().name(format!("volume {name}")).spawn(move || {
+        let _span = tracing::info_span!("volume", name = volume).entered();
+        let machine = match std::panic::catch_unwind(AssertUnwindSafe(open)) {
+            Ok(Ok(machine)) => machine,
+            Ok(Err(message)) => return tell(ready, Err(message)),
+            Err(panic) => return tell(ready, Err(format!("it panicked while opening: {}", text(&*panic)))),
+        };
+        tell(ready, Ok(()));
+        let mut worker = Worker {
+            machine,
+            storage,
+            runtime,
+            receiver,
+            sender: weak,
+            rng: clock::rng(),
+            sessions: HashMap::new(),
+            deploys: HashMap::new(),
+            requests: 0,
+            drained: Vec::new(),
+        };
+        let ran = std::panic::catch_unwind(AssertUnwindSafe(|| worker.run()));
+        if let Err(panic) = ran {
+            tracing::error!(panic = text(&*panic), "the actor panicked; its sessions are closed");
+            worker.abandon();
+        }
+        tracing::debug!("worker ended");
+    });
+    if let Err(error) = thread {
+        return Err(format!("no thread for it: {error}"));
+    }
+    match opened.await {
+        Ok(Ok(())) => Ok(sender),
+        Ok(Err(message)) => Err(message),
+        Err(_) => Err("its thread ended while opening".into()),
+    }
+}
+
+struct Worker {
+    machine: Box<dyn Machine>,
+    storage: Arc<dyn Storage>,
+    runtime: Handle,
+    receiver: mpsc::Receiver<Work>,
+    /// Weak, so that the channel closes when everyone else has gone.
+    sender: mpsc::WeakSender<Work>,
+    rng: StdRng,
+    sessions: HashMap<SessionId, Arc<Outbox>>,
+    deploys: HashMap<RequestId, oneshot::Sender<Result<Deployed, Reason>>>,
+    requests: u64,
+    drained: Vec<oneshot::Sender<()>>,
+}
+
+impl Worker {
+    fn run(&mut self) {
+        let mut turns = Vec::new();
+        while let Some(work) = self.receiver.blocking_recv() {
+            self.take(work, &mut turns);
+            for _ in 1..TAKE_MAX {
+                match self.receiver.try_recv() {
+                    Ok(work) => self.take(work, &mut turns),
+                    Err(mpsc::error::TryRecvError::Empty | mpsc::error::TryRecvError::Disconnected) => break,
+                }
+            }
+            self.machine.flush();
+            self.carry_out();
+            turns.clear();
+        }
+    }
+
+    fn take(&mut self, work: Work, turns: &mut Vec<Turn>) {
+        let input = match work {
+            Work::Connect { session, client, outbox } => {
+                tracing::info!(session = session.0, %client, "connected");
+                self.sessions.insert(session, outbox);
+                Input::Connect { session, client }
+            }
+            Work::Receive { session, message, turn } => {
+                turns.push(turn);
+                Input::Receive { session, message, seed: self.rng.random(), now_ms: clock::now_ms() }
+            }
+            Work::Disconnect { session } => {
+                if self.sessions.remove(&session).is_none() {
+                    return;
+                }
+                tracing::info!(session = session.0, "disconnected");
+                Input::Disconnect { session }
+            }
+            Work::Relieved { session } => {
+                // Full again meanwhile: another one will follow.
+                if self.sessions.get(&session).is_none_or(|outbox| outbox.is_congested()) {
+                    return;
+                }
+                Input::Relieved { session }
+            }
+            Work::Deploy { module, reply } => {
+                self.requests += 1;
+                let request = RequestId(self.requests);
+                self.deploys.insert(request, reply);
+                Input::Deploy { request, module, now_ms: clock::now_ms(), seed: self.rng.random() }
+            }
+            Work::Published(result) => Input::Published(result),
+            Work::Pulled(result) => Input::Pulled(result),
+            Work::Woken => Input::Woken,
+            Work::Shutdown { drained } => {
+                self.drained.push(drained);
+                Input::Shutdown
+            }
+        };
+        self.machine.handle(input);
+    }
+
+    /// Carries out outputs until there are none.
+    fn carry_out(&mut self) {
+        loop {
+            let outputs = self.machine.take_outputs();
+            if outputs.is_empty() {
+                return;
+            }
+            for output in outputs {
+                self.output(output);
+            }
+        }
+    }
+
+    fn output(&mut self, output: Output) {
+        match output {
+            Output::Send { session, message } => {
+                let Some(outbox) = self.sessions.get(&session) else { return };
+                match outbox.push(message) {
+                    Pushed::Fits => {}
+                    Pushed::Congested => self.machine.handle(Input::Congested { session }),
+                    Pushed::Overflow => {
+                        tracing::warn!(session = session.0, "gave up a client that does not read");
+                        self.sessions.remove(&session);
+                        self.machine.handle(Input::Disconnect { session });
+                    }
+                    // Its socket is gone; `Disconnect` is on its way.
+                    Pushed::Closed => {}
+                }
+            }
+            Output::Publish(prepared) => {
+                let publishing = self.storage.publish(prepared);
+                self.report(async { Work::Published(publishing.await) });
+            }
+            Output::Pull { from } => {
+                tracing::debug!(%from, "pulling");
+                let pulling = self.storage.pull();
+                self.report(async { Work::Pulled(pulling.await) });
+            }
+            Output::Wake { after_ms } => self.report(async move {
+                tokio::time::sleep(Duration::from_millis(after_ms)).await;
+                Work::Woken
+            }),
+            Output::Deployed { request, result } => {
+                if let Some(reply) = self.deploys.remove(&request) {
+                    tell(reply, result);
+                }
+            }
+            Output::Drained => {
+                for drained in self.drained.drain(..) {
+                    tell(drained, ());
+                }
+            }
+        }
+    }
+
+    /// Runs a task whose result is work for this worker, if it still runs then.
+    fn report(&self, task: impl Future<Output = Work> + Send + 'static) {
+        let sender = self.sender.clone();
+        self.runtime.spawn(async move {
+            let work = task.await;
+            if let Some(sender) = sender.upgrade()
+                && sender.send(work).await.is_err()
+            {
+                tracing::debug!("a result came after its worker ended");
+            }
+        });
+    }
+
+    /// After a panic: ends every session. Dropping the replies tells the others.
+    fn abandon(&mut self) {
+        let reason = Reason::new(codes::UNAVAILABLE, "the volume failed and is opened anew; connect again");
+        for outbox in self.sessions.values() {
+            outbox.close(Some(reason.clone()));
+        }
+    }
+}
+
+/// Answers somebody who may have stopped waiting.
+fn tell<T>(reply: oneshot::Sender<T>, value: T) {
+    if reply.send(value).is_err() {
+        tracing::debug!("the caller stopped waiting");
+    }
+}
+
+/// What a panic said.
+fn text(panic: &(dyn Any + Send)) -> &str {
+    let literal = panic.downcast_ref::<&str>().copied();
+    literal.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
+}
+
+#[cfg(test)]
+mod tests;

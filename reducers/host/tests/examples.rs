@@ -1,0 +1,106 @@
+//! The example modules as wasm: the same calls leave the same database as their source run natively.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use reducers::Native;
+use reducers::testkit::TestDb;
+use reducers_abi::{Entry, Failure, Runtime, Value};
+use reducers_host::{Host, HostLimits};
+
+/// The wasm of an example, as `cargo xtask build` leaves it.
+fn wasm(name: &str) -> Vec<u8> {
+    let folder = std::env::var_os("GRAFT_REDUCERS").map(PathBuf::from);
+    let folder =
+        folder.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/reducers"));
+    let path = folder.join(format!("{name}.wasm"));
+    std::fs::read(&path).unwrap_or_else(|error| {
+        panic!("{}: {error}; run `cargo xtask build`, or set GRAFT_REDUCERS to its folder", path.display())
+    })
+}
+
+fn pair(name: &str, module: &'static reducers::Module) -> (TestDb, TestDb) {
+    let host = Host::new(HostLimits::default()).unwrap();
+    let loaded = host.load(&wasm(name)).unwrap();
+    assert_eq!(loaded.description(), &module.description(), "{name}.wasm is of another source: build it again");
+    (TestDb::on(loaded), TestDb::on(Arc::new(Native::new(module))))
+}
+
+/// splitmix64, by its SDK.
+use reducers::random::Random;
+
+fn text(text: &str) -> Value {
+    Value::Text(text.to_owned())
+}
+
+/// A thousand random calls, good and bad: each ends the same way on both sides, and leaves the same.
+#[test]
+fn todo_on_wasm_equals_todo_natively() {
+    for seed in 0..5 {
+        let mut random = Random::new(seed);
+        let (mut wasm, mut native) = pair("todo", &todo_reducer::MODULE);
+        let mut refused = 0;
+        for step in 0..200 {
+            let id = |random: &mut Random, kind: &str| text(&format!("{kind}{}", random.below(12)));
+            let titles = ["Äpfel", "", "  ", "%s", "'; DROP TABLE tasks", "\0", "字"];
+            let title = text(titles[random.below(titles.len() as u64) as usize]);
+            let (name, args) = match random.below(8) {
+                0 => ("create_list", vec![id(&mut random, "l"), title]),
+                1..=3 => ("add_task", vec![id(&mut random, "t"), id(&mut random, "l"), title]),
+                4 => ("set_done", vec![id(&mut random, "t"), Value::Integer(random.below(2) as i64)]),
+                5 => ("rename_task", vec![id(&mut random, "t"), title]),
+                6 => {
+                    let positions = [1.5, -0.0, 1e300, f64::INFINITY, f64::NAN];
+                    let position = Value::Real(positions[random.below(5) as usize]);
+                    ("move_task", vec![id(&mut random, "t"), position])
+                }
+                _ => ("delete_task", vec![id(&mut random, "t")]),
+            };
+            let outcome = wasm.run(Entry::Reducer { name, args: &args });
+            refused += usize::from(outcome.is_err());
+            if args.iter().any(|arg| matches!(arg, Value::Real(r) if r.is_nan())) {
+                // The boundary makes it NULL, and a native call without one does not.
+                assert!(outcome.is_err(), "seed {seed}, step {step}");
+                continue;
+            }
+            let natively = native.run(Entry::Reducer { name, args: &args });
+            assert_eq!(outcome, natively, "seed {seed}, step {step}, {name} {args:?}");
+        }
+        assert_eq!(wasm.dump(), native.dump(), "seed {seed}");
+        assert!((20..190).contains(&refused), "seed {seed}: {refused} of 200 were refused");
+    }
+}
+
+#[test]
+fn notes_on_wasm_equal_notes_natively() {
+    let (mut wasm, mut native) = pair("notes", &notes_reducer::MODULE);
+    for db in [&mut wasm, &mut native] {
+        let mut run = |name, args: &[Value]| db.run(Entry::Reducer { name, args });
+        run("create_note", &[Value::Null, text("without an id")]).unwrap();
+        run("create_note", &[text("n"), text("one")]).unwrap();
+        run("edit_note", &[text("n"), text("two")]).unwrap();
+        let long = "x".repeat(65_537);
+        assert!(run("edit_note", &[text("n"), text(&long)]).is_err());
+    }
+    assert_eq!(wasm.dump(), native.dump());
+    assert!(wasm.dump().contains("without an id"), "{}", wasm.dump());
+}
+
+/// An argument that does not fit is refused by the guest in words, also on wasm.
+#[test]
+fn wasm_refuses_wrong_arguments_in_words() {
+    let (mut wasm, _) = pair("todo", &todo_reducer::MODULE);
+    let outcome = wasm.run(Entry::Reducer { name: "delete_task", args: &[Value::Integer(1)] });
+    assert_eq!(outcome, Err(Failure::Refused { message: "argument `id`: expected text, found an integer".into() }));
+    let outcome = wasm.run(Entry::Reducer { name: "delete_task", args: &[] });
+    assert_eq!(outcome.unwrap_err().to_string(), "delete_task takes 1 arguments, and 0 were given");
+}
+
+/// What a browser has to load. Measured: 53 KiB and 43 KiB.
+#[test]
+fn the_examples_are_small() {
+    for name in ["todo", "notes"] {
+        let bytes = wasm(name).len();
+        assert!(bytes < 100_000, "{name}.wasm has {bytes} bytes");
+    }
+}
