@@ -6,12 +6,32 @@
 //! resets to what is durable and runs every unpublished mutation again, in order.
 //!
 //! The driver owns sockets, clocks, randomness and the object store. It feeds [`Input`]s, calls
-//! [`Actor::flush`] when it has no more of them at hand, and carries out the [`Output`]s in order.
+//! [`Actor::flush`] when it has no more of them at hand, and carries out the [`Output`]s in order
+//! ([`Actor::take_outputs`]).
 //! SQLite runs inside `handle` and `flush`, so an actor belongs on a thread of its own; pages that
 //! are missing are fetched inside them too, through [`graft::volume::Fetch`].
 //!
+//! ```text
+//!   Idle ─seal→ Publishing ─won→ Idle
+//!                  │  ↑ Woken
+//!                  ├─unknown→ PublishLater
+//!                  └─rejected→ Pulling ─reset, absorb, replay→ Idle
+//!                                 │  ↑ Woken
+//!                                 └─failed→ PullLater
+//! ```
+//!
+//! A page or module that cannot be fetched blocks the batch that needs it, and no mutation is
+//! rejected for it: the batch runs again after a [`Output::Wake`].
+//!
 //! Invariants: `Durable` and `Rejected` go out only for what object storage holds; at most one
 //! publication is in flight; seqs of a client are applied in order and once.
+
+mod args;
+mod batch;
+mod core;
+mod queries;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,6 +39,7 @@ use std::sync::Arc;
 use graft::{Lsn, ModuleHash};
 use reducers_abi::Runtime;
 
+pub use self::core::{Actor, Metrics, OpenError};
 use crate::protocol::{At, ClientId, ClientMessage, Reason, ServerMessage};
 
 /// A connection, numbered by the driver; never reused.
@@ -98,11 +119,8 @@ pub enum Output {
     },
     /// Run [`graft::publish::publish`] and answer [`Input::Published`].
     Publish(Arc<graft::publish::Prepared>),
-    /// Run [`graft::pull::pull`] from this LSN and answer [`Input::Pulled`].
-    Pull {
-        /// The newest commit known.
-        from: Lsn,
-    },
+    /// Run [`graft::volume::Volume::pull`] and answer [`Input::Pulled`].
+    Pull,
     /// Answer [`Input::Woken`] after this many milliseconds: the object store failed and is tried again.
     Wake {
         /// How long.
@@ -166,7 +184,8 @@ impl Outgoing {
     pub fn is_rows(&self) -> bool {
         matches!(
             self,
-            Outgoing::Shared { .. } | Outgoing::Message(ServerMessage::Snapshot { .. } | ServerMessage::Delta { .. })
+            Outgoing::Shared { .. }
+                | Outgoing::Message(ServerMessage::Snapshot { .. } | ServerMessage::Delta { .. })
         )
     }
 }
@@ -199,6 +218,13 @@ pub enum ModuleError {
     },
 }
 
+impl ModuleError {
+    /// Whether trying again may help.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, ModuleError::Unavailable { .. })
+    }
+}
+
 /// Bounds of one volume's actor.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -210,6 +236,8 @@ pub struct Limits {
     pub query_bytes_max: usize,
     /// Virtual machine steps a query may take (SQLite's progress handler counts them).
     pub query_steps_max: u64,
+    /// The same for one mutation's SQL.
+    pub mutation_steps_max: u64,
     /// Subscriptions of one connection.
     pub subscriptions_max: usize,
 }
@@ -221,6 +249,7 @@ impl Default for Limits {
             query_rows_max: 50_000,
             query_bytes_max: 16 << 20,
             query_steps_max: 200_000_000,
+            mutation_steps_max: 200_000_000,
             subscriptions_max: 256,
         }
     }

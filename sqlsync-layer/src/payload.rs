@@ -108,8 +108,7 @@ impl Payload {
     /// The payload of one commit that rolls up local commits made by plain SQL: their marks, no
     /// mutations. For [`graft::volume::push`].
     pub fn of_plain_sql(locals: &[LocalCommit]) -> Bytes {
-        let none = Marks { allocator: false, schema: false };
-        let marks = locals.iter().fold(none, |all, local| all.union(local_marks(&local.payload)));
+        let marks = locals.iter().fold(Marks::default(), |all, local| all.union(local_marks(&local.payload)));
         Payload { marks: marks.to_byte(), records: Vec::new() }.encode()
     }
 

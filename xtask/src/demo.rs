@@ -118,6 +118,8 @@ impl Place {
 struct Demo {
     graft: PathBuf,
     url: String,
+    /// For the logs of the programs started here.
+    dir: PathBuf,
     store: String,
     server: Process,
     people: Vec<(&'static str, Process, List)>,
@@ -150,7 +152,8 @@ impl Demo {
             }
         };
         println!("{url}");
-        Ok(Demo { graft, url, store, server, people: Vec::new(), events, sender, stop })
+        let dir = place.dir.clone();
+        Ok(Demo { graft, url, dir, store, server, people: Vec::new(), events, sender, stop })
     }
 
     /// The script.
@@ -189,7 +192,7 @@ impl Demo {
     /// Opens a live query and waits for its first rows.
     fn subscribe(&mut self, who: &'static str) -> anyhow::Result<()> {
         say(who, &format!("$ graft subscribe {} --volume {VOLUME} --params '{PARAMS}'", quoted(QUERY)));
-        let log = std::env::temp_dir().join(format!("graft-demo-{}-{who}.log", std::process::id()));
+        let log = self.dir.join(format!("{who}.log"));
         let args = ["subscribe", QUERY, "--volume", VOLUME, "--params", PARAMS, "--url", &self.url, "--json"];
         let mut process = Process::start(&self.graft, &args, &log)?;
         let sender = self.sender.clone();

@@ -58,7 +58,8 @@ impl Clock {
             ticks: AtomicU64::new(0),
         });
         let theirs = shared.clone();
-        let thread = std::thread::Builder::new().name("reducer-clock".into()).spawn(move || run(&theirs, tick))?;
+        let thread =
+            std::thread::Builder::new().name("reducer-clock".into()).spawn(move || run(&theirs, tick))?;
         Ok(Clock { shared, concurrent_max: concurrent_max.max(1), thread: Some(thread) })
     }
 

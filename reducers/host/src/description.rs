@@ -32,7 +32,9 @@ pub(crate) fn check(description: &Description) -> Result<(), LoadError> {
     }
     for (found, expected) in description.migrations.iter().zip(1u32..) {
         if *found != expected {
-            return wrong(format!("migration {found} stands where {expected} should: versions go 1, 2, 3, …"));
+            return wrong(format!(
+                "migration {found} stands where {expected} should: versions go 1, 2, 3, …"
+            ));
         }
     }
     Ok(())
@@ -87,7 +89,10 @@ mod tests {
             (vec![], vec![], vec![1, 3]),
         ] {
             let found = check(&described(&names, &params, &migrations));
-            assert!(matches!(found, Err(LoadError::Description { .. })), "{names:?} {params:?} {migrations:?}");
+            assert!(
+                matches!(found, Err(LoadError::Description { .. })),
+                "{names:?} {params:?} {migrations:?}"
+            );
         }
     }
 }

@@ -16,7 +16,9 @@ pub struct HostError {
 #[non_exhaustive]
 pub enum LoadError {
     /// There are too many of them.
-    #[error("the module has {found} bytes, and at most {max} are allowed: build it with optimisation and strip it")]
+    #[error(
+        "the module has {found} bytes, and at most {max} are allowed: build it with optimisation and strip it"
+    )]
     TooLarge {
         /// Bytes.
         found: usize,
@@ -63,7 +65,10 @@ pub enum LoadError {
         name: &'static str,
     },
     /// It was made for another version of the ABI.
-    #[error("the module speaks ABI version {found}, and this host speaks {}", reducers_abi::codec::ABI_VERSION)]
+    #[error(
+        "the module speaks ABI version {found}, and this host speaks {}",
+        reducers_abi::codec::ABI_VERSION
+    )]
     Version {
         /// Its version.
         found: u32,

@@ -225,7 +225,9 @@ impl State {
             if fits {
                 sql.log(line);
             } else if fitted {
-                sql.log(&format!("(a run logs at most {lines} lines and {bytes} bytes; the rest is dropped)"));
+                sql.log(&format!(
+                    "(a run logs at most {lines} lines and {bytes} bytes; the rest is dropped)"
+                ));
             }
         }
         if !fits {
@@ -255,7 +257,9 @@ impl ResourceLimiter for Growth {
         if desired <= TABLE_ELEMENTS_MAX {
             return Ok(true);
         }
-        Err(limit(format!("the reducer wanted a table of {desired} elements, at most {TABLE_ELEMENTS_MAX} are allowed")))
+        Err(limit(format!(
+            "the reducer wanted a table of {desired} elements, at most {TABLE_ELEMENTS_MAX} are allowed"
+        )))
     }
 }
 
@@ -299,7 +303,9 @@ fn statement<'a>(
 ) -> Result<(&'a str, Vec<reducers_abi::Value>), Error> {
     let (found, max) = (u64::from(sql.1) + u64::from(params.1), limits.statement_bytes);
     if found > max as u64 {
-        return Err(limit(format!("a statement and its parameters have {found} bytes, at most {max} are allowed")));
+        return Err(limit(format!(
+            "a statement and its parameters have {found} bytes, at most {max} are allowed"
+        )));
     }
     let sql = text(memory, "a statement", sql.0, sql.1)?;
     let params = slice(memory, "a parameter list", params.0, params.1)?;

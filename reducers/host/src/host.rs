@@ -8,8 +8,8 @@ use wasmtime::{Config, Engine, InstanceAllocationStrategy, Linker, PoolingAlloca
 
 use crate::clock::Clock;
 use crate::guest::{self, State, TABLE_ELEMENTS_MAX};
-use reducers_abi::Runtime;
 use crate::{HostError, HostLimits, LoadError, WasmModule};
+use reducers_abi::Runtime;
 
 /// A module's name: the SHA-256 of its bytes.
 pub fn module_hash(bytes: &[u8]) -> [u8; 32] {

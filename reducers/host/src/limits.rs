@@ -65,3 +65,36 @@ impl Default for HostLimits {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The limits that `docs/reducer-abi.md` promises are the defaults.
+    #[test]
+    fn the_document_says_the_defaults() {
+        let document = include_str!("../../../docs/reducer-abi.md");
+        let words = document.split_whitespace().collect::<Vec<_>>().join(" ");
+        let limits = HostLimits::default();
+        let mib = |bytes: usize| format!("{} MiB", bytes >> 20);
+        let kib = |bytes: usize| format!("{} KiB", bytes >> 10);
+        let thousands = |n: usize| match n / 1_000_000 {
+            0 => format!("{},{:03}", n / 1_000, n % 1_000),
+            millions => format!("{millions},{:03},{:03}", n / 1_000 % 1_000, n % 1_000),
+        };
+        for promise in [
+            format!("{} of memory", mib(limits.memory_bytes)),
+            format!("{} of stack", kib(limits.stack_bytes)),
+            format!("{} s of computing and {} s in all", limits.time.as_secs(), limits.time_total.as_secs()),
+            format!("{} host calls", thousands(limits.calls as usize)),
+            format!("{} rows and {} for one query", thousands(limits.query_rows), mib(limits.query_bytes)),
+            format!("{} for a statement", mib(limits.statement_bytes)),
+            format!("{} table elements", thousands(crate::guest::TABLE_ELEMENTS_MAX)),
+            format!("{} for a description or outcome", mib(limits.description_bytes)),
+            format!("cut after {}", kib(limits.message_bytes)),
+            format!("{} lines or {} are kept", thousands(limits.log_lines), kib(limits.log_bytes)),
+        ] {
+            assert!(words.contains(&promise), "docs/reducer-abi.md does not say: {promise}");
+        }
+    }
+}

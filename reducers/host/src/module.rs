@@ -141,7 +141,9 @@ fn handed_over<'a>(
 ) -> Result<&'a [u8], Failure> {
     let (at, len) = ((packed >> 32) as u32, packed as u32);
     if len as usize > max {
-        return Err(Failure::Limit { message: format!("its {what} has {len} bytes, at most {max} are allowed") });
+        return Err(Failure::Limit {
+            message: format!("its {what} has {len} bytes, at most {max} are allowed"),
+        });
     }
     let memory = store.data().memory.ok_or_else(|| guest::broken("no memory"))?.data(store);
     let range = guest::range(memory.len(), at, len).ok_or_else(|| {

@@ -137,7 +137,10 @@ fn missing_exports_are_named() {
     )
     .unwrap();
     let error = bytes_refused(&other);
-    assert!(matches!(&error, LoadError::Type { name, .. } if name == "export graft_abi_version"), "{error:?}");
+    assert!(
+        matches!(&error, LoadError::Type { name, .. } if name == "export graft_abi_version"),
+        "{error:?}"
+    );
 }
 
 #[test]
@@ -160,7 +163,10 @@ fn proposals_that_are_off_are_refused() {
 #[test]
 fn a_memory_that_starts_beyond_the_limit_is_refused() {
     let error = refused(Parts { memory: r#"(memory (export "memory") 17)"#, ..Parts::default() });
-    assert!(matches!(error, LoadError::Invalid { .. } | LoadError::Describe(Failure::Limit { .. })), "{error:?}");
+    assert!(
+        matches!(error, LoadError::Invalid { .. } | LoadError::Describe(Failure::Limit { .. })),
+        "{error:?}"
+    );
 }
 
 #[test]
@@ -221,7 +227,10 @@ fn unknown_entries_are_refused() {
     let mut run = |entry| module.run(&Call { entry, user: "", now_ms: 0, seed: 0 }, &mut sql);
     assert_eq!(run(Entry::Migration { version: 1 }), Ok(()));
     let unknown = run(Entry::Migration { version: 2 }).unwrap_err();
-    assert_eq!((unknown.code(), unknown.to_string()), ("unknown_reducer", "the module has no migration 2".into()));
+    assert_eq!(
+        (unknown.code(), unknown.to_string()),
+        ("unknown_reducer", "the module has no migration 2".into())
+    );
     let unknown = run(Entry::Reducer { name: "%s", args: &[] }).unwrap_err();
     assert_eq!(unknown.to_string(), "the module has no reducer `%s`");
 }

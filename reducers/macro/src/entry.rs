@@ -187,32 +187,111 @@ mod tests {
     #[test]
     fn mistakes_are_explained() {
         for (source, text) in [
-            (quote!(struct A;), "goes on a function"),
-            (quote!(async fn a(ctx: &mut Ctx) -> Result<(), Error> {}), "not async"),
-            (quote!(unsafe fn a(ctx: &mut Ctx) -> Result<(), Error> {}), "not unsafe"),
-            (quote!(extern "C" fn a(ctx: &mut Ctx) -> Result<(), Error> {}), "plain function"),
-            (quote!(fn a<T>(ctx: &mut Ctx, t: T) -> Result<(), Error> {}), "generic"),
-            (quote!(fn a() -> Result<(), Error> {}), "first parameter"),
-            (quote!(fn a(ctx: Ctx) -> Result<(), Error> {}), "first parameter"),
-            (quote!(fn a(ctx: &Ctx) -> Result<(), Error> {}), "first parameter"),
-            (quote!(fn a(self) -> Result<(), Error> {}), "first parameter"),
-            (quote!(fn a(ctx: &mut Ctx) {}), "returns `Result<(), Error>`"),
-            (quote!(fn a(ctx: &mut Ctx, (x, y): (i64, i64)) -> Result<(), Error> {}), "plain name"),
-            (quote!(fn a(ctx: &mut Ctx, _: i64) -> Result<(), Error> {}), "plain name"),
-            (quote!(fn a(ctx: &mut Ctx, x: &str) -> Result<(), Error> {}), "use String for &str"),
-            (quote!(fn addTask(ctx: &mut Ctx) -> Result<(), Error> {}), "lower-case"),
-            (quote!(fn a(ctx: &mut Ctx, é: i64) -> Result<(), Error> {}), "lower-case"),
+            (
+                quote!(
+                    struct A;
+                ),
+                "goes on a function",
+            ),
+            (
+                quote!(
+                    async fn a(ctx: &mut Ctx) -> Result<(), Error> {}
+                ),
+                "not async",
+            ),
+            (
+                quote!(
+                    unsafe fn a(ctx: &mut Ctx) -> Result<(), Error> {}
+                ),
+                "not unsafe",
+            ),
+            (
+                quote!(
+                    extern "C" fn a(ctx: &mut Ctx) -> Result<(), Error> {}
+                ),
+                "plain function",
+            ),
+            (
+                quote!(
+                    fn a<T>(ctx: &mut Ctx, t: T) -> Result<(), Error> {}
+                ),
+                "generic",
+            ),
+            (
+                quote!(
+                    fn a() -> Result<(), Error> {}
+                ),
+                "first parameter",
+            ),
+            (
+                quote!(
+                    fn a(ctx: Ctx) -> Result<(), Error> {}
+                ),
+                "first parameter",
+            ),
+            (
+                quote!(
+                    fn a(ctx: &Ctx) -> Result<(), Error> {}
+                ),
+                "first parameter",
+            ),
+            (
+                quote!(
+                    fn a(self) -> Result<(), Error> {}
+                ),
+                "first parameter",
+            ),
+            (
+                quote!(
+                    fn a(ctx: &mut Ctx) {}
+                ),
+                "returns `Result<(), Error>`",
+            ),
+            (
+                quote!(
+                    fn a(ctx: &mut Ctx, (x, y): (i64, i64)) -> Result<(), Error> {}
+                ),
+                "plain name",
+            ),
+            (
+                quote!(
+                    fn a(ctx: &mut Ctx, _: i64) -> Result<(), Error> {}
+                ),
+                "plain name",
+            ),
+            (
+                quote!(
+                    fn a(ctx: &mut Ctx, x: &str) -> Result<(), Error> {}
+                ),
+                "use String for &str",
+            ),
+            (
+                quote!(
+                    fn addTask(ctx: &mut Ctx) -> Result<(), Error> {}
+                ),
+                "lower-case",
+            ),
+            (
+                quote!(
+                    fn a(ctx: &mut Ctx, é: i64) -> Result<(), Error> {}
+                ),
+                "lower-case",
+            ),
         ] {
             let found = error(reducer(TokenStream::new(), source.clone()));
             assert!(found.contains(text), "{source}: {found}");
         }
-        let function = quote!(fn a(ctx: &mut Ctx) -> Result<(), Error> {});
+        let function = quote!(
+            fn a(ctx: &mut Ctx) -> Result<(), Error> {}
+        );
         assert!(error(reducer(quote!(name = "b"), function.clone())).contains("takes no arguments"));
         for attr in [quote!(), quote!(0), quote!(x), quote!(-1), quote!("1"), quote!(4294967296)] {
             let found = error(migration(attr.clone(), function.clone()));
             assert!(found.contains("from 1"), "{attr}: {found}");
         }
-        let more = quote!(fn a(ctx: &mut Ctx, x: i64) -> Result<(), Error> {});
+        let more = quote!(
+            fn a(ctx: &mut Ctx, x: i64) -> Result<(), Error> {}
+        );
         assert!(error(migration(quote!(1), more)).contains("nothing else"));
     }
 

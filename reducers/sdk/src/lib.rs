@@ -26,7 +26,29 @@
 //!
 //! The crate is a `cdylib` (for wasm) and an `rlib` (for its tests). [`module!`] lists what belongs to
 //! the module: nothing is collected behind the author's back, so that the same list serves the wasm
-//! exports and native tests. A reducer or migration that is left out of the list is a compile error.
+//! exports and native tests. A reducer or migration that is left out of the list is a compile error:
+//!
+//! ```compile_fail
+//! use reducers::prelude::*;
+//!
+//! #[reducer]
+//! fn forgotten(ctx: &mut Ctx) -> Result<(), Error> { Ok(()) }
+//!
+//! reducers::module! { reducers: [] }
+//! # fn main() {}
+//! ```
+//!
+//! So are versions of migrations that do not go 1, 2, 3, …:
+//!
+//! ```compile_fail
+//! use reducers::prelude::*;
+//!
+//! #[migration(2)]
+//! fn second(ctx: &mut Ctx) -> Result<(), Error> { Ok(()) }
+//!
+//! reducers::module! { migrations: [second], reducers: [] }
+//! # fn main() {}
+//! ```
 //!
 //! **A reducer runs many times**: at once on the client, again on the server, again whenever the
 //! history below it changed. It must do the same each time, and everything here is made so: the clock

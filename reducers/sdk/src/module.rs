@@ -1,6 +1,6 @@
 //! What `module!` gathers, and how an entry is found and run in it. The same on wasm and natively.
 
-use reducers_abi::{Call, Description, Entry, Failure, Param, Reducer, Sql, Type, Value};
+use reducers_abi::{Call, Description, Entry, Failure, Param, Reducer, Sql, Type, Value, codec};
 
 use crate::argument::Argument;
 use crate::{Ctx, Error};
@@ -113,7 +113,8 @@ impl Module {
                     let message = format!("{name} takes {takes} arguments, and {given} were given");
                     return Err(Failure::Refused { message });
                 }
-                (def.run)(&mut ctx, Args(args.to_vec().into_iter()))
+                let args: Vec<Value> = args.iter().cloned().map(codec::canonical).collect();
+                (def.run)(&mut ctx, Args(args.into_iter()))
             }
             Entry::Migration { version } => {
                 let Some(def) = self.migrations.iter().find(|def| def.version == version) else {

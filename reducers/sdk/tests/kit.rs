@@ -190,8 +190,18 @@ fn arguments_of_the_wrong_kind_are_refused_by_name() {
     let mut db = db();
     let bytes: &[u8] = &[];
     for (small, natural, flag, message) in [
-        (1i64 << 31, 0, Value::Integer(0), "argument `small`: expected an integer from -2147483648 to 2147483647, found an integer"),
-        (0, -1, Value::Integer(0), "argument `natural`: expected an integer from 0 to 4294967295, found an integer"),
+        (
+            1i64 << 31,
+            0,
+            Value::Integer(0),
+            "argument `small`: expected an integer from -2147483648 to 2147483647, found an integer",
+        ),
+        (
+            0,
+            -1,
+            Value::Integer(0),
+            "argument `natural`: expected an integer from 0 to 4294967295, found an integer",
+        ),
         (0, 0, Value::Text("yes".into()), "argument `flag`: expected a boolean (0 or 1), found text"),
     ] {
         let args = args! { text: "", big: 0, small: small, natural: natural, real: 0.5, flag: flag, bytes: bytes, json: "" };
@@ -286,7 +296,10 @@ fn one_mutation_always_draws_the_same() {
     assert_eq!(first, run(7, 1_795_318_513_123));
     assert_ne!(first, run(8, 1_795_318_513_123));
     assert!(first.contains("2026-11-22T03:35:13.123Z"), "{first}");
-    assert!(first.contains("2026-11-22 03:35:132026-11-22 03:35:1317954049132026-11-22 03:35:132001-02-04"), "{first}");
+    assert!(
+        first.contains("2026-11-22 03:35:132026-11-22 03:35:1317954049132026-11-22 03:35:132001-02-04"),
+        "{first}"
+    );
     assert!(first.contains(&format!("{}", reducers::random::Random::new(7).next_u64() as i64)), "{first}");
 }
 

@@ -127,6 +127,7 @@ unsafe extern "C" fn x_file_control(file: *mut sqlite3_file, op: c_int, arg: *mu
 }
 
 unsafe extern "C" fn x_current_time_int64(vfs: *mut sqlite3_vfs, out: *mut sqlite3_int64) -> c_int {
+    scope::count_clock_read();
     match (scope::now_ms(), ORIGINALS.get()) {
         (Some(now_ms), _) => {
             // SAFETY: SQLite passes a pointer to an integer that it owns.

@@ -13,6 +13,7 @@ use std::marker::PhantomData;
 
 thread_local! {
     static CURRENT: Cell<Option<(i64, u64)>> = const { Cell::new(None) };
+    static CLOCK_READS: Cell<u64> = const { Cell::new(0) };
 }
 
 /// While it lives, this thread's SQLite answers from a mutation's clock and seed.
@@ -39,6 +40,15 @@ impl Drop for Scope {
 /// The scope's clock; `None` outside every scope.
 pub fn now_ms() -> Option<i64> {
     CURRENT.get().map(|(now_ms, _)| now_ms)
+}
+
+/// How often SQLite on this thread has asked for the time, in a scope or outside.
+pub fn clock_reads() -> u64 {
+    CLOCK_READS.get()
+}
+
+pub(super) fn count_clock_read() {
+    CLOCK_READS.set(CLOCK_READS.get().wrapping_add(1));
 }
 
 /// The scope's next random number; `None` outside every scope.

@@ -34,7 +34,12 @@ fn what_cannot_be_is_refused() {
         ("create_note", "n", String::new(), "there is a note n already"),
         ("create_note", "", String::new(), "a note's id cannot be empty"),
         ("edit_note", "m", String::new(), "there is no note m"),
-        ("edit_note", "n", "x".repeat(BODY_BYTES_MAX + 1), "a note has at most 65536 bytes, this one has 65537"),
+        (
+            "edit_note",
+            "n",
+            "x".repeat(BODY_BYTES_MAX + 1),
+            "a note has at most 65536 bytes, this one has 65537",
+        ),
     ] {
         let refused = db.call(reducer, args! { id: id, body: body }).unwrap_err();
         assert_eq!((refused.code(), refused.to_string().as_str()), ("refused", message));

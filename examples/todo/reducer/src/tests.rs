@@ -42,7 +42,10 @@ fn tasks_are_added_below_the_last() {
     db.call("add_task", args! { id: "w", list: "m", title: "Write" }).unwrap();
     db.call("add_task", args! { id: "d", list: "l", title: "Dates" }).unwrap();
     assert_eq!(shown(&db), ["Bread", "Cheese", "Apples", "Dates"]);
-    assert_eq!(db.query::<f64>("SELECT position FROM tasks WHERE id IN ('d', 'w') ORDER BY id", params![]), [8.0, 1.0]);
+    assert_eq!(
+        db.query::<f64>("SELECT position FROM tasks WHERE id IN ('d', 'w') ORDER BY id", params![]),
+        [8.0, 1.0]
+    );
 }
 
 #[test]
@@ -63,7 +66,10 @@ fn blank_names_and_titles_are_refused() {
     let before = db.dump();
     for blank in ["", " ", "\t\n", "\u{a0}"] {
         assert_eq!(refusal(db.call("create_list", args! { id: "n", name: blank })), "a list needs a name");
-        assert_eq!(refusal(db.call("add_task", args! { id: "n", list: "l", title: blank })), "a task needs a title");
+        assert_eq!(
+            refusal(db.call("add_task", args! { id: "n", list: "l", title: blank })),
+            "a task needs a title"
+        );
         assert_eq!(refusal(db.call("rename_task", args! { id: "a", title: blank })), "a task needs a title");
     }
     assert_eq!(refusal(db.call("create_list", args! { id: "", name: "x" })), "a list needs an id");
@@ -75,13 +81,19 @@ fn blank_names_and_titles_are_refused() {
 fn ids_are_used_once() {
     let mut db = db();
     assert_eq!(refusal(db.call("create_list", args! { id: "l", name: "x" })), "there is a list l already");
-    assert_eq!(refusal(db.call("add_task", args! { id: "a", list: "l", title: "x" })), "there is a task a already");
+    assert_eq!(
+        refusal(db.call("add_task", args! { id: "a", list: "l", title: "x" })),
+        "there is a task a already"
+    );
 }
 
 #[test]
 fn a_task_needs_a_list_that_exists() {
     let mut db = db();
-    assert_eq!(refusal(db.call("add_task", args! { id: "n", list: "%s", title: "x" })), "there is no list %s");
+    assert_eq!(
+        refusal(db.call("add_task", args! { id: "n", list: "%s", title: "x" })),
+        "there is no list %s"
+    );
 }
 
 /// What somebody else deleted cannot be changed, but it can be deleted again.

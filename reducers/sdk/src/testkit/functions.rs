@@ -93,7 +93,9 @@ pub(super) fn register(conn: &Connection, moment: &Moment) -> Result<()> {
                     *arg = Value::Text(m.now());
                 }
                 if index >= times.end && (word == "localtime" || word == "utc") {
-                    return Err(Error::UserFunctionError(format!("{text}: '{word}' depends on the machine").into()));
+                    return Err(Error::UserFunctionError(
+                        format!("{text}: '{word}' depends on the machine").into(),
+                    ));
                 }
             }
             let marks = vec!["?"; args.len()].join(",");

@@ -106,7 +106,7 @@ fn collect(
     mut go_on: impl FnMut(&[Value]) -> bool,
 ) -> Result<Rows, rusqlite::Error> {
     let mut statement = conn.prepare(sql)?;
-    let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+    let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
     let mut found = Rows { columns, rows: Vec::new() };
     let mut rows = statement.query(rusqlite::params_from_iter(params.iter().map(Bound)))?;
     while let Some(row) = rows.next()? {

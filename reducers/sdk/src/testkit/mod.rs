@@ -202,9 +202,10 @@ impl TestDb {
         drop(guarded);
         if outcome.is_ok() {
             // Foreign keys that are checked at the end are checked here.
-            outcome = self.conn.execute_batch("RELEASE mutation").map_err(|error| Failure::Refused {
-                message: error.to_string(),
-            });
+            outcome = self
+                .conn
+                .execute_batch("RELEASE mutation")
+                .map_err(|error| Failure::Refused { message: error.to_string() });
         }
         if outcome.is_err() {
             batch(&self.conn, "ROLLBACK TO mutation; RELEASE mutation");

@@ -1,0 +1,218 @@
+//! The actor's reading side: one-off queries, subscriptions, and refreshing live queries.
+//!
+//! Queries run on a connection of their own that cannot write, under the guard's `Query` mode. A live
+//! query runs with its reads recorded, from a cold cache, so that its read set is complete.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::core::Actor;
+use super::{Outgoing, Output, SessionId};
+use crate::guard::{Guarded, Mode, RowLimits};
+use crate::live::{Answer, Identity, QueryId, Refreshed, delta_body, key_columns};
+use crate::protocol::{Reason, ServerMessage, codes, wire_rows};
+use crate::value::Params;
+use crate::vfs::{ConnectError, Control, Database, scope};
+
+/// The connection that runs queries.
+pub(super) struct Reader {
+    guarded: Guarded,
+    control: Arc<Control>,
+}
+
+/// Why a query was not answered.
+enum QueryFailure {
+    /// The query's own fault.
+    Refused(Reason),
+    /// The world's: it may be answered later.
+    Blocked(String),
+}
+
+impl QueryFailure {
+    fn reason(self) -> Reason {
+        match self {
+            QueryFailure::Refused(reason) => reason,
+            QueryFailure::Blocked(why) => Reason::new(codes::UNAVAILABLE, why),
+        }
+    }
+}
+
+impl Reader {
+    pub(super) fn new(database: &Arc<Database>) -> Result<Reader, ConnectError> {
+        let (connection, control) = database.connect_read_only()?;
+        Ok(Reader { guarded: Guarded::new(connection)?, control })
+    }
+}
+
+impl Actor {
+    fn row_limits(&self) -> RowLimits {
+        RowLimits { rows_max: self.limits.query_rows_max, bytes_max: self.limits.query_bytes_max }
+    }
+
+    fn ask(&self, mode: Mode, sql: &str, params: &Params) -> Result<reducers_abi::Rows, QueryFailure> {
+        let _ = self.reader.control.take_failure();
+        let asked = self
+            .reader
+            .guarded
+            .within(mode, self.limits.query_steps_max, |g| g.ask(sql, params, self.row_limits()));
+        asked.map_err(|error| match self.reader.control.take_failure() {
+            Some(failure) => QueryFailure::Blocked(failure),
+            None if error.code == rusqlite::ffi::SQLITE_INTERRUPT => QueryFailure::Refused(Reason::new(
+                codes::LIMIT,
+                format!("the query took more than {} steps", self.limits.query_steps_max),
+            )),
+            None => QueryFailure::Refused(Reason::new(codes::BAD_QUERY, error.message)),
+        })
+    }
+
+    pub(super) fn query(&mut self, session: SessionId, id: u64, sql: &str, params: &Params) {
+        let Some(at) = self.sessions.get(&session).map(|s| self.at(&s.client)) else { return };
+        let message = match self.ask(Mode::Query, sql, params) {
+            Ok(rows) => ServerMessage::Rows { id, at, rows: wire_rows(&rows.rows), columns: rows.columns },
+            Err(failure) => ServerMessage::QueryError { id, reason: failure.reason() },
+        };
+        self.send(session, message);
+    }
+
+    pub(super) fn subscribe(
+        &mut self,
+        session: SessionId,
+        sub: u64,
+        sql: String,
+        params: Params,
+        key: Option<Vec<String>>,
+    ) {
+        let Some(open) = self.sessions.get(&session).map(|s| &s.subscriptions) else { return };
+        if open.contains_key(&sub) {
+            let reason = Reason::new(codes::BAD_SUBSCRIPTION, format!("subscription id {sub} is in use"));
+            return self.send(session, ServerMessage::SubscriptionError { sub, reason });
+        }
+        if open.len() >= self.limits.subscriptions_max {
+            let message = format!("a connection has at most {} subscriptions", self.limits.subscriptions_max);
+            let reason = Reason::new(codes::LIMIT, message);
+            return self.send(session, ServerMessage::SubscriptionError { sub, reason });
+        }
+        let identity = Identity::new(sql, &params, key);
+        let query = match self.live.find(&identity) {
+            Some(query) => query,
+            None => {
+                let state = self.live.state();
+                match self.run_live(&identity, &params) {
+                    Ok(answer) => self.live.register(identity, params, answer, state),
+                    Err(failure) => {
+                        let reason = failure.reason();
+                        return self.send(session, ServerMessage::SubscriptionError { sub, reason });
+                    }
+                }
+            }
+        };
+        self.live.join(query, (session, sub));
+        if let Some(open) = self.sessions.get_mut(&session) {
+            open.subscriptions.insert(sub, query);
+        }
+        self.send_snapshot(query, session, sub);
+    }
+
+    pub(super) fn unsubscribe(&mut self, session: SessionId, sub: u64) {
+        let Some(open) = self.sessions.get_mut(&session) else { return };
+        open.missed.remove(&sub);
+        match open.subscriptions.remove(&sub) {
+            Some(query) => self.live.leave(query, &(session, sub)),
+            None => {
+                let reason = Reason::new(codes::BAD_SUBSCRIPTION, format!("there is no subscription {sub}"));
+                self.send(session, ServerMessage::SubscriptionError { sub, reason });
+            }
+        }
+    }
+
+    /// Runs a live query and records what it reads.
+    fn run_live(&mut self, identity: &Identity, params: &Params) -> Result<Answer, QueryFailure> {
+        self.metrics.query_runs += 1;
+        let clock_reads = scope::clock_reads();
+        self.reader.control.record();
+        let rows = self.ask(Mode::Query, &identity.sql, params);
+        let reads = self.reader.control.recorded();
+        let rows = rows?;
+        let refused = |message: String| QueryFailure::Refused(Reason::new(codes::BAD_QUERY, message));
+        if scope::clock_reads() != clock_reads {
+            return Err(refused(
+                "a live query may not depend on the clock; pass the time as a parameter".into(),
+            ));
+        }
+        let key = key_columns(&rows.columns, identity.key.as_deref())
+            .map_err(|error| refused(error.to_string()))?;
+        Ok(Answer { rows, key, reads })
+    }
+
+    /// Re-runs the queries that commits have touched, and sends what changed.
+    pub(super) fn refresh(&mut self) {
+        if self.is_blocked() {
+            return;
+        }
+        for query in self.live.stale() {
+            let Some((identity, params)) = self.live.text(query) else { continue };
+            match self.run_live(&identity, &params) {
+                Ok(answer) => match self.live.refreshed(query, answer) {
+                    Refreshed::Same => {}
+                    Refreshed::Changed(changes) => self.send_rows(query, "delta", &delta_body(&changes)),
+                    Refreshed::Replaced => {
+                        if let Some(body) = self.live.snapshot_body(query) {
+                            self.send_rows(query, "snapshot", &body);
+                        }
+                    }
+                },
+                Err(QueryFailure::Blocked(why)) => {
+                    tracing::warn!(volume = %self.volume.id(), why, "a live query is blocked and will be tried again");
+                    return self.block();
+                }
+                Err(QueryFailure::Refused(reason)) => {
+                    for (session, sub) in self.live.remove(query) {
+                        if let Some(open) = self.sessions.get_mut(&session) {
+                            open.subscriptions.remove(&sub);
+                            open.missed.remove(&sub);
+                        }
+                        self.send(session, ServerMessage::SubscriptionError { sub, reason: reason.clone() });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends a row message, encoded once, to every subscriber that can take it.
+    fn send_rows(&mut self, query: QueryId, kind: &'static str, body: &Arc<str>) {
+        for (session, sub) in self.live.subscribers(query) {
+            let Some(open) = self.sessions.get_mut(&session) else { continue };
+            if open.congested {
+                open.missed.insert(sub);
+                continue;
+            }
+            let at = self.sessions.get(&session).map(|s| self.at(&s.client));
+            let Some(at) = at else { continue };
+            self.metrics.row_messages += 1;
+            let message = Outgoing::Shared { kind, sub, at, body: body.clone() };
+            self.output(Output::Send { session, message });
+        }
+    }
+
+    fn send_snapshot(&mut self, query: QueryId, session: SessionId, sub: u64) {
+        let at = self.sessions.get(&session).map(|s| self.at(&s.client));
+        if let (Some(body), Some(at)) = (self.live.snapshot_body(query), at) {
+            self.metrics.row_messages += 1;
+            let message = Outgoing::Shared { kind: "snapshot", sub, at, body };
+            self.output(Output::Send { session, message });
+        }
+    }
+
+    /// A connection can take rows again: it gets the present rows of what it missed.
+    pub(super) fn relieved(&mut self, session: SessionId) {
+        let Some(open) = self.sessions.get_mut(&session) else { return };
+        open.congested = false;
+        let missed = std::mem::take(&mut open.missed);
+        let subscriptions: BTreeMap<u64, QueryId> = open.subscriptions.clone();
+        for sub in missed {
+            if let Some(query) = subscriptions.get(&sub) {
+                self.send_snapshot(*query, session, sub);
+            }
+        }
+    }
+}
