@@ -244,8 +244,8 @@ impl Worker {
                 let publishing = self.storage.publish(prepared);
                 self.report(async { Work::Published(publishing.await) });
             }
-            Output::Pull { from } => {
-                tracing::debug!(%from, "pulling");
+            Output::Pull => {
+                tracing::debug!("pulling");
                 let pulling = self.storage.pull();
                 self.report(async { Work::Pulled(pulling.await) });
             }

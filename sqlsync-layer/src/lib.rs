@@ -20,7 +20,6 @@ pub mod guard;
 pub mod ledger;
 pub mod live;
 pub mod payload;
-pub mod actor;
 pub mod protocol;
 pub mod session;
 pub mod value;
