@@ -5,10 +5,12 @@ use std::sync::Arc;
 use anyhow::{Context as _, anyhow, bail};
 use graft::publish::PublishError;
 use graft::remote::SharedRemote;
+use graft::store::{FjallStore, SharedStore};
 use graft::volume::{Options, PushError, Pushed, RemoteFetch, Volume, push};
 use graft::{CommitId, Lsn, VolumeName, catalog};
 use rand::Rng as _;
 use reducers_abi::Value;
+use rusqlite::fallible_iterator::FallibleIterator as _;
 use rusqlite::types::ValueRef;
 use rusqlite::{Batch, Connection};
 use serde::Serialize;
@@ -46,7 +48,10 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
     let name: VolumeName = args.volume.parse()?;
     let remote = graft::remote::open(&args.store.store)?;
     let id = catalog::resolve(&*remote, &name).await?;
-    let store = args.data.as_deref().map(graft::store::open).transpose()?;
+    let store = match &args.data {
+        Some(dir) => Some(Arc::new(FjallStore::open(dir)?) as SharedStore),
+        None => None,
+    };
     let options = Options { store, ..Options::default() };
     let volume = Arc::new(Volume::open(&*remote, id, options).await?.volume);
     if volume.status().ahead > 0 && !args.write {
@@ -144,7 +149,7 @@ fn statements(connection: &Connection, sql: &str) -> rusqlite::Result<Answer> {
             }
             continue;
         }
-        let columns: Vec<String> = statement.column_names().iter().map(|name| (*name).to_owned()).collect();
+        let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
         let before = connection.total_changes();
         let mut rows = Vec::new();
         let mut found = statement.raw_query();

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use graft::ModuleHash;
 use graft::ids::key;
 use graft::remote::{RemoteError, SharedRemote};
-use graft::store::{SharedStore, StoreError};
+use graft::store::{FjallStore, SharedStore, StoreError};
 use reducers_abi::Runtime;
 use reducers_host::{Host, LoadError, module_hash};
 use sqlsync_layer::actor::{ModuleError, Modules};
@@ -61,5 +61,5 @@ impl Modules for StoreModules {
 
 /// Opens the directory that keeps cached pages across restarts.
 pub(crate) fn open_data(dir: &Path) -> Result<SharedStore, StoreError> {
-    graft::store::open(dir)
+    Ok(Arc::new(FjallStore::open(dir)?))
 }

@@ -67,7 +67,7 @@ pub(crate) async fn serve(
         }
         lease.unregister(session);
         outbox.close(ended);
-        if tokio::time::timeout(FAREWELL_MAX, &mut writing).await.is_err() {
+        if !writing.is_finished() && tokio::time::timeout(FAREWELL_MAX, &mut writing).await.is_err() {
             tracing::debug!("the client does not take its last frames");
             writing.abort();
         }

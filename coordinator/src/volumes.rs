@@ -15,7 +15,7 @@ use graft::pull::PullError;
 use graft::remote::SharedRemote;
 use graft::store::SharedStore;
 use graft::volume::{OpenError, Options, RemoteFetch, Volume};
-use graft::{PageSize, VolumeId, VolumeName};
+use graft::{CommitId, PageSize, VolumeId, VolumeName};
 use parking_lot::Mutex;
 use sqlsync_layer::actor::{Actor, Deployed, Input, Modules, Output, SessionId};
 use sqlsync_layer::protocol::{Reason, codes};
@@ -214,20 +214,20 @@ impl Volumes {
             locals: None,
             cache_bytes: self.limits.cache_bytes,
         };
-        let volume = Volume::open(&*self.remote, id, options).await.map_err(|error| from_open(name, error))?;
-        let volume = Arc::new(volume);
-        let storage = Arc::new(RemoteStorage { remote: self.remote.clone(), volume: volume.clone() });
+        let opened = Volume::open(&*self.remote, id, options).await.map_err(|error| from_open(name, error))?;
+        let remote = self.remote.clone();
         let fetch = Arc::new(RemoteFetch::new(self.remote.clone()));
         let modules: Arc<dyn Modules> = self.modules.clone();
         let limits = self.limits.actor;
         // Rises from one opening to the next: a tip that was lost with a process is another epoch.
         let epoch = u64::try_from(clock::now_ms()).unwrap_or(0);
         let open: OpenMachine = Box::new(move || {
-            let actor = Actor::open(volume, fetch, modules, limits, epoch).map_err(|e| e.to_string())?;
-            Ok(Box::new(actor))
+            let actor = Actor::open(opened, fetch, modules, limits, epoch).map_err(|e| e.to_string())?;
+            let storage = RemoteStorage { remote, volume: actor.volume().clone() };
+            Ok((Box::new(actor), Box::new(storage)))
         });
         tracing::info!(volume = %name, %id, "opening");
-        worker::start(name.as_str(), open, storage).await.map_err(unavailable)
+        worker::start(name.as_str(), open).await.map_err(unavailable)
     }
 
     /// Stores the module, makes the volume if it is new, and puts the module in force.
@@ -353,11 +353,14 @@ async fn drain(name: &VolumeName, worker: &mpsc::Sender<Work>, at_most: Duration
 pub(crate) async fn close_idle(volumes: Arc<Volumes>, mut stopped: watch::Receiver<bool>) {
     let idle = volumes.limits.volume_idle;
     let mut ticks = tokio::time::interval((idle / 4).max(Duration::from_millis(10)));
+    let stop = async { drop(stopped.wait_for(|stop| *stop).await) };
+    tokio::pin!(stop);
     loop {
         tokio::select! {
-            _ = ticks.tick() => volumes.close_unused(idle).await,
-            _ = stopped.wait_for(|stop| *stop) => return,
+            _ = ticks.tick() => {}
+            () = &mut stop => return,
         }
+        volumes.close_unused(idle).await;
     }
 }
 
@@ -365,8 +368,8 @@ impl Machine for Actor {
     fn handle(&mut self, input: Input) {
         Actor::handle(self, input);
     }
-    fn flush(&mut self) {
-        Actor::flush(self);
+    fn flush(&mut self, now_ms: i64, id: CommitId) {
+        Actor::flush(self, now_ms, id);
     }
     fn take_outputs(&mut self) -> Vec<Output> {
         Actor::take_outputs(self)

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use graft::ModuleHash;
+use graft::{CommitId, ModuleHash};
 use graft::publish::{Prepared, PublishError, Published};
 use graft::pull::{PullError, Pulled};
 use graft::remote::SharedRemote;
@@ -59,15 +59,16 @@ pub(crate) enum Work {
 /// The actor as the worker drives it.
 pub(crate) trait Machine {
     fn handle(&mut self, input: Input);
-    fn flush(&mut self);
+    fn flush(&mut self, now_ms: i64, id: CommitId);
     fn take_outputs(&mut self) -> Vec<Output>;
 }
 
-/// Makes the machine on its thread.
-pub(crate) type OpenMachine = Box<dyn FnOnce() -> Result<Box<dyn Machine>, String> + Send>;
+/// Makes the machine on its thread, and says what its publications and pulls go to.
+pub(crate) type OpenMachine =
+    Box<dyn FnOnce() -> Result<(Box<dyn Machine>, Box<dyn Storage>), String> + Send>;
 
 /// What publications and pulls go to.
-pub(crate) trait Storage: Send + Sync + 'static {
+pub(crate) trait Storage {
     fn publish(&self, prepared: Arc<Prepared>) -> BoxFuture<'static, Result<Published, PublishError>>;
     fn pull(&self) -> BoxFuture<'static, Result<Pulled, PullError>>;
 }
@@ -94,7 +95,6 @@ impl Storage for RemoteStorage {
 pub(crate) async fn start(
     name: &str,
     open: OpenMachine,
-    storage: Arc<dyn Storage>,
 ) -> Result<mpsc::Sender<Work>, String> {
     let (sender, receiver) = mpsc::channel(WORK_MAX);
     let (ready, opened) = oneshot::channel();
@@ -102,8 +102,8 @@ pub(crate) async fn start(
     let (weak, volume) = (sender.downgrade(), name.to_owned());
     let thread = std::thread::Builder::new().name(format!("volume {name}")).spawn(move || {
         let _span = tracing::info_span!("volume", name = volume).entered();
-        let machine = match std::panic::catch_unwind(AssertUnwindSafe(open)) {
-            Ok(Ok(machine)) => machine,
+        let (machine, storage) = match std::panic::catch_unwind(AssertUnwindSafe(open)) {
+            Ok(Ok(opened)) => opened,
             Ok(Err(message)) => return tell(ready, Err(message)),
             Err(panic) => return tell(ready, Err(format!("it panicked while opening: {}", text(&*panic)))),
         };
@@ -139,7 +139,7 @@ pub(crate) async fn start(
 
 struct Worker {
     machine: Box<dyn Machine>,
-    storage: Arc<dyn Storage>,
+    storage: Box<dyn Storage>,
     runtime: Handle,
     receiver: mpsc::Receiver<Work>,
     /// Weak, so that the channel closes when everyone else has gone.
@@ -162,7 +162,8 @@ impl Worker {
                     Err(mpsc::error::TryRecvError::Empty | mpsc::error::TryRecvError::Disconnected) => break,
                 }
             }
-            self.machine.flush();
+            let id = CommitId(self.rng.random());
+            self.machine.flush(clock::now_ms(), id);
             self.carry_out();
             turns.clear();
         }
@@ -243,8 +244,8 @@ impl Worker {
                 let publishing = self.storage.publish(prepared);
                 self.report(async { Work::Published(publishing.await) });
             }
-            Output::Pull { from } => {
-                tracing::debug!(%from, "pulling");
+            Output::Pull => {
+                tracing::debug!("pulling");
                 let pulling = self.storage.pull();
                 self.report(async { Work::Pulled(pulling.await) });
             }
