@@ -134,7 +134,9 @@ pub enum StartError {
         listen: SocketAddr,
     },
     /// The address cannot be had.
-    #[error("cannot listen on {listen}: {source}; is another `graft serve` running? --listen 127.0.0.1:0 picks a free port")]
+    #[error(
+        "cannot listen on {listen}: {source}; is another `graft serve` running? --listen 127.0.0.1:0 picks a free port"
+    )]
     Bind {
         /// The address asked for.
         listen: SocketAddr,

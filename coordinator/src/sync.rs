@@ -102,8 +102,7 @@ impl Reader {
     /// Reads until the connection is over. Answers what the client is to be told, if anything.
     async fn run(&mut self) -> Option<Reason> {
         loop {
-            let patience =
-                if self.connected { self.limits.silence_max } else { self.limits.hello_max };
+            let patience = if self.connected { self.limits.silence_max } else { self.limits.hello_max };
             if tokio::time::timeout(patience, self.outbox.room()).await.is_err() {
                 tracing::info!("gave up a client that does not read");
                 return Some(Reason::new(codes::LIMIT, "nothing was read for too long; connect again"));
@@ -143,7 +142,10 @@ impl Reader {
                 Step::Close(_) | Step::Drop => return None,
             };
             if self.worker.send(work).await.is_err() {
-                return Some(Reason::new(codes::UNAVAILABLE, "the volume failed and is opened anew; connect again"));
+                return Some(Reason::new(
+                    codes::UNAVAILABLE,
+                    "the volume failed and is opened anew; connect again",
+                ));
             }
         }
     }

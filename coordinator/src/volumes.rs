@@ -205,8 +205,7 @@ impl Volumes {
     }
 
     async fn start(&self, name: &VolumeName) -> Result<mpsc::Sender<Work>, OpenVolumeError> {
-        let unavailable =
-            |message: String| OpenVolumeError::Unavailable { name: name.clone(), message };
+        let unavailable = |message: String| OpenVolumeError::Unavailable { name: name.clone(), message };
         let id = self.resolve(name).await?;
         let options = Options {
             store: self.cache.clone(),
@@ -214,7 +213,8 @@ impl Volumes {
             locals: None,
             cache_bytes: self.limits.cache_bytes,
         };
-        let opened = Volume::open(&*self.remote, id, options).await.map_err(|error| from_open(name, error))?;
+        let opened =
+            Volume::open(&*self.remote, id, options).await.map_err(|error| from_open(name, error))?;
         let remote = self.remote.clone();
         let fetch = Arc::new(RemoteFetch::new(self.remote.clone()));
         let modules: Arc<dyn Modules> = self.modules.clone();
@@ -232,9 +232,8 @@ impl Volumes {
 
     /// Stores the module, makes the volume if it is new, and puts the module in force.
     pub(crate) async fn deploy(&self, name: &VolumeName, bytes: Bytes) -> Result<Deployed, ApiError> {
-        let unavailable = |message: String| {
-            ApiError::Volume(OpenVolumeError::Unavailable { name: name.clone(), message })
-        };
+        let unavailable =
+            |message: String| ApiError::Volume(OpenVolumeError::Unavailable { name: name.clone(), message });
         if self.is_stopping() {
             return Err(OpenVolumeError::Shutdown.into());
         }
@@ -284,8 +283,8 @@ impl Volumes {
             self.slots.lock().iter().map(|(name, slot)| (name.clone(), slot.clone())).collect();
         for (name, slot) in slots {
             let mut held = slot.worker.lock().await;
-            let unused = slot.use_.sessions.load(Ordering::Acquire) == 0
-                && slot.use_.last.lock().elapsed() >= idle;
+            let unused =
+                slot.use_.sessions.load(Ordering::Acquire) == 0 && slot.use_.last.lock().elapsed() >= idle;
             if !unused {
                 continue;
             }
@@ -333,9 +332,7 @@ impl Volumes {
 /// Waits until a worker has nothing that is not durable.
 async fn drain(name: &VolumeName, worker: &mpsc::Sender<Work>, at_most: Duration) -> bool {
     let (drained, waiting) = oneshot::channel();
-    let draining = async {
-        worker.send(Work::Shutdown { drained }).await.is_ok() && waiting.await.is_ok()
-    };
+    let draining = async { worker.send(Work::Shutdown { drained }).await.is_ok() && waiting.await.is_ok() };
     match tokio::time::timeout(at_most, draining).await {
         Ok(true) => true,
         Ok(false) => {
