@@ -102,6 +102,7 @@ pub fn prepare(draft: Draft, pages: &[(PageIdx, Bytes)]) -> Prepared {
         frames: entries,
         segments: segments.iter().map(|s| s.len() as u64).collect(),
         payload: draft.payload,
+        bytes: 0,
     };
     let mut object = head.encode().to_vec();
     object.extend(body);
