@@ -13,7 +13,7 @@ use serde_json::Value;
 use sqlsync_layer::client::{Client, ClientConfig};
 use sqlsync_layer::protocol::ServerMessage;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
@@ -111,7 +111,21 @@ impl Raw {
 
     /// Dialled and welcomed.
     pub async fn connect(running: &Running, client: &str) -> Raw {
-        let mut raw = Raw::dial(running, "todo").await.unwrap();
+        Raw::dial(running, "todo").await.unwrap().welcomed(client).await
+    }
+
+    /// Dialled with a receive buffer so small that little is under way while nobody reads.
+    pub async fn connect_narrow(running: &Running, client: &str) -> Raw {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let stream = socket.connect(running.addr()).await.unwrap();
+        let url = format!("ws://{}/v1/volumes/todo/sync", running.addr());
+        let dialled = tokio_tungstenite::client_async(url, MaybeTlsStream::Plain(stream)).await;
+        Raw(dialled.unwrap().0).welcomed(client).await
+    }
+
+    async fn welcomed(self, client: &str) -> Raw {
+        let mut raw = self;
         raw.send(&HELLO.replace("raw", client)).await;
         let welcome = raw.receive().await;
         assert!(matches!(welcome, ServerMessage::Welcome { .. }), "{welcome:?}");
