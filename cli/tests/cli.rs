@@ -10,7 +10,9 @@ const DOC: &str = include_str!("../../docs/cli.md");
 
 fn graft() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_graft"));
-    for name in ["GRAFT_URL", "GRAFT_VOLUME", "GRAFT_STORE", "GRAFT_LISTEN", "GRAFT_DATA", "GRAFT_CLIENT", "RUST_LOG"] {
+    for name in
+        ["GRAFT_URL", "GRAFT_VOLUME", "GRAFT_STORE", "GRAFT_LISTEN", "GRAFT_DATA", "GRAFT_CLIENT", "RUST_LOG"]
+    {
         command.env_remove(name);
     }
     command.stdin(Stdio::null());
@@ -19,9 +21,14 @@ fn graft() -> Command {
 
 fn todo_wasm() -> PathBuf {
     let folder = std::env::var_os("GRAFT_REDUCERS").map(PathBuf::from);
-    let folder = folder.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/reducers"));
+    let folder =
+        folder.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/reducers"));
     let path = folder.join("todo.wasm");
-    assert!(path.exists(), "{} is not there; run `cargo xtask build`, or set GRAFT_REDUCERS to its folder", path.display());
+    assert!(
+        path.exists(),
+        "{} is not there; run `cargo xtask build`, or set GRAFT_REDUCERS to its folder",
+        path.display()
+    );
     path
 }
 
@@ -124,7 +131,8 @@ fn shape(value: &Value) -> Value {
 /// Checks that a line printed has the documented shape, and answers it.
 #[track_caller]
 fn documented(tag: &str, line: &str) -> Value {
-    let (_, example) = DOC.split_once(&format!("```json {tag}\n")).unwrap_or_else(|| panic!("no example `{tag}`"));
+    let (_, example) =
+        DOC.split_once(&format!("```json {tag}\n")).unwrap_or_else(|| panic!("no example `{tag}`"));
     let (example, _) = example.split_once("\n```").unwrap();
     let example: Value = serde_json::from_str(example).unwrap_or_else(|e| panic!("{tag}: {e}"));
     let found: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{tag}: {e}: {line}"));
@@ -150,7 +158,8 @@ fn every_command_does_what_its_page_says() {
     let snapshot = documented("subscribe-snapshot", &watching.line());
     assert_eq!(snapshot["rows"], serde_json::json!([]));
 
-    let list = documented("mutate", &server.ok(&["mutate", "create_list", r#"{"id":"l","name":"L"}"#, "--json"]));
+    let list =
+        documented("mutate", &server.ok(&["mutate", "create_list", r#"{"id":"l","name":"L"}"#, "--json"]));
     assert_eq!(list["status"], "durable");
     let add = r#"{"id":"t1","list":"l","title":"Buy %s"}"#;
     documented("mutate-accepted", &server.ok(&["mutate", "add_task", add, "--wait", "accepted", "--json"]));
@@ -168,7 +177,11 @@ fn every_command_does_what_its_page_says() {
     let query = "SELECT count(*) AS n FROM tasks WHERE list = :list";
     let asked = server.ok(&["query", query, "--params", r#"{"list":"l"}"#, "--json"]);
     assert_eq!(documented("query", &asked)["rows"], serde_json::json!([[1]]));
-    assert!(server.ok(&["query", "SELECT id, title FROM tasks"]).starts_with("id  title\n--  ------\nt1  Buy %s\n(1 row, lsn "));
+    assert!(
+        server
+            .ok(&["query", "SELECT id, title FROM tasks"])
+            .starts_with("id  title\n--  ------\nt1  Buy %s\n(1 row, lsn ")
+    );
 
     // Straight from the store, beside the server: the next mutation goes on top, and everybody sees both.
     let sql = "UPDATE tasks SET title = 'Renamed'; SELECT count(*) AS n FROM tasks";
@@ -180,7 +193,10 @@ fn every_command_does_what_its_page_says() {
     let kept = server.ok(&["sql", "SELECT title, done FROM tasks", "--json"]);
     assert_eq!(documented("sql", &kept)["rows"], serde_json::json!([["Renamed", 1]]));
 
-    assert_eq!(documented("volume-ls", &server.ok(&["volume", "ls", "--json"]))["volumes"][0]["name"], "todo");
+    assert_eq!(
+        documented("volume-ls", &server.ok(&["volume", "ls", "--json"]))["volumes"][0]["name"],
+        "todo"
+    );
     let info = documented("volume-info", &server.ok(&["volume", "info", "todo", "--json"]));
     assert_eq!((&info["module"], &info["schema"]), (&deployed["module"], &deployed["schema"]));
     let log = server.ok(&["volume", "log", "todo", "--json"]);
@@ -240,7 +256,10 @@ fn errors_name_the_thing_and_the_next_step() {
         (&["sql", "SELECT 1", "--store", "gopher://x"], &["`gopher://x`", "s3://"]),
         (&["volume", "info", "a/b"], &["`a/b` cannot name a volume"]),
         (&["query", "SELECT 1", "--url", "nonsense"], &["`nonsense`", "http://127.0.0.1:4600"]),
-        (&["query", "SELECT 1", "--url", "http://127.0.0.1:1", "--connect-timeout", "0"], &["127.0.0.1:1", "graft serve"]),
+        (
+            &["query", "SELECT 1", "--url", "http://127.0.0.1:1", "--connect-timeout", "0"],
+            &["127.0.0.1:1", "graft serve"],
+        ),
         (&["deploy", not_wasm, "--url", "http://127.0.0.1:1"], &["127.0.0.1:1", "graft serve"]),
         (&["query"], &["Usage"]),
         (&["mutate", "x", "{}", "--client", "a b"], &["`a b` is not a client id"]),

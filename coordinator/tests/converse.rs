@@ -132,11 +132,12 @@ async fn clients_go_on_at_the_next_server() {
 
     let mut status = client.status();
     let told = status.wait_for(|status| matches!(status, Status::Offline { .. })).await.unwrap().clone();
-    assert!(matches!(&told, Status::Offline { error, .. } if error.contains("shutdown") || error.contains("refused")), "{told:?}");
-    let offline = client
-        .mutate("add_task", json!({ "id": "b", "list": "l", "title": "meanwhile" }))
-        .await
-        .unwrap();
+    assert!(
+        matches!(&told, Status::Offline { error, .. } if error.contains("shutdown") || error.contains("refused")),
+        "{told:?}"
+    );
+    let offline =
+        client.mutate("add_task", json!({ "id": "b", "list": "l", "title": "meanwhile" })).await.unwrap();
 
     let running = start_with(store, |config| config.listen = addr).await;
     offline.durable().await.unwrap();
@@ -170,8 +171,7 @@ async fn what_a_server_could_not_store_its_client_resends() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_volumes_close_and_open_again() {
-    let running =
-        start_todo(memory(), |config| config.limits.volume_idle = Duration::from_millis(50)).await;
+    let running = start_todo(memory(), |config| config.limits.volume_idle = Duration::from_millis(50)).await;
     let open = async || {
         let (_, body) = get(&running, "/v1/health").await;
         serde_json::from_value::<Health>(body).unwrap().volumes_open

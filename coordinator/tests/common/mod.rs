@@ -40,7 +40,8 @@ pub async fn start_with(store: SharedRemote, change: impl FnOnce(&mut Config)) -
 /// The todo module, as `cargo xtask build` leaves it.
 pub fn todo_wasm() -> Vec<u8> {
     let folder = std::env::var_os("GRAFT_REDUCERS").map(PathBuf::from);
-    let folder = folder.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/reducers"));
+    let folder =
+        folder.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/reducers"));
     let path = folder.join("todo.wasm");
     std::fs::read(&path).unwrap_or_else(|error| {
         panic!("{}: {error}; run `cargo xtask build`, or set GRAFT_REDUCERS to its folder", path.display())
