@@ -79,9 +79,12 @@ struct Server {
 
 impl Server {
     fn start(store: &Path) -> Server {
+        Server::start_with(store, &[])
+    }
+    fn start_with(store: &Path, more: &[&str]) -> Server {
         let store = format!("file://{}", store.display());
         let mut process =
-            Running::start(graft().args(["serve", "--store", &store, "--listen", "127.0.0.1:0"]));
+            Running::start(graft().args(["serve", "--store", &store, "--listen", "127.0.0.1:0"]).args(more));
         let line = process.line();
         let url = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("{line}")).to_owned();
         assert!(url.starts_with("http://127.0.0.1:"), "{url}");
@@ -211,10 +214,13 @@ fn every_command_does_what_its_page_says() {
     assert_eq!(server.process.end(), (Some(0), String::new()), "one line is all that it prints");
 }
 
+/// The first server is killed outright; the second takes over its store and its data directory.
 #[test]
 fn a_subscription_goes_on_at_the_next_server() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(&dir.path().join("store"));
+    let data = dir.path().join("data");
+    let data = ["--data", data.to_str().unwrap()];
+    let server = Server::start_with(&dir.path().join("store"), &data);
     server.ok(&["deploy", todo_wasm().to_str().unwrap()]);
     let mut watching = Running::start(server.client().args(["subscribe", "SELECT id FROM lists", "--json"]));
     documented("subscribe-snapshot", &watching.line());
@@ -223,7 +229,8 @@ fn a_subscription_goes_on_at_the_next_server() {
     drop(server);
 
     let listen = url.strip_prefix("http://").unwrap();
-    let mut process = Running::start(graft().args(["serve", "--store", &store, "--listen", listen]));
+    let mut process =
+        Running::start(graft().args(["serve", "--store", &store, "--listen", listen]).args(data));
     assert_eq!(process.line(), format!("listening on {url}"));
     let server = Server { process, url, store };
     documented("subscribe-snapshot", &watching.line());
