@@ -28,6 +28,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::serve::ListenerExt as _;
 use graft::remote::SharedRemote;
 use reducers_host::{Host, HostLimits};
 use tokio::net::TcpListener;
@@ -181,6 +182,12 @@ impl Coordinator {
         let (stop, stopped) = watch::channel(false);
         let idle = tokio::spawn(volumes::close_idle(volumes.clone(), stopped.clone()));
         let router = http::router(volumes.clone());
+        // Messages are small and somebody waits for each.
+        let listener = listener.tap_io(|stream| {
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "a connection without TCP_NODELAY");
+            }
+        });
         let mut until = stopped;
         let serving = axum::serve(listener, router).with_graceful_shutdown(async move {
             // An error means that `Running` is gone: stop as well.

@@ -129,7 +129,8 @@ impl Outbox {
         }
     }
 
-    fn try_pop(&self) -> Option<Popped> {
+    /// The next frame, if there is one now.
+    pub(crate) fn try_pop(&self) -> Option<Popped> {
         let (queued, relieved) = {
             let mut state = self.state.lock();
             let Some(queued) = state.queue.pop_front() else {
