@@ -56,7 +56,7 @@ impl Server {
     /// A new client, live.
     pub async fn client(&self) -> anyhow::Result<Client> {
         let mut config = ClientConfig::new(self.url.clone(), "todo");
-        config.connect_timeout = Duration::from_secs(10);
+        config.connect_timeout = Some(Duration::from_secs(10));
         Ok(Client::connect(config).await?)
     }
 }
