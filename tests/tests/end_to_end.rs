@@ -257,10 +257,11 @@ async fn add_until_the_server_goes(
     client: Client,
     number: usize,
     told: tokio::sync::mpsc::UnboundedSender<()>,
-) -> (Vec<String>, Vec<String>) {
+) -> (Vec<String>, Vec<String>, Status) {
     let mut handles: Vec<(String, MutationHandle)> = Vec::new();
     let mut status = client.status();
-    let gone = async { drop(status.wait_for(|status| !matches!(status, Status::Live { .. })).await) };
+    let mut changes = status.clone();
+    let gone = async { drop(changes.wait_for(|status| !matches!(status, Status::Live { .. })).await) };
     let adding = async {
         for seq in 0.. {
             let id = format!("{number}-{seq}");
@@ -276,6 +277,7 @@ async fn add_until_the_server_goes(
         () = gone => {}
         () = adding => panic!("the numbers ran out"),
     }
+    let how = status.borrow_and_update().clone();
     let (mut durable, mut accepted) = (Vec::new(), Vec::new());
     for (id, handle) in handles {
         match (now(handle.durable()).await, now(handle.accepted()).await) {
@@ -286,7 +288,7 @@ async fn add_until_the_server_goes(
         }
     }
     client.close().await;
-    (durable, accepted)
+    (durable, accepted, how)
 }
 
 /// SIGTERM under load: exit code 0, and what was accepted was answered and is in the store.
@@ -310,8 +312,8 @@ async fn sigterm_loses_nothing_that_was_accepted() {
 
     let mut promised = Vec::new();
     for adding in adding {
-        let (durable, accepted) = adding.await.unwrap();
-        assert_eq!(accepted, [""; 0], "accepted, and not told to be durable");
+        let (durable, accepted, how) = adding.await.unwrap();
+        assert_eq!(accepted, [""; 0], "accepted, and not told to be durable: {how:?}");
         promised.extend(durable);
     }
     assert!(promised.len() >= 100, "{}", promised.len());
