@@ -5,10 +5,12 @@ use std::sync::Arc;
 use anyhow::{Context as _, anyhow, bail};
 use graft::publish::PublishError;
 use graft::remote::SharedRemote;
+use graft::store::{FjallStore, SharedStore};
 use graft::volume::{Options, PushError, Pushed, RemoteFetch, Volume, push};
 use graft::{CommitId, Lsn, VolumeName, catalog};
 use rand::Rng as _;
 use reducers_abi::Value;
+use rusqlite::fallible_iterator::FallibleIterator as _;
 use rusqlite::types::ValueRef;
 use rusqlite::{Batch, Connection};
 use serde::Serialize;
@@ -46,7 +48,10 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
     let name: VolumeName = args.volume.parse()?;
     let remote = graft::remote::open(&args.store.store)?;
     let id = catalog::resolve(&*remote, &name).await?;
-    let store = args.data.as_deref().map(graft::store::open).transpose()?;
+    let store = match &args.data {
+        Some(dir) => Some(Arc::new(FjallStore::open(dir)?) as SharedStore),
+        None => None,
+    };
     let options = Options { store, ..Options::default() };
     let volume = Arc::new(Volume::open(&*remote, id, options).await?.volume);
     if volume.status().ahead > 0 && !args.write {
@@ -74,13 +79,20 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
                 volume.absorb(pulled)?;
             }
             Err(error) if args.data.is_none() => {
-                return Err(anyhow!(error).context(format!("volume `{name}`: nothing is known to be committed")));
+                return Err(
+                    anyhow!(error).context(format!("volume `{name}`: nothing is known to be committed"))
+                );
             }
             Err(error) => bail!("volume `{name}`: {error}; the change is kept in the data directory"),
         }
     };
     if args.json {
-        output::json(&SqlLine { columns: &answer.columns, rows: &answer.rows, changes: answer.changes, lsn })?;
+        output::json(&SqlLine {
+            columns: &answer.columns,
+            rows: &answer.rows,
+            changes: answer.changes,
+            lsn,
+        })?;
         return Ok(Outcome::Done);
     }
     if !answer.columns.is_empty() {
@@ -97,12 +109,15 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
 async fn publish(remote: &SharedRemote, volume: &Volume) -> Result<Option<Lsn>, PushError> {
     let mut unknown = 0;
     loop {
-        let pushed = push(&**remote, volume, Payload::of_plain_sql, || CommitId(rand::rng().random()), now_ms()).await;
+        let pushed =
+            push(&**remote, volume, Payload::of_plain_sql, || CommitId(rand::rng().random()), now_ms()).await;
         match pushed {
             Ok(Pushed::Durable(lsn)) => return Ok(Some(lsn)),
             Ok(Pushed::Nothing) => return Ok(None),
             // The same bytes again, so that whichever try lands is the same commit.
-            Err(PushError::Publish(PublishError::Unknown { .. } | PublishError::Upload { .. })) if unknown < 3 => {
+            Err(PushError::Publish(PublishError::Unknown { .. } | PublishError::Upload { .. }))
+                if unknown < 3 =>
+            {
                 unknown += 1;
                 tokio::time::sleep(std::time::Duration::from_millis(100 << unknown)).await;
             }
@@ -113,8 +128,7 @@ async fn publish(remote: &SharedRemote, volume: &Volume) -> Result<Option<Lsn>, 
 
 /// Runs every statement. Blocks.
 fn execute(database: &Arc<Database>, sql: &str, write: bool) -> anyhow::Result<Answer> {
-    let (connection, control) =
-        if write { database.connect()? } else { database.connect_read_only()? };
+    let (connection, control) = if write { database.connect()? } else { database.connect_read_only()? };
     let ran = statements(&connection, sql);
     let ended = if write && !connection.is_autocommit() {
         connection.execute_batch("ROLLBACK")?;
@@ -126,7 +140,9 @@ fn execute(database: &Arc<Database>, sql: &str, write: bool) -> anyhow::Result<A
         Ok(answer) => ended.map(|()| answer),
         Err(error) => Err(match control.take_failure() {
             Some(cause) => anyhow!("{cause}"),
-            None if !write && is_read_only(&error) => anyhow!("the SQL changes the volume; allow it with --write"),
+            None if !write && is_read_only(&error) => {
+                anyhow!("the SQL changes the volume; allow it with --write")
+            }
             None => error.into(),
         }),
     }
@@ -144,12 +160,13 @@ fn statements(connection: &Connection, sql: &str) -> rusqlite::Result<Answer> {
             }
             continue;
         }
-        let columns: Vec<String> = statement.column_names().iter().map(|name| (*name).to_owned()).collect();
+        let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
         let before = connection.total_changes();
         let mut rows = Vec::new();
         let mut found = statement.raw_query();
         while let Some(row) = found.next()? {
-            let values: rusqlite::Result<Vec<Json>> = (0..columns.len()).map(|i| Ok(json(row.get_ref(i)?))).collect();
+            let values: rusqlite::Result<Vec<Json>> =
+                (0..columns.len()).map(|i| Ok(json(row.get_ref(i)?))).collect();
             rows.push(values?);
         }
         answer.changes += connection.total_changes() - before;

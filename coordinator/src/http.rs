@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, PathRejection, WebSocketUpgradeRejection};
+use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{DefaultBodyLimit, Json, Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -38,7 +39,9 @@ pub enum ApiError {
     #[error("the path is not UTF-8 after percent-decoding")]
     Path,
     /// The request came from elsewhere; see the `origin` module.
-    #[error("{header} `{found}` is not this machine; a server without authentication serves this machine alone")]
+    #[error(
+        "{header} `{found}` is not this machine; a server without authentication serves this machine alone"
+    )]
     Forbidden {
         /// `Host` or `Origin`.
         header: &'static str,
@@ -189,8 +192,9 @@ async fn connect(
     let limits = volumes.limits().session;
     let session = volumes.next_session();
     Ok(upgrade
-        .max_message_size(FRAME_BYTES_MAX)
-        .max_frame_size(FRAME_BYTES_MAX)
+        // The session refuses what is over the limit with a reason; far beyond it the transport does.
+        .max_message_size(2 * FRAME_BYTES_MAX)
+        .max_frame_size(2 * FRAME_BYTES_MAX)
         .on_failed_upgrade(|error| tracing::debug!(%error, "upgrade failed"))
         .on_upgrade(move |socket| sync::serve(socket, session, name, lease, limits)))
 }

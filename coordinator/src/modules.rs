@@ -7,7 +7,7 @@ use bytes::Bytes;
 use graft::ModuleHash;
 use graft::ids::key;
 use graft::remote::{RemoteError, SharedRemote};
-use graft::store::{SharedStore, StoreError};
+use graft::store::{FjallStore, SharedStore, StoreError};
 use reducers_abi::Runtime;
 use reducers_host::{Host, LoadError, module_hash};
 use sqlsync_layer::actor::{ModuleError, Modules};
@@ -52,7 +52,9 @@ impl Modules for StoreModules {
             .block_on(self.remote.get(&key::module(module)))
             .map_err(|error| ModuleError::Unavailable { module, message: error.to_string() })?;
         if module_hash(&bytes) != module.0 {
-            return Err(invalid("its stored bytes are damaged: they have another hash; deploy it again".into()));
+            return Err(invalid(
+                "its stored bytes are damaged: they have another hash; deploy it again".into(),
+            ));
         }
         let loaded = self.host.load(&bytes).map_err(|error| invalid(error.to_string()))?;
         Ok(loaded)
@@ -61,5 +63,5 @@ impl Modules for StoreModules {
 
 /// Opens the directory that keeps cached pages across restarts.
 pub(crate) fn open_data(dir: &Path) -> Result<SharedStore, StoreError> {
-    graft::store::open(dir)
+    Ok(Arc::new(FjallStore::open(dir)?))
 }

@@ -16,11 +16,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use graft::ModuleHash;
 use graft::publish::{Prepared, PublishError, Published};
 use graft::pull::{PullError, Pulled};
 use graft::remote::SharedRemote;
 use graft::volume::Volume;
+use graft::{CommitId, ModuleHash};
 use rand::Rng as _;
 use rand::rngs::StdRng;
 use sqlsync_layer::actor::{Deployed, Input, Output, RequestId, SessionId};
@@ -43,31 +43,49 @@ pub(crate) type Turn = OwnedSemaphorePermit;
 /// What a worker is asked to do.
 #[derive(Debug)]
 pub(crate) enum Work {
-    Connect { session: SessionId, client: ClientId, outbox: Arc<Outbox> },
-    Receive { session: SessionId, message: ClientMessage, turn: Turn },
-    Disconnect { session: SessionId },
+    Connect {
+        session: SessionId,
+        client: ClientId,
+        outbox: Arc<Outbox>,
+    },
+    Receive {
+        session: SessionId,
+        message: ClientMessage,
+        turn: Turn,
+    },
+    Disconnect {
+        session: SessionId,
+    },
     /// The outbox has room again.
-    Relieved { session: SessionId },
-    Deploy { module: ModuleHash, reply: oneshot::Sender<Result<Deployed, Reason>> },
+    Relieved {
+        session: SessionId,
+    },
+    Deploy {
+        module: ModuleHash,
+        reply: oneshot::Sender<Result<Deployed, Reason>>,
+    },
     Published(Result<Published, PublishError>),
     Pulled(Result<Pulled, PullError>),
     Woken,
     /// Take no more mutations; answer when everything accepted is durable.
-    Shutdown { drained: oneshot::Sender<()> },
+    Shutdown {
+        drained: oneshot::Sender<()>,
+    },
 }
 
 /// The actor as the worker drives it.
 pub(crate) trait Machine {
     fn handle(&mut self, input: Input);
-    fn flush(&mut self);
+    fn flush(&mut self, now_ms: i64, id: CommitId);
     fn take_outputs(&mut self) -> Vec<Output>;
 }
 
-/// Makes the machine on its thread.
-pub(crate) type OpenMachine = Box<dyn FnOnce() -> Result<Box<dyn Machine>, String> + Send>;
+/// Makes the machine on its thread, and says what its publications and pulls go to.
+pub(crate) type OpenMachine =
+    Box<dyn FnOnce() -> Result<(Box<dyn Machine>, Box<dyn Storage>), String> + Send>;
 
 /// What publications and pulls go to.
-pub(crate) trait Storage: Send + Sync + 'static {
+pub(crate) trait Storage {
     fn publish(&self, prepared: Arc<Prepared>) -> BoxFuture<'static, Result<Published, PublishError>>;
     fn pull(&self) -> BoxFuture<'static, Result<Pulled, PullError>>;
 }
@@ -91,19 +109,15 @@ impl Storage for RemoteStorage {
 
 /// Starts a worker and waits until its machine is open. The thread ends when the sender and its clones
 /// are dropped.
-pub(crate) async fn start(
-    name: &str,
-    open: OpenMachine,
-    storage: Arc<dyn Storage>,
-) -> Result<mpsc::Sender<Work>, String> {
+pub(crate) async fn start(name: &str, open: OpenMachine) -> Result<mpsc::Sender<Work>, String> {
     let (sender, receiver) = mpsc::channel(WORK_MAX);
     let (ready, opened) = oneshot::channel();
     let runtime = Handle::current();
     let (weak, volume) = (sender.downgrade(), name.to_owned());
     let thread = std::thread::Builder::new().name(format!("volume {name}")).spawn(move || {
         let _span = tracing::info_span!("volume", name = volume).entered();
-        let machine = match std::panic::catch_unwind(AssertUnwindSafe(open)) {
-            Ok(Ok(machine)) => machine,
+        let (machine, storage) = match std::panic::catch_unwind(AssertUnwindSafe(open)) {
+            Ok(Ok(opened)) => opened,
             Ok(Err(message)) => return tell(ready, Err(message)),
             Err(panic) => return tell(ready, Err(format!("it panicked while opening: {}", text(&*panic)))),
         };
@@ -139,7 +153,7 @@ pub(crate) async fn start(
 
 struct Worker {
     machine: Box<dyn Machine>,
-    storage: Arc<dyn Storage>,
+    storage: Box<dyn Storage>,
     runtime: Handle,
     receiver: mpsc::Receiver<Work>,
     /// Weak, so that the channel closes when everyone else has gone.
@@ -162,7 +176,8 @@ impl Worker {
                     Err(mpsc::error::TryRecvError::Empty | mpsc::error::TryRecvError::Disconnected) => break,
                 }
             }
-            self.machine.flush();
+            let id = CommitId(self.rng.random());
+            self.machine.flush(clock::now_ms(), id);
             self.carry_out();
             turns.clear();
         }
@@ -243,8 +258,8 @@ impl Worker {
                 let publishing = self.storage.publish(prepared);
                 self.report(async { Work::Published(publishing.await) });
             }
-            Output::Pull { from } => {
-                tracing::debug!(%from, "pulling");
+            Output::Pull => {
+                tracing::debug!("pulling");
                 let pulling = self.storage.pull();
                 self.report(async { Work::Pulled(pulling.await) });
             }

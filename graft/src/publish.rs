@@ -102,9 +102,10 @@ pub fn prepare(draft: Draft, pages: &[(PageIdx, Bytes)]) -> Prepared {
         frames: entries,
         segments: segments.iter().map(|s| s.len() as u64).collect(),
         payload: draft.payload,
+        bytes: 0,
     };
     let mut object = head.encode().to_vec();
-    object.extend(body);
+    object.extend_from_slice(&body);
     let segments = segments
         .into_iter()
         .zip(1..)

@@ -194,7 +194,7 @@ impl Snapshot {
 }
 
 fn frame_refs(head: &Head) -> impl Iterator<Item = FrameRef> + '_ {
-    let body = head.bytes();
+    let body = head.bytes;
     head.frame_pages().into_iter().map(move |(entry, pages, hashes)| {
         let (key, base) = match entry.segment {
             0 => (key::log(head.volume, head.lsn), body),

@@ -277,7 +277,7 @@ fn bind(statement: &mut Statement<'_>, params: &Params) -> Result<(), SqlError> 
 }
 
 fn rows(statement: &mut Statement<'_>, limits: RowLimits) -> Result<Rows, SqlError> {
-    let columns: Vec<String> = statement.column_names().into_iter().map(String::from).collect();
+    let columns: Vec<String> = statement.column_names().map(String::from).collect();
     let mut answer = Rows { rows: Vec::new(), columns };
     let mut bytes = 0usize;
     let mut rows = statement.raw_query();
@@ -314,10 +314,9 @@ fn rows(statement: &mut Statement<'_>, limits: RowLimits) -> Result<Rows, SqlErr
 
 /// Functions that answer from more than the database.
 fn impure(function: &str) -> bool {
-    let named = |name: &&str| function.eq_ignore_ascii_case(name);
     ["changes", "total_changes", "sqlite_version", "sqlite_source_id", "load_extension", "fts3_tokenizer"]
         .iter()
-        .any(|name| named(&name))
+        .any(|name| function.eq_ignore_ascii_case(name))
 }
 
 /// Functions that answer from the running mutation or the connection: not for live queries.

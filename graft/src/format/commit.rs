@@ -90,43 +90,46 @@ pub struct Head {
     pub segments: Vec<u64>,
     /// What the layer above stored with it.
     pub payload: Bytes,
+    /// The head's length: the offset of the body in the object. Filled in by `encode`.
+    pub bytes: u64,
 }
 
 impl Head {
-    /// The head's bytes; fills in `self.hash`.
+    /// The head's bytes; fills in `self.hash` and `self.bytes`.
     pub fn encode(&mut self) -> Bytes {
         let set = self.set.encode();
         let mut out = BytesMut::with_capacity(
             HEADER_BYTES + set.len() + self.hashes.len() * 16 + self.payload.len() + 64,
         );
-        out.extend(MAGIC);
-        out.extend(self.pages.to_le_bytes());
-        out.extend(self.lsn.0.to_le_bytes());
-        out.extend(self.volume.0);
-        out.extend(self.id.0);
-        out.extend(self.parent.0);
-        out.extend(self.time_ms.to_le_bytes());
-        out.extend(self.checkpoint.0.to_le_bytes());
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&self.pages.to_le_bytes());
+        out.extend_from_slice(&self.lsn.0.to_le_bytes());
+        out.extend_from_slice(&self.volume.0);
+        out.extend_from_slice(&self.id.0);
+        out.extend_from_slice(&self.parent.0);
+        out.extend_from_slice(&self.time_ms.to_le_bytes());
+        out.extend_from_slice(&self.checkpoint.0.to_le_bytes());
         for length in [set.len(), self.frames.len(), self.segments.len(), self.payload.len()] {
             let length = u32::try_from(length).expect("the writer bounds a commit's parts to 4 GiB");
-            out.extend(length.to_le_bytes());
+            out.extend_from_slice(&length.to_le_bytes());
         }
         out.extend([0; 16]);
         out.extend([0; 32]);
-        out.extend(&set);
+        out.extend_from_slice(&set);
         for hash in &self.hashes {
-            out.extend(hash.0);
+            out.extend_from_slice(&hash.0);
         }
         for frame in &self.frames {
-            out.extend(frame.segment.to_le_bytes());
-            out.extend(frame.offset.to_le_bytes());
-            out.extend(frame.bytes.to_le_bytes());
-            out.extend(frame.pages.to_le_bytes());
+            out.extend_from_slice(&frame.segment.to_le_bytes());
+            out.extend_from_slice(&frame.offset.to_le_bytes());
+            out.extend_from_slice(&frame.bytes.to_le_bytes());
+            out.extend_from_slice(&frame.pages.to_le_bytes());
         }
         for bytes in &self.segments {
-            out.extend(bytes.to_le_bytes());
+            out.extend_from_slice(&bytes.to_le_bytes());
         }
-        out.extend(&self.payload);
+        out.extend_from_slice(&self.payload);
+        self.bytes = out.len() as u64;
         self.hash = hash_of(&out);
         out[HASH_AT..HEADER_BYTES].copy_from_slice(&self.hash.0);
         out.freeze()
@@ -164,18 +167,7 @@ impl Head {
         if hash_of(bytes) != header.hash {
             return Err(damaged("its head does not match its hash".into()));
         }
-        header.body(set, &bytes[HEADER_BYTES + header.set as usize..]).map_err(damaged)
-    }
-
-    /// The head's length: the offset of the body in the object.
-    pub fn bytes(&self) -> u64 {
-        let set = self.set.encode().len() as u64;
-        HEADER_BYTES as u64
-            + set
-            + 16 * self.hashes.len() as u64
-            + (FRAME_ENTRY_BYTES * self.frames.len()) as u64
-            + 8 * self.segments.len() as u64
-            + self.payload.len() as u64
+        header.body(set, bytes).map_err(damaged)
     }
 
     /// The pages of each frame, with their hashes.
@@ -280,9 +272,9 @@ impl Header {
             + u64::from(self.payload)
     }
 
-    fn body(&self, set: PageSet, bytes: &[u8]) -> Result<Head, String> {
+    fn body(&self, set: PageSet, head: &[u8]) -> Result<Head, String> {
         let short = |short: Short| format!("it ends before its {}", short.0);
-        let mut reader = Reader::new(bytes);
+        let mut reader = Reader::new(&head[HEADER_BYTES + self.set as usize..]);
         if set.last().is_some_and(|last| last.get() > self.pages) {
             return Err("its write set has pages beyond its page count".into());
         }
@@ -330,6 +322,7 @@ impl Header {
             frames,
             segments,
             payload,
+            bytes: head.len() as u64,
         })
     }
 }

@@ -1,0 +1,108 @@
+//! Every example in `docs/protocol.md` is a message of the protocol, and every message has an example.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+use sqlsync_layer::actor::Deployed;
+use sqlsync_layer::protocol::{ClientMessage, Reason, ServerMessage, codes};
+
+const DOC: &str = include_str!("../../docs/protocol.md");
+
+/// The fenced JSON examples: what they claim to be, and their text.
+fn examples() -> Vec<(&'static str, &'static str)> {
+    DOC.split("```json ")
+        .skip(1)
+        .map(|block| {
+            let (kind, rest) = block.split_once('\n').expect("an info line");
+            let (text, _) = rest.split_once("\n```").expect("an end");
+            (kind, text)
+        })
+        .collect()
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+#[test]
+fn every_example_is_what_it_says_it_is() {
+    for (kind, text) in examples() {
+        // Written again it is the same JSON, so it has no member that the types do not know.
+        let again = match kind {
+            "client" => ClientMessage::from_json(text).map(|m| m.to_json()).map_err(|e| e.to_string()),
+            "server" => ServerMessage::from_json(text).map(|m| m.to_json()).map_err(|e| e.to_string()),
+            "deployed" => serde_json::from_str::<Deployed>(text)
+                .map(|d| serde_json::to_string(&d).unwrap())
+                .map_err(|e| e.to_string()),
+            "error" => serde_json::from_value::<Reason>(json(text)["error"].clone())
+                .map(|reason| serde_json::json!({ "error": reason }).to_string())
+                .map_err(|e| e.to_string()),
+            // Its type is the coordinator's, whose tests parse it.
+            "health" => Ok(text.to_owned()),
+            other => panic!("an example of `{other}`"),
+        };
+        let again = again.unwrap_or_else(|error| panic!("{error}: {text}"));
+        assert_eq!(json(&again), json(text));
+    }
+}
+
+#[test]
+fn every_message_has_an_example() {
+    let shown: BTreeSet<(String, String)> = examples()
+        .into_iter()
+        .filter(|(kind, _)| matches!(*kind, "client" | "server"))
+        .map(|(kind, text)| (kind.to_owned(), json(text)["type"].as_str().unwrap().to_owned()))
+        .collect();
+    // A new message makes these matches incomplete, and so reminds of the example.
+    let client = |message: &ClientMessage| match message {
+        ClientMessage::Hello { .. }
+        | ClientMessage::Mutate { .. }
+        | ClientMessage::Subscribe { .. }
+        | ClientMessage::Unsubscribe { .. }
+        | ClientMessage::Query { .. }
+        | ClientMessage::Ping { .. } => 6,
+    };
+    let server = |message: &ServerMessage| match message {
+        ServerMessage::Welcome { .. }
+        | ServerMessage::Accepted { .. }
+        | ServerMessage::Durable { .. }
+        | ServerMessage::Rejected { .. }
+        | ServerMessage::Refused { .. }
+        | ServerMessage::Snapshot { .. }
+        | ServerMessage::Delta { .. }
+        | ServerMessage::SubscriptionError { .. }
+        | ServerMessage::Rows { .. }
+        | ServerMessage::QueryError { .. }
+        | ServerMessage::Pong { .. }
+        | ServerMessage::Error { .. } => 12,
+    };
+    let count = |kind: &str| shown.iter().filter(|(shown, _)| shown == kind).count();
+    assert_eq!(count("client"), client(&ClientMessage::Ping { n: 0 }), "{shown:?}");
+    assert_eq!(count("server"), server(&ServerMessage::Pong { n: 0 }), "{shown:?}");
+}
+
+#[test]
+fn every_code_is_explained() {
+    for code in [
+        codes::REFUSED,
+        codes::UNKNOWN_REDUCER,
+        codes::BAD_ARGUMENTS,
+        codes::TRAP,
+        codes::LIMIT,
+        codes::SQL,
+        codes::NO_MODULE,
+        codes::SEQ_REUSED,
+        codes::SEQ_GAP,
+        codes::SEQ_FORGOTTEN,
+        codes::TOO_MANY_IN_FLIGHT,
+        codes::BAD_QUERY,
+        codes::BAD_SUBSCRIPTION,
+        codes::BAD_MESSAGE,
+        codes::UNSUPPORTED,
+        codes::UNAVAILABLE,
+        codes::SHUTDOWN,
+        codes::DAMAGED,
+    ] {
+        assert!(DOC.contains(&format!("`{code}`")), "docs/protocol.md does not explain `{code}`");
+    }
+}
