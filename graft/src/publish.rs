@@ -106,7 +106,7 @@ pub fn prepare(draft: Draft, pages: &[(PageIdx, Bytes)]) -> Prepared {
         encoded: Bytes::new(),
     };
     let mut object = head.encode().to_vec();
-    object.extend(body);
+    object.extend_from_slice(&body);
     let segments = segments
         .into_iter()
         .zip(1..)

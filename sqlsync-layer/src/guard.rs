@@ -176,6 +176,10 @@ impl Guarded {
         // The cache prepares a text's first statement and looks no further, so texts are checked once.
         let mut checked = self.checked.borrow_mut();
         if !checked.contains(sql) {
+            // SQLite would read no further, and so run another text than the one that was sent.
+            if sql.contains('\0') {
+                return Err(refusal("the SQL holds a NUL character; pass such text as a parameter"));
+            }
             let mut batch = Batch::new(&self.connection, sql);
             let mut next = || batch.next().map_err(|error| sql_error(&error)).map(|found| found.is_some());
             if !next()? {

@@ -16,7 +16,7 @@ fn each_mode_allows_what_its_table_says() {
     let allowed = |mode, sql: &str| {
         guarded.within(mode, 1 << 20, |g| g.execute(sql, &[]).is_ok() || g.query(sql, &[], LIMITS).is_ok())
     };
-    let cases: [(&str, [bool; 3]); 17] = [
+    let cases: [(&str, [bool; 3]); 18] = [
         // SQL, in Migration, Reducer, Query
         ("select * from t", [true, true, true]),
         (
@@ -38,6 +38,7 @@ fn each_mode_allows_what_its_table_says() {
         ("select changes(), total_changes()", [false, false, false]),
         ("select sqlite_version()", [false, false, false]),
         ("select 1; select 2", [false, false, false]),
+        ("select 1\0", [false, false, false]),
     ];
     for (sql, [migration, reducer, query]) in cases {
         assert_eq!(allowed(Mode::Query, sql), query, "query: {sql}");
