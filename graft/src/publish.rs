@@ -105,7 +105,7 @@ pub fn prepare(draft: Draft, pages: &[(PageIdx, Bytes)]) -> Prepared {
         bytes: 0,
     };
     let mut object = head.encode().to_vec();
-    object.extend(body);
+    object.extend_from_slice(&body);
     let segments = segments
         .into_iter()
         .zip(1..)

@@ -101,34 +101,34 @@ impl Head {
         let mut out = BytesMut::with_capacity(
             HEADER_BYTES + set.len() + self.hashes.len() * 16 + self.payload.len() + 64,
         );
-        out.extend(MAGIC);
-        out.extend(self.pages.to_le_bytes());
-        out.extend(self.lsn.0.to_le_bytes());
-        out.extend(self.volume.0);
-        out.extend(self.id.0);
-        out.extend(self.parent.0);
-        out.extend(self.time_ms.to_le_bytes());
-        out.extend(self.checkpoint.0.to_le_bytes());
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&self.pages.to_le_bytes());
+        out.extend_from_slice(&self.lsn.0.to_le_bytes());
+        out.extend_from_slice(&self.volume.0);
+        out.extend_from_slice(&self.id.0);
+        out.extend_from_slice(&self.parent.0);
+        out.extend_from_slice(&self.time_ms.to_le_bytes());
+        out.extend_from_slice(&self.checkpoint.0.to_le_bytes());
         for length in [set.len(), self.frames.len(), self.segments.len(), self.payload.len()] {
             let length = u32::try_from(length).expect("the writer bounds a commit's parts to 4 GiB");
-            out.extend(length.to_le_bytes());
+            out.extend_from_slice(&length.to_le_bytes());
         }
         out.extend([0; 16]);
         out.extend([0; 32]);
-        out.extend(&set);
+        out.extend_from_slice(&set);
         for hash in &self.hashes {
-            out.extend(hash.0);
+            out.extend_from_slice(&hash.0);
         }
         for frame in &self.frames {
-            out.extend(frame.segment.to_le_bytes());
-            out.extend(frame.offset.to_le_bytes());
-            out.extend(frame.bytes.to_le_bytes());
-            out.extend(frame.pages.to_le_bytes());
+            out.extend_from_slice(&frame.segment.to_le_bytes());
+            out.extend_from_slice(&frame.offset.to_le_bytes());
+            out.extend_from_slice(&frame.bytes.to_le_bytes());
+            out.extend_from_slice(&frame.pages.to_le_bytes());
         }
         for bytes in &self.segments {
-            out.extend(bytes.to_le_bytes());
+            out.extend_from_slice(&bytes.to_le_bytes());
         }
-        out.extend(&self.payload);
+        out.extend_from_slice(&self.payload);
         self.bytes = out.len() as u64;
         self.hash = hash_of(&out);
         out[HASH_AT..HEADER_BYTES].copy_from_slice(&self.hash.0);

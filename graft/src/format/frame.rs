@@ -32,7 +32,8 @@ impl PageHash {
 
 /// Compresses pages into a frame.
 pub fn encode<'a>(pages: impl Iterator<Item = &'a Bytes>) -> Bytes {
-    let raw: Vec<u8> = pages.flat_map(|page| page.iter().copied()).collect();
+    let mut raw = Vec::new();
+    pages.for_each(|page| raw.extend_from_slice(page));
     zstd::bulk::compress(&raw, ZSTD_LEVEL)
         .expect("zstd compresses any bytes into a buffer of its own bound")
         .into()

@@ -186,13 +186,13 @@ fn encode_local(local: &LocalCommit) -> Bytes {
     out.put_u32_le(local.pages_after);
     out.put_u32_le(local.payload.len() as u32);
     out.put_u32_le(local.changes.len() as u32);
-    out.extend(&local.payload);
+    out.extend_from_slice(&local.payload);
     for (page, bytes) in &local.changes {
         out.put_u32_le(page.get());
-        out.extend(bytes);
+        out.extend_from_slice(bytes);
     }
     let hash = blake3::hash(&out);
-    out.extend(&hash.as_bytes()[..16]);
+    out.extend_from_slice(&hash.as_bytes()[..16]);
     out.freeze()
 }
 
@@ -225,12 +225,12 @@ fn encode_pending(prepared: &Prepared) -> Bytes {
     out.put_u32_le(prepared.locals as u32);
     out.put_u32_le(prepared.body.len() as u32);
     out.put_u32_le(prepared.segments.len() as u32);
-    out.extend(&prepared.body);
+    out.extend_from_slice(&prepared.body);
     for (key, bytes) in &prepared.segments {
         out.put_u32_le(key.len() as u32);
         out.put_u32_le(bytes.len() as u32);
-        out.extend(key.as_bytes());
-        out.extend(bytes);
+        out.extend_from_slice(key.as_bytes());
+        out.extend_from_slice(bytes);
     }
     out.freeze()
 }

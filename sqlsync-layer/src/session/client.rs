@@ -495,10 +495,22 @@ impl ClientSession {
             return Err(CallError::Full { pending: self.pending.len() });
         }
         let mutation = PendingMutation { seq, reducer, args, clock, seed };
-        check_length(&mutation.frame())?;
+        let frame = mutation.frame();
+        check_length(&frame)?;
+        match &mut self.state {
+            State::Live(live)
+                if live.in_flight < live.max_in_flight
+                    && self.pending.range(live.sent + 1..).next().is_none() =>
+            {
+                live.sent = seq;
+                live.in_flight += 1;
+                self.effects.push_back(Effect::Send(frame));
+            }
+            // Its turn comes with the next `welcome`, or with room in the window.
+            State::Live(_) | State::Idle | State::Offline { .. } | State::Greeting | State::Ended(_) => {}
+        }
         self.pending.insert(seq, mutation);
         self.next_seq = Some(seq + 1);
-        self.send_pending();
         Ok(seq)
     }
 
