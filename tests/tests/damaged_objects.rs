@@ -207,7 +207,7 @@ fn whatever_happens_to_an_object_is_found_and_named() {
         }
         for (damage, body) in damages {
             let named = read_all(&*with(&objects, key, Some(body)));
-            assert_eq!(named, [key.clone()], "{key}: {damage}");
+            assert_eq!(named, std::slice::from_ref(key), "{key}: {damage}");
         }
     }
 }
@@ -248,7 +248,7 @@ fn claims_beyond_all_bounds_are_damage() {
             body[field..field + 4].copy_from_slice(&claim.to_le_bytes());
             assert_eq!(
                 read_all(&*with(&objects, &log, Some(body.into()))),
-                [log.clone()],
+                std::slice::from_ref(&log),
                 "{field}: {claim}"
             );
         }

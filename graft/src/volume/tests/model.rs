@@ -28,13 +28,15 @@ impl Db {
 
 /// The bytes of a page: 0 is zeroes, an odd tag compresses well, an even one does not.
 fn content(tag: u64, page_size: usize) -> Bytes {
-    let mut bytes = vec![0; page_size];
     match tag {
-        0 => {}
-        _ if tag % 2 == 1 => bytes.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&tag.to_le_bytes())),
-        _ => StdRng::seed_from_u64(tag).fill(&mut bytes[..]),
+        0 => vec![0; page_size].into(),
+        _ if tag % 2 == 1 => tag.to_le_bytes().repeat(page_size / 8).into(),
+        _ => {
+            let mut bytes = vec![0; page_size];
+            blake3::Hasher::new().update(&tag.to_le_bytes()).finalize_xof().fill(&mut bytes);
+            bytes.into()
+        }
     }
-    bytes.into()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
