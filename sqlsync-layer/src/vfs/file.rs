@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use graft::snapshot::Snapshot;
-use graft::volume::{Change, CommitError, ReadError};
+use graft::volume::{Change, CommitError, FetchError, ReadError};
 use graft::{PageIdx, PageSet};
 use parking_lot::Mutex;
 use sqlite_plugin::flags::{AccessFlags, LockLevel, OpenKind, OpenOpts};
@@ -319,11 +319,12 @@ impl VolumeFile {
         for _ in 0..FETCHES_MAX {
             match volume.read(snapshot, idx) {
                 Ok(page) => return Ok(page),
-                Err(ReadError::Fault(pages)) => self
-                    .database
-                    .fetch
-                    .fetch(volume, snapshot, &pages)
-                    .map_err(|error| self.failed(vars::SQLITE_IOERR_READ, error))?,
+                Err(ReadError::Fault(pages)) => {
+                    self.database.fetch.fetch(volume, snapshot, &pages).map_err(|error| {
+                        let damaged = matches!(error, FetchError::Damaged(_));
+                        self.failed_as(vars::SQLITE_IOERR_READ, error, damaged)
+                    })?
+                }
                 // Past the end of a sparse snapshot reads as zeroes.
                 Err(ReadError::PastEnd { .. }) => return Ok(BytesMut::zeroed(self.page_bytes()).freeze()),
                 Err(error) => return Err(self.failed(vars::SQLITE_IOERR_READ, error)),
@@ -336,8 +337,12 @@ impl VolumeFile {
     }
 
     fn failed(&self, code: i32, error: impl std::fmt::Display) -> i32 {
+        self.failed_as(code, error, false)
+    }
+
+    fn failed_as(&self, code: i32, error: impl std::fmt::Display, damaged: bool) -> i32 {
         tracing::warn!(volume = %self.database.volume.id(), %error, code, "a file operation failed");
-        self.control.fail(error);
+        self.control.fail(error, damaged);
         code
     }
 
