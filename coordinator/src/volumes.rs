@@ -19,6 +19,7 @@ use graft::{CommitId, PageSize, VolumeId, VolumeName};
 use parking_lot::Mutex;
 use sqlsync_layer::actor::{Actor, Deployed, Input, Modules, Output, SessionId};
 use sqlsync_layer::protocol::{Reason, codes};
+use sqlsync_layer::vfs::IoFailure;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -216,7 +217,6 @@ impl Volumes {
     }
 
     async fn start(&self, name: &VolumeName) -> Result<mpsc::Sender<Work>, OpenVolumeError> {
-        let unavailable = |message: String| OpenVolumeError::Unavailable { name: name.clone(), message };
         let id = self.resolve(name).await?;
         let options = Options {
             store: self.cache.clone(),
@@ -233,12 +233,13 @@ impl Volumes {
         // Rises from one opening to the next: a tip that was lost with a process is another epoch.
         let epoch = u64::try_from(clock::now_ms()).unwrap_or(0);
         let open: OpenMachine = Box::new(move || {
-            let actor = Actor::open(opened, fetch, modules, limits, epoch).map_err(|e| e.to_string())?;
+            let actor =
+                Actor::open(opened, fetch, modules, limits, epoch).map_err(|error| error.failure())?;
             let storage = RemoteStorage { remote, volume: actor.volume().clone() };
             Ok((Box::new(actor), Box::new(storage)))
         });
         tracing::info!(volume = %name, %id, "opening");
-        worker::start(name.as_str(), open).await.map_err(unavailable)
+        worker::start(name.as_str(), open).await.map_err(|failure| from_failure(name, failure))
     }
 
     /// Stores the module, makes the volume if it is new, and puts the module in force.
@@ -397,6 +398,15 @@ fn from_catalog(name: &VolumeName, error: CatalogError) -> OpenVolumeError {
         CatalogError::NoSuchVolume { name: _, store } => OpenVolumeError::NoSuchVolume { name, store },
         CatalogError::Damaged(damaged) => OpenVolumeError::Damaged { name, message: damaged.to_string() },
         error => OpenVolumeError::Unavailable { name, message: error.to_string() },
+    }
+}
+
+fn from_failure(name: &VolumeName, failure: IoFailure) -> OpenVolumeError {
+    let (name, IoFailure { message, damaged }) = (name.clone(), failure);
+    if damaged {
+        OpenVolumeError::Damaged { name, message }
+    } else {
+        OpenVolumeError::Unavailable { name, message }
     }
 }
 

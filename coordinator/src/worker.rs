@@ -25,6 +25,7 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 use sqlsync_layer::actor::{Deployed, Input, Output, RequestId, SessionId};
 use sqlsync_layer::protocol::{ClientId, ClientMessage, Reason, codes};
+use sqlsync_layer::vfs::IoFailure;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -82,7 +83,7 @@ pub(crate) trait Machine {
 
 /// Makes the machine on its thread, and says what its publications and pulls go to.
 pub(crate) type OpenMachine =
-    Box<dyn FnOnce() -> Result<(Box<dyn Machine>, Box<dyn Storage>), String> + Send>;
+    Box<dyn FnOnce() -> Result<(Box<dyn Machine>, Box<dyn Storage>), IoFailure> + Send>;
 
 /// What publications and pulls go to.
 pub(crate) trait Storage {
@@ -109,7 +110,8 @@ impl Storage for RemoteStorage {
 
 /// Starts a worker and waits until its machine is open. The thread ends when the sender and its clones
 /// are dropped.
-pub(crate) async fn start(name: &str, open: OpenMachine) -> Result<mpsc::Sender<Work>, String> {
+pub(crate) async fn start(name: &str, open: OpenMachine) -> Result<mpsc::Sender<Work>, IoFailure> {
+    let passing = |message: String| IoFailure { message, damaged: false };
     let (sender, receiver) = mpsc::channel(WORK_MAX);
     let (ready, opened) = oneshot::channel();
     let runtime = Handle::current();
@@ -118,8 +120,11 @@ pub(crate) async fn start(name: &str, open: OpenMachine) -> Result<mpsc::Sender<
         let _span = tracing::info_span!("volume", name = volume).entered();
         let (machine, storage) = match std::panic::catch_unwind(AssertUnwindSafe(open)) {
             Ok(Ok(opened)) => opened,
-            Ok(Err(message)) => return tell(ready, Err(message)),
-            Err(panic) => return tell(ready, Err(format!("it panicked while opening: {}", text(&*panic)))),
+            Ok(Err(failure)) => return tell(ready, Err(failure)),
+            Err(panic) => {
+                let message = format!("it panicked while opening: {}", text(&*panic));
+                return tell(ready, Err(passing(message)));
+            }
         };
         tell(ready, Ok(()));
         let mut worker = Worker {
@@ -142,12 +147,12 @@ pub(crate) async fn start(name: &str, open: OpenMachine) -> Result<mpsc::Sender<
         tracing::debug!("worker ended");
     });
     if let Err(error) = thread {
-        return Err(format!("no thread for it: {error}"));
+        return Err(passing(format!("no thread for it: {error}")));
     }
     match opened.await {
         Ok(Ok(())) => Ok(sender),
-        Ok(Err(message)) => Err(message),
-        Err(_) => Err("its thread ended while opening".into()),
+        Ok(Err(failure)) => Err(failure),
+        Err(_) => Err(passing("its thread ended while opening".into())),
     }
 }
 

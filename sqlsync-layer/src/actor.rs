@@ -208,6 +208,12 @@ pub enum ModuleError {
         /// What the store said.
         message: String,
     },
+    /// Its object is damaged: it does not have the module's hash. Deploying the module again mends it.
+    #[error("module {module} is damaged in the store: its bytes have another hash; deploy it again")]
+    Damaged {
+        /// Which.
+        module: ModuleHash,
+    },
     /// Its bytes are not a module that this host can run.
     #[error("module {module} cannot be run: {message}")]
     Invalid {
@@ -216,13 +222,6 @@ pub enum ModuleError {
         /// What is wrong with it.
         message: String,
     },
-}
-
-impl ModuleError {
-    /// Whether trying again may help.
-    pub fn is_transient(&self) -> bool {
-        matches!(self, ModuleError::Unavailable { .. })
-    }
 }
 
 /// Bounds of one volume's actor.

@@ -23,7 +23,7 @@ use crate::payload::{Mutation, Op, Outcome, Payload};
 use crate::protocol::{
     At, ClientId, ClientMessage, IN_FLIGHT_MAX, PROTOCOL, Reason, Seed, ServerMessage, codes,
 };
-use crate::vfs::{ConnectError, Database, Marks, WriteSet, local_payload};
+use crate::vfs::{ConnectError, Database, IoFailure, Marks, WriteSet, local_payload};
 
 /// First and longest wait before the object store is tried again, in milliseconds.
 const RETRY_MS: (u64, u64) = (50, 5_000);
@@ -38,6 +38,21 @@ pub enum OpenError {
     /// A commit's payload is damaged.
     #[error(transparent)]
     Damaged(#[from] Damaged),
+}
+
+impl OpenError {
+    /// What failed, and whether it is damage.
+    pub fn failure(&self) -> IoFailure {
+        match self {
+            OpenError::Connect(ConnectError::Volume(failure)) => {
+                IoFailure { message: self.to_string(), damaged: failure.damaged }
+            }
+            OpenError::Connect(ConnectError::Register(_) | ConnectError::Sqlite(_)) => {
+                IoFailure { message: self.to_string(), damaged: false }
+            }
+            OpenError::Damaged(_) => IoFailure { message: self.to_string(), damaged: true },
+        }
+    }
 }
 
 /// What an actor has done since it was opened.
@@ -429,10 +444,20 @@ impl Actor {
         let done = done.and_then(|done| self.record(done));
         let done = match done {
             Ok(done) => done,
-            Err(Blocked(why)) => {
+            Err(Blocked(failure)) => {
+                let why = &failure.message;
                 tracing::warn!(volume = %self.volume.id(), why, "a batch is blocked and will be tried again");
+                if failure.damaged {
+                    self.tell_of_damage(&ops, &failure.message);
+                }
                 for queued in batch.into_iter().rev() {
-                    self.inbox.push_front(queued);
+                    match (&queued.op, failure.damaged) {
+                        (Op::Deploy { .. }, true) => {
+                            let reason = Reason::new(codes::DAMAGED, &*failure.message);
+                            self.deployed(queued.request, Err(reason));
+                        }
+                        (Op::Deploy { .. } | Op::Mutation(_), _) => self.inbox.push_front(queued),
+                    }
                 }
                 self.blocked = true;
                 return self.wake();
@@ -456,13 +481,31 @@ impl Actor {
         }
     }
 
+    /// Those who wait for operations that damaged objects hold up are not left waiting in silence: their
+    /// connections end with what is damaged. They connect again and resend, to be told again or, once it
+    /// is mended, served.
+    fn tell_of_damage(&mut self, ops: &[Op], message: &str) {
+        let clients: BTreeSet<&ClientId> = ops
+            .iter()
+            .filter_map(|op| match op {
+                Op::Mutation(mutation) => Some(&mutation.client),
+                Op::Deploy { .. } => None,
+            })
+            .collect();
+        let waiting = self.sessions.iter().filter(|(_, session)| clients.contains(&session.client));
+        for session in waiting.map(|(id, _)| *id).collect::<Vec<_>>() {
+            let reason = Reason::new(codes::DAMAGED, message);
+            self.send(session, ServerMessage::Error { reason });
+        }
+    }
+
     /// A batch that changed no page still has outcomes to record: an empty local commit carries them.
     fn record(&self, done: Done) -> Result<Done, Blocked> {
         if done.written.is_none() {
             let tip = self.volume.tip();
             let payload = local_payload(Marks::default());
             let change = Change { pages: tip.pages(), payload, ..Change::default() };
-            self.volume.commit(&tip, change).map_err(|error| Blocked(error.to_string()))?;
+            self.volume.commit(&tip, change).map_err(|error| Blocked::passing(error.to_string()))?;
         }
         Ok(done)
     }

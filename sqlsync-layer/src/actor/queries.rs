@@ -12,7 +12,7 @@ use crate::guard::{Guarded, Mode, RowLimits};
 use crate::live::{Answer, Identity, QueryId, Refreshed, delta_body, key_columns};
 use crate::protocol::{Reason, ServerMessage, codes, wire_rows};
 use crate::value::Params;
-use crate::vfs::{ConnectError, Control, Database, scope};
+use crate::vfs::{ConnectError, Control, Database, IoFailure, scope};
 
 /// The connection that runs queries.
 pub(super) struct Reader {
@@ -25,14 +25,15 @@ enum QueryFailure {
     /// The query's own fault.
     Refused(Reason),
     /// The world's: it may be answered later.
-    Blocked(String),
+    Blocked(IoFailure),
 }
 
 impl QueryFailure {
     fn reason(self) -> Reason {
         match self {
             QueryFailure::Refused(reason) => reason,
-            QueryFailure::Blocked(why) => Reason::new(codes::UNAVAILABLE, why),
+            QueryFailure::Blocked(failure) if failure.damaged => Reason::new(codes::DAMAGED, failure.message),
+            QueryFailure::Blocked(failure) => Reason::new(codes::UNAVAILABLE, failure.message),
         }
     }
 }
@@ -161,7 +162,7 @@ impl Actor {
                         }
                     }
                 },
-                Err(QueryFailure::Blocked(why)) => {
+                Err(QueryFailure::Blocked(IoFailure { message: why, .. })) => {
                     tracing::warn!(volume = %self.volume.id(), why, "a live query is blocked and will be tried again");
                     return self.block();
                 }

@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use graft::snapshot::Snapshot;
-use graft::volume::{Change, CommitError, ReadError};
+use graft::volume::{Change, CommitError, FetchError, ReadError};
 use graft::{PageIdx, PageSet};
 use parking_lot::Mutex;
 use sqlite_plugin::flags::{AccessFlags, LockLevel, OpenKind, OpenOpts};
@@ -346,7 +346,10 @@ impl VolumeFile {
                         .map_err(|_| {
                             self.failed(vars::SQLITE_IOERR_READ, format!("fetching {pages:?} panicked"))
                         })?
-                        .map_err(|error| self.failed(vars::SQLITE_IOERR_READ, error))?;
+                        .map_err(|error| {
+                            let damaged = matches!(error, FetchError::Damaged(_));
+                            self.failed_as(vars::SQLITE_IOERR_READ, error, damaged)
+                        })?;
                 }
                 // Past the end of a sparse snapshot reads as zeroes.
                 Err(ReadError::PastEnd { .. }) => return Ok(BytesMut::zeroed(self.page_bytes()).freeze()),
@@ -360,8 +363,12 @@ impl VolumeFile {
     }
 
     fn failed(&self, code: i32, error: impl std::fmt::Display) -> i32 {
+        self.failed_as(code, error, false)
+    }
+
+    fn failed_as(&self, code: i32, error: impl std::fmt::Display, damaged: bool) -> i32 {
         tracing::warn!(volume = %self.database.volume.id(), %error, code, "a file operation failed");
-        self.control.fail(error);
+        self.control.fail(error, damaged);
         code
     }
 
