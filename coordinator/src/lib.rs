@@ -2,7 +2,7 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | [`http`](mod@http) | routes, and errors as typed JSON |
+//! | [`http`](mod@http) | routes, queries and mutations without a socket, errors as typed JSON |
 //! | `origin` | who may talk to a server without authentication |
 //! | `sync` | one WebSocket: frames in, frames out, back-pressure |
 //! | `outbox` | the bounded queue in front of a socket |
@@ -64,6 +64,17 @@ pub struct Limits {
     pub drain_max: Duration,
     /// Of each connection.
     pub session: SessionLimits,
+    /// Of each HTTP request.
+    pub http: HttpLimits,
+}
+
+/// Bounds of one HTTP request.
+#[derive(Debug, Clone, Copy)]
+pub struct HttpLimits {
+    /// How long a query waits for the state that its token names.
+    pub after_max: Duration,
+    /// How long a mutation waits for its answer.
+    pub answer_max: Duration,
 }
 
 /// Bounds of one connection.
@@ -97,6 +108,7 @@ impl Default for Limits {
                 outbox_bytes: 1 << 20,
                 outbox_bytes_max: 256 << 20,
             },
+            http: HttpLimits { after_max: Duration::from_secs(5), answer_max: Duration::from_secs(30) },
         }
     }
 }

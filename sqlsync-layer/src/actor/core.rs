@@ -14,6 +14,7 @@ use graft::store::StoreError;
 use graft::volume::{Change, Fetch, Opened, Volume};
 use graft::{CommitId, Lsn, ModuleHash, PageIdx};
 
+use super::ask::Asks;
 use super::batch::{Blocked, Done, Writer};
 use super::queries::Reader;
 use super::{Deployed, Input, Limits, Modules, Outgoing, Output, RequestId, SessionId};
@@ -116,7 +117,7 @@ pub struct Actor {
     pub(super) epoch: u64,
     /// What object storage holds, and with every local commit on top.
     durable: Ledger,
-    tip: Ledger,
+    pub(super) tip: Ledger,
     inbox: VecDeque<Queued>,
     /// The greatest seq of each client in the inbox.
     queued: BTreeMap<ClientId, u64>,
@@ -127,10 +128,11 @@ pub struct Actor {
     /// A page or module is missing: nothing runs before the next `Woken`.
     blocked: bool,
     failures: u32,
-    shutting_down: bool,
+    pub(super) shutting_down: bool,
     drained: bool,
     pub(super) sessions: BTreeMap<SessionId, Session>,
     pub(super) live: LiveQueries<(SessionId, u64)>,
+    pub(super) asks: Asks,
     outputs: Vec<Output>,
     pub(super) metrics: Metrics,
 }
@@ -179,6 +181,7 @@ impl Actor {
             drained: false,
             sessions: BTreeMap::new(),
             live: LiveQueries::default(),
+            asks: Asks::default(),
             outputs: Vec::new(),
             metrics: Metrics::default(),
         })
@@ -217,6 +220,9 @@ impl Actor {
             }
             Input::Relieved { session } => self.relieved(session),
             Input::Deploy { request, module, now_ms, seed } => self.deploy(request, module, now_ms, seed),
+            Input::Ask { request, ask } => self.ask(request, ask),
+            Input::Inspect { request } => self.inspect(request),
+            Input::Reminded => self.reminded(),
             Input::Published(result) => self.published(result),
             Input::Pulled(result) => self.pulled(result),
             Input::Woken => self.woken(),
@@ -230,6 +236,10 @@ impl Actor {
         self.run_inbox();
         self.refresh();
         self.seal(now_ms, id);
+        if self.settle_waiting(now_ms) && matches!(self.phase, Phase::Idle) {
+            self.phase = Phase::Pulling;
+            self.output(Output::Pull);
+        }
         if self.shutting_down && !self.drained && self.is_drained() {
             self.drained = true;
             self.output(Output::Drained);
@@ -257,13 +267,18 @@ impl Actor {
     }
 
     /// The LSN that the tip's last commit has or will have.
-    fn tip_lsn(&self) -> Lsn {
+    pub(super) fn tip_lsn(&self) -> Lsn {
         let in_flight = match &self.phase {
             Phase::Publishing(prepared) | Phase::PublishLater(prepared) => prepared.locals,
             Phase::Idle | Phase::Pulling | Phase::PullLater => 0,
         };
         let base = self.volume.base().lsn().0;
         Lsn(base + u64::from(in_flight > 0) + u64::from(self.unpublished.len() > in_flight))
+    }
+
+    /// Whether the tip holds what is not durable.
+    pub(super) fn is_ahead(&self) -> bool {
+        !self.unpublished.is_empty()
     }
 
     pub(super) fn at(&self, client: &ClientId) -> At {
@@ -385,7 +400,7 @@ impl Actor {
     }
 
     /// Runs the inbox in batches, as far as nothing blocks.
-    fn run_inbox(&mut self) {
+    pub(super) fn run_inbox(&mut self) {
         let replaying = matches!(self.phase, Phase::Pulling | Phase::PullLater);
         while !self.inbox.is_empty() && !self.blocked && !replaying {
             let batch = self.next_batch();
@@ -647,7 +662,8 @@ impl Actor {
 
     fn pulled(&mut self, result: Result<Pulled, PullError>) {
         let replay = result.map_err(|error| error.to_string()).and_then(|pulled| {
-            if pulled.heads.is_empty() {
+            // A pull for waiting queries may find nothing new.
+            if pulled.heads.is_empty() && self.is_ahead() {
                 return Err("the lsn was lost, and the log shows no other commit".into());
             }
             let payloads: Result<Vec<Payload>, Damaged> = pulled.heads.iter().map(Payload::decode).collect();
@@ -658,6 +674,12 @@ impl Actor {
         match replayed {
             Ok(()) => {
                 self.failures = 0;
+                self.phase = Phase::Idle;
+                self.run_inbox();
+            }
+            // Only waiting queries asked for it, and they ask again.
+            Err(error) if !self.is_ahead() => {
+                tracing::warn!(volume = %self.volume.id(), error, "pulling for a query failed");
                 self.phase = Phase::Idle;
                 self.run_inbox();
             }
@@ -676,9 +698,11 @@ impl Actor {
         let heads = pulled.heads.clone();
         self.volume.reset()?;
         self.volume.absorb(pulled)?;
-        self.metrics.replays += 1;
-        self.epoch += 1;
         let dropped = std::mem::take(&mut self.unpublished);
+        if !dropped.is_empty() {
+            self.metrics.replays += 1;
+            self.epoch += 1;
+        }
         for written in dropped.iter().filter_map(|unpublished| unpublished.done.written.clone()) {
             self.live.committed(written);
         }

@@ -21,7 +21,7 @@ pub(super) struct Reader {
 }
 
 /// Why a query was not answered.
-enum QueryFailure {
+pub(super) enum QueryFailure {
     /// The query's own fault.
     Refused(Reason),
     /// The world's: it may be answered later.
@@ -29,7 +29,7 @@ enum QueryFailure {
 }
 
 impl QueryFailure {
-    fn reason(self) -> Reason {
+    pub(super) fn reason(self) -> Reason {
         match self {
             QueryFailure::Refused(reason) => reason,
             QueryFailure::Blocked(failure) if failure.damaged => Reason::new(codes::DAMAGED, failure.message),
@@ -50,7 +50,12 @@ impl Actor {
         RowLimits { rows_max: self.limits.query_rows_max, bytes_max: self.limits.query_bytes_max }
     }
 
-    fn ask(&self, mode: Mode, sql: &str, params: &Params) -> Result<reducers_abi::Rows, QueryFailure> {
+    pub(super) fn run_query(
+        &self,
+        mode: Mode,
+        sql: &str,
+        params: &Params,
+    ) -> Result<reducers_abi::Rows, QueryFailure> {
         let _ = self.reader.control.take_failure();
         let asked = self
             .reader
@@ -68,7 +73,7 @@ impl Actor {
 
     pub(super) fn query(&mut self, session: SessionId, id: u64, sql: &str, params: &Params) {
         let Some(at) = self.sessions.get(&session).map(|s| self.at(&s.client)) else { return };
-        let message = match self.ask(Mode::Query, sql, params) {
+        let message = match self.run_query(Mode::Query, sql, params) {
             Ok(rows) => ServerMessage::Rows { id, at, rows: wire_rows(&rows.rows), columns: rows.columns },
             Err(failure) => ServerMessage::QueryError { id, reason: failure.reason() },
         };
@@ -131,7 +136,7 @@ impl Actor {
         self.metrics.query_runs += 1;
         let clock_reads = scope::clock_reads();
         self.reader.control.record();
-        let rows = self.ask(Mode::Query, &identity.sql, params);
+        let rows = self.run_query(Mode::Query, &identity.sql, params);
         let reads = self.reader.control.recorded();
         let rows = rows?;
         let refused = |message: String| QueryFailure::Refused(Reason::new(codes::BAD_QUERY, message));
