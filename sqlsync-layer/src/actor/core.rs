@@ -345,8 +345,12 @@ impl Actor {
                     Standing::Known(entry) => (entry.outcome == Outcome::Applied)
                         .then_some(ServerMessage::Accepted { seq, lsn: entry.lsn }),
                     Standing::Reused => Some(refused(codes::SEQ_REUSED, reused(client, seq))),
-                    Standing::Next | Standing::Gap { .. } | Standing::Forgotten => {
-                        Some(refused(codes::SEQ_FORGOTTEN, forgotten(client, seq)))
+                    Standing::Forgotten => Some(refused(codes::SEQ_FORGOTTEN, forgotten(client, seq))),
+                    // Not applied: the client is to send it again, after those before it.
+                    Standing::Next | Standing::Gap { .. } => {
+                        let next = self.tip.last_seq(client) + 1;
+                        let message = format!("the next seq of client {client} is {next}, not {seq}");
+                        Some(refused(codes::SEQ_GAP, message))
                     }
                 }
             }
@@ -633,6 +637,8 @@ impl Actor {
         let heads = pulled.heads.clone();
         self.volume.reset()?;
         self.volume.absorb(pulled)?;
+        self.writer.forget_schema();
+        self.reader.forget_schema();
         self.metrics.replays += 1;
         self.epoch += 1;
         let dropped = std::mem::take(&mut self.unpublished);
@@ -648,6 +654,11 @@ impl Actor {
         self.tip = self.durable.clone();
         for Unpublished { done, requests } in dropped.into_iter().rev() {
             for (record, request) in done.records.into_iter().zip(requests).rev() {
+                if let Op::Mutation(mutation) = &record.op {
+                    // It waits again: a copy that its client resends meanwhile is not to be queued, too.
+                    let queued = self.queued.entry(mutation.client.clone()).or_default();
+                    *queued = mutation.seq.max(*queued);
+                }
                 self.inbox.push_front(Queued { op: record.op, request });
             }
         }

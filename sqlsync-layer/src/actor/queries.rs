@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::batch::forget_schema;
 use super::core::Actor;
 use super::{Outgoing, Output, SessionId};
 use crate::guard::{Guarded, Mode, RowLimits};
@@ -41,6 +42,11 @@ impl Reader {
     pub(super) fn new(database: &Arc<Database>) -> Result<Reader, ConnectError> {
         let (connection, control) = database.connect_read_only()?;
         Ok(Reader { guarded: Guarded::new(connection)?, control })
+    }
+
+    /// The volume moved other than forward.
+    pub(super) fn forget_schema(&self) {
+        forget_schema(&self.guarded);
     }
 }
 
