@@ -116,6 +116,8 @@ pub struct Actor {
     drained: bool,
     pub(super) sessions: BTreeMap<SessionId, Session>,
     pub(super) live: LiveQueries<(SessionId, u64)>,
+    /// Subscriptions whose snapshot waits until their query has run at the tip.
+    pub(super) owed: BTreeSet<(SessionId, u64)>,
     outputs: Vec<Output>,
     pub(super) metrics: Metrics,
 }
@@ -164,6 +166,7 @@ impl Actor {
             drained: false,
             sessions: BTreeMap::new(),
             live: LiveQueries::default(),
+            owed: BTreeSet::new(),
             outputs: Vec::new(),
             metrics: Metrics::default(),
         })
@@ -272,6 +275,7 @@ impl Actor {
     fn disconnect(&mut self, session: SessionId) {
         if let Some(gone) = self.sessions.remove(&session) {
             for (sub, query) in gone.subscriptions {
+                self.owed.remove(&(session, sub));
                 self.live.leave(query, &(session, sub));
             }
         }
