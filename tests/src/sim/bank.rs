@@ -383,14 +383,17 @@ pub fn random_direct(random: &mut Random) -> String {
             random.below(3)
         ),
         24..27 => {
-            "begin; update counters set n = 0; rollback; update counters set n = n + 1 where name = 'direct';".into()
+            "begin; update counters set n = 0; rollback; update counters set n = n + 1 where name = 'direct';"
+                .into()
         }
         27..29 => VACUUM.into(),
         // More than fits inside a log entry: goes to segments.
         _ => {
             let mut bytes = random.fork();
             let noise: String = (0..40_000).map(|_| format!("{:016x}", bytes.next())).collect();
-            format!("insert into direct(what) values('{noise}'); delete from direct where length(what) > 1000;")
+            format!(
+                "insert into direct(what) values('{noise}'); delete from direct where length(what) > 1000;"
+            )
         }
     }
 }

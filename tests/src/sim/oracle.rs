@@ -164,10 +164,16 @@ impl<'a> Judge<'a> {
                 Claim::Exactly => true,
                 Claim::At { epoch, .. } => {
                     let Some(began) = self.truth.epochs.get(&epoch) else {
-                        return Err(format!("client {} was told of epoch {epoch}, which never was", shown.client));
+                        return Err(format!(
+                            "client {} was told of epoch {epoch}, which never was",
+                            shown.client
+                        ));
                     };
                     if shown.lsn < *began {
-                        return Err(format!("epoch {epoch} began at lsn {began}, and showed lsn {}", shown.lsn));
+                        return Err(format!(
+                            "epoch {epoch} began at lsn {began}, and showed lsn {}",
+                            shown.lsn
+                        ));
                     }
                     shown.lsn == *began || self.truth.published.get(&head.id) == Some(&epoch)
                 }
@@ -282,11 +288,15 @@ impl<'a> Judge<'a> {
         for (version, lsn) in &self.truth.deployed {
             let found = self.deploys.iter().any(|(found, at)| found == version && at <= lsn);
             if !found {
-                return Err(format!("a deploy of version {version} was acknowledged under lsn {lsn} and is not there"));
+                return Err(format!(
+                    "a deploy of version {version} was acknowledged under lsn {lsn} and is not there"
+                ));
             }
         }
         match self.shown.values().flatten().find(|shown| shown.claim == Claim::Exactly) {
-            Some(shown) => Err(format!("a coordinator was at lsn {}, which the log does not have", shown.lsn)),
+            Some(shown) => {
+                Err(format!("a coordinator was at lsn {}, which the log does not have", shown.lsn))
+            }
             None => Ok(()),
         }
     }

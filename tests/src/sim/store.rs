@@ -161,7 +161,11 @@ impl Bucket {
     /// Cuts one asker off, or lets it through again.
     pub fn set_unreachable(&self, asker: Asker, unreachable: bool) {
         let mut state = self.state.lock();
-        if unreachable { state.unreachable.insert(asker) } else { state.unreachable.remove(&asker) };
+        if unreachable {
+            state.unreachable.insert(asker)
+        } else {
+            state.unreachable.remove(&asker)
+        };
     }
 
     /// Faults injected so far.
@@ -280,7 +284,10 @@ fn unavailable(key: &str, message: &str) -> RemoteError {
 impl Request {
     fn key(&self) -> &str {
         match self {
-            Request::Get(key) | Request::GetRange(key, _) | Request::Create(key, _) | Request::Delete(key) => key,
+            Request::Get(key)
+            | Request::GetRange(key, _)
+            | Request::Create(key, _)
+            | Request::Delete(key) => key,
             Request::List(prefix, _, _) => prefix,
             Request::Sleep(_) => "",
         }
@@ -296,8 +303,10 @@ impl State {
         let pace = if random.chance(weather.slow) { 200 } else { 1 };
         let lands = random.between(1, 20) * pace;
         let answered = lands + random.between(1, 20);
-        let (create, read) =
-            (matches!(request, Request::Create(..)), matches!(request, Request::Get(_) | Request::GetRange(..)));
+        let (create, read) = (
+            matches!(request, Request::Create(..)),
+            matches!(request, Request::Get(_) | Request::GetRange(..)),
+        );
         let mut fate = Fate::Served;
         for (probability, candidate, fits) in [
             (weather.fail_before, Fate::FailBefore, true),
@@ -361,7 +370,9 @@ impl State {
             Fate::FailAfter => Err(unavailable(&key, "answer lost")),
             Fate::Late => Err(unavailable(&key, "timed out, still in flight")),
             Fate::Served | Fate::Duplicate if matches!(flying.request, Request::Sleep(_)) => Ok(Reply::Done),
-            Fate::Served | Fate::Duplicate => effect.unwrap_or_else(|| Err(unavailable(&key, "connection lost"))),
+            Fate::Served | Fate::Duplicate => {
+                effect.unwrap_or_else(|| Err(unavailable(&key, "connection lost")))
+            }
             Fate::Flip => match effect {
                 Some(Ok(Reply::Body(body))) => Ok(Reply::Body(flip(&mut self.random, &body))),
                 other => other.unwrap_or_else(|| Err(unavailable(&key, "connection lost"))),
@@ -372,7 +383,10 @@ impl State {
 
     /// Drops a request that nobody can ask about any more and that has landed.
     fn forget(&mut self, id: RequestId) {
-        if self.requests.get(&id).is_some_and(|r| r.answered && r.landings == 0 && r.waker.is_none() && r.asker == GONE)
+        if self
+            .requests
+            .get(&id)
+            .is_some_and(|r| r.answered && r.landings == 0 && r.waker.is_none() && r.asker == GONE)
         {
             self.requests.remove(&id);
         }
@@ -490,7 +504,12 @@ impl Remote for Handle {
         self.request(Request::Create(key.into(), body)).await.map(drop)
     }
 
-    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Listed>, RemoteError> {
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, RemoteError> {
         match self.request(Request::List(prefix.into(), after.map(Into::into), limit)).await? {
             Reply::Rows(rows) => Ok(rows),
             Reply::Body(_) | Reply::Done => Err(unavailable(prefix, "an answer of another kind")),

@@ -52,7 +52,8 @@ impl Sql for Port<'_> {
 impl Plain {
     /// An empty database.
     pub fn new() -> Result<Plain, String> {
-        let guarded = Connection::open_in_memory().and_then(Guarded::new).map_err(|error| error.to_string())?;
+        let guarded =
+            Connection::open_in_memory().and_then(Guarded::new).map_err(|error| error.to_string())?;
         Ok(Plain { guarded, module: None, schema: 0 })
     }
 

@@ -5,7 +5,9 @@ use graft::format::commit::Head;
 use graft::{Lsn, key};
 use sqlsync_layer::payload::{Op, Outcome, Payload};
 use sqlsync_layer::protocol::{ClientMessage, Seed, WireRow, codes};
-use sqlsync_layer::session::client::{ClientSession, ClientState, Effect, Event as SessionEvent, Notice, Status};
+use sqlsync_layer::session::client::{
+    ClientSession, ClientState, Effect, Event as SessionEvent, Notice, Status,
+};
 use sqlsync_layer::session::rows::Rows;
 
 use super::{Event, Owner, VOLUME, World, writer_asker};
