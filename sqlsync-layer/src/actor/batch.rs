@@ -92,6 +92,11 @@ impl Writer {
         Ok(Writer { guarded, control, modules, loaded: None, limits, rowid_max })
     }
 
+    /// The volume moved other than by this writer's own commits.
+    pub(super) fn forget_schema(&self) {
+        forget_schema(&self.guarded);
+    }
+
     /// Runs `ops` with `module` in force at schema version `schema`, and commits them locally.
     pub(super) fn run(
         &mut self,
@@ -310,6 +315,13 @@ impl Writer {
             )
         };
         code != ffi::SQLITE_OK || current != 0
+    }
+}
+
+/// Makes a connection read the schema anew.
+pub(super) fn forget_schema(guarded: &Guarded) {
+    if let Err(error) = guarded.forget_schema() {
+        tracing::error!(%error, "SQLite would not forget its schema");
     }
 }
 

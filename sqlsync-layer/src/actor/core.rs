@@ -133,6 +133,8 @@ pub struct Actor {
     pub(super) sessions: BTreeMap<SessionId, Session>,
     pub(super) live: LiveQueries<(SessionId, u64)>,
     pub(super) asks: Asks,
+    /// Subscriptions whose snapshot waits until their query has run at the tip.
+    pub(super) owed: BTreeSet<(SessionId, u64)>,
     outputs: Vec<Output>,
     pub(super) metrics: Metrics,
 }
@@ -182,6 +184,7 @@ impl Actor {
             sessions: BTreeMap::new(),
             live: LiveQueries::default(),
             asks: Asks::default(),
+            owed: BTreeSet::new(),
             outputs: Vec::new(),
             metrics: Metrics::default(),
         })
@@ -302,6 +305,7 @@ impl Actor {
     fn disconnect(&mut self, session: SessionId) {
         if let Some(gone) = self.sessions.remove(&session) {
             for (sub, query) in gone.subscriptions {
+                self.owed.remove(&(session, sub));
                 self.live.leave(query, &(session, sub));
             }
         }
@@ -375,8 +379,12 @@ impl Actor {
                     Standing::Known(entry) => (entry.outcome == Outcome::Applied)
                         .then_some(ServerMessage::Accepted { seq, lsn: entry.lsn }),
                     Standing::Reused => Some(refused(codes::SEQ_REUSED, reused(client, seq))),
-                    Standing::Next | Standing::Gap { .. } | Standing::Forgotten => {
-                        Some(refused(codes::SEQ_FORGOTTEN, forgotten(client, seq)))
+                    Standing::Forgotten => Some(refused(codes::SEQ_FORGOTTEN, forgotten(client, seq))),
+                    // Not applied: the client is to send it again, after those before it.
+                    Standing::Next | Standing::Gap { .. } => {
+                        let next = self.tip.last_seq(client) + 1;
+                        let message = format!("the next seq of client {client} is {next}, not {seq}");
+                        Some(refused(codes::SEQ_GAP, message))
                     }
                 }
             }
@@ -698,6 +706,10 @@ impl Actor {
         let heads = pulled.heads.clone();
         self.volume.reset()?;
         self.volume.absorb(pulled)?;
+        self.writer.forget_schema();
+        self.reader.forget_schema();
+        self.metrics.replays += 1;
+        self.epoch += 1;
         let dropped = std::mem::take(&mut self.unpublished);
         if !dropped.is_empty() {
             self.metrics.replays += 1;
@@ -715,6 +727,11 @@ impl Actor {
         self.tip = self.durable.clone();
         for Unpublished { done, requests } in dropped.into_iter().rev() {
             for (record, request) in done.records.into_iter().zip(requests).rev() {
+                if let Op::Mutation(mutation) = &record.op {
+                    // It waits again: a copy that its client resends meanwhile is not to be queued, too.
+                    let queued = self.queued.entry(mutation.client.clone()).or_default();
+                    *queued = mutation.seq.max(*queued);
+                }
                 self.inbox.push_front(Queued { op: record.op, request });
             }
         }

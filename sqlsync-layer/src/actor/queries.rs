@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::batch::forget_schema;
 use super::core::Actor;
 use super::{Outgoing, Output, SessionId};
 use crate::guard::{Guarded, Mode, RowLimits};
@@ -42,6 +43,11 @@ impl Reader {
     pub(super) fn new(database: &Arc<Database>) -> Result<Reader, ConnectError> {
         let (connection, control) = database.connect_read_only()?;
         Ok(Reader { guarded: Guarded::new(connection)?, control })
+    }
+
+    /// The volume moved other than forward.
+    pub(super) fn forget_schema(&self) {
+        forget_schema(&self.guarded);
     }
 }
 
@@ -122,6 +128,7 @@ impl Actor {
     pub(super) fn unsubscribe(&mut self, session: SessionId, sub: u64) {
         let Some(open) = self.sessions.get_mut(&session) else { return };
         open.missed.remove(&sub);
+        self.owed.remove(&(session, sub));
         match open.subscriptions.remove(&sub) {
             Some(query) => self.live.leave(query, &(session, sub)),
             None => {
@@ -177,9 +184,16 @@ impl Actor {
                             open.subscriptions.remove(&sub);
                             open.missed.remove(&sub);
                         }
+                        self.owed.remove(&(session, sub));
                         self.send(session, ServerMessage::SubscriptionError { sub, reason: reason.clone() });
                     }
                 }
+            }
+        }
+        for (session, sub) in std::mem::take(&mut self.owed) {
+            let query = self.sessions.get(&session).and_then(|open| open.subscriptions.get(&sub)).copied();
+            if let Some(query) = query {
+                self.send_snapshot(query, session, sub);
             }
         }
     }
@@ -192,6 +206,9 @@ impl Actor {
                 open.missed.insert(sub);
                 continue;
             }
+            if self.owed.contains(&(session, sub)) {
+                continue;
+            }
             let at = self.sessions.get(&session).map(|s| self.at(&s.client));
             let Some(at) = at else { continue };
             self.metrics.row_messages += 1;
@@ -200,7 +217,13 @@ impl Actor {
         }
     }
 
+    /// Sends a query's rows to one subscriber; later where they are older than the tip that they would be
+    /// said to be of.
     fn send_snapshot(&mut self, query: QueryId, session: SessionId, sub: u64) {
+        if self.live.is_stale(query) {
+            self.owed.insert((session, sub));
+            return;
+        }
         let at = self.sessions.get(&session).map(|s| self.at(&s.client));
         if let (Some(body), Some(at)) = (self.live.snapshot_body(query), at) {
             self.metrics.row_messages += 1;

@@ -25,6 +25,9 @@ pub const TOTAL: i64 = ACCOUNTS as i64 * 100;
 /// Lists, numbered from 1.
 const LISTS: u64 = 3;
 
+/// What a direct writer runs now and then: moves every page, changes no content.
+pub const VACUUM: &str = "vacuum";
+
 /// The newest version of the module.
 pub const VERSION_MAX: u32 = 2;
 
@@ -383,7 +386,7 @@ pub fn random_direct(random: &mut Random) -> String {
             "begin; update counters set n = 0; rollback; update counters set n = n + 1 where name = 'direct';"
                 .into()
         }
-        27..29 => "vacuum;".into(),
+        27..29 => VACUUM.into(),
         // More than fits inside a log entry: goes to segments.
         _ => {
             let mut bytes = random.fork();

@@ -136,6 +136,8 @@ pub struct World {
     truth: Truth,
     profile: Profile,
     plant: Option<Plant>,
+    /// Clients also go to coordinators that are behind what they were told.
+    any_route: bool,
     /// Faults and new work happen.
     storm: bool,
     /// The coordinator that is left at the end.
@@ -155,12 +157,13 @@ impl World {
         bucket.set_weather(profile.weather);
         let impure = config.plant == Some(Plant::ImpureReducer);
         let shelf = Arc::new(Shelf::new(random.fork(), profile.module_fails, impure));
-        let nodes = (0..profile.nodes).map(|_| Coordinator::new(&mut random)).collect();
+        let nodes = (0..profile.nodes).map(|_| Coordinator::new(&mut random, profile.page_bytes)).collect();
         let clients: Vec<Client> = (0..profile.clients).map(|at| Client::new(at, random.fork())).collect();
         let writers = (0..profile.writers).map(|_| (Desk::new(random.chance(0.4)), false)).collect();
         let truth = Truth {
             made: vec![Default::default(); clients.len()],
             told: vec![Default::default(); clients.len()],
+            told_lsn: vec![Lsn::ZERO; clients.len()],
             ..Truth::default()
         };
         let mut world = World {
@@ -179,6 +182,7 @@ impl World {
             truth,
             profile,
             plant: config.plant,
+            any_route: config.any_route,
             storm: true,
             alone: None,
             epochs: 1,
