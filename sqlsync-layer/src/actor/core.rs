@@ -708,8 +708,6 @@ impl Actor {
         self.volume.absorb(pulled)?;
         self.writer.forget_schema();
         self.reader.forget_schema();
-        self.metrics.replays += 1;
-        self.epoch += 1;
         let dropped = std::mem::take(&mut self.unpublished);
         if !dropped.is_empty() {
             self.metrics.replays += 1;
