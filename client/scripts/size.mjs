@@ -3,32 +3,21 @@ import { fileURLToPath } from "node:url";
 import { brotliCompressSync, gzipSync } from "node:zlib";
 import { build } from "vite";
 
-const at = (path) => fileURLToPath(new URL(path, import.meta.url));
+const names = { "graft-client": "index.ts", "graft-client/react (beside it)": "react.ts" };
 
-for (const [name, entry] of [["graft-client", "../src/index.ts"], ["graft-client/react, with it", "../src/react.ts"]]) {
-  const content = entry.endsWith("react.ts")
-    ? `export * from ${JSON.stringify(at("../src/index.ts"))}; export * from ${JSON.stringify(at(entry))};`
-    : `export * from ${JSON.stringify(at(entry))};`;
-  const [output] = [].concat(
-    await build({
-      configFile: false,
-      logLevel: "error",
-      plugins: [
-        {
-          name: "entry",
-          resolveId: (id) => (id === "virtual:entry" ? id : null),
-          load: (id) => (id === "virtual:entry" ? content : null),
-        },
-      ],
-      build: {
-        write: false,
-        target: "es2022",
-        minify: true,
-        lib: { entry: "virtual:entry", formats: ["es"] },
-        rolldownOptions: { external: ["react"], output: { minify: true } },
-      },
-    }),
-  );
-  const code = output.output[0].code;
-  console.log(`${name}: ${code.length} bytes, ${gzipSync(code, { level: 9 }).length} gzip, ${brotliCompressSync(code).length} brotli`);
+for (const [name, file] of Object.entries(names)) {
+  const entry = fileURLToPath(new URL(`../src/${file}`, import.meta.url));
+  const [built] = await build({
+    configFile: false,
+    logLevel: "error",
+    build: {
+      write: false,
+      target: "es2022",
+      lib: { entry, formats: ["es"] },
+      rolldownOptions: { external: ["react"], output: { minify: true } },
+    },
+  });
+  const { code } = built.output[0];
+  const gzip = gzipSync(code, { level: 9 }).length;
+  console.log(`${name}: ${code.length} bytes minified, ${gzip} gzip, ${brotliCompressSync(code).length} brotli`);
 }

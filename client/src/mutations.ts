@@ -2,6 +2,8 @@
  * Typed mutations. `graft codegen ts` writes the types from a module's own description:
  *
  * ```ts
+ * import type {} from "graft-client";
+ *
  * export interface TodoMutations {
  *   add_task: { id: string; list: string; title: string };
  *   set_done: { id: string; done: boolean };
