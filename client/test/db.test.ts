@@ -54,6 +54,20 @@ test("addresses and tokens make the socket's address; a token is asked for at ea
   expect(secure.now.url).toContain("t%262");
 });
 
+test("what comes from a connection that was given up is dropped", async () => {
+  const script = new Script();
+  const db = open(script, { config: { backoffMin: 0 } });
+  await live(db);
+  const old = script.now;
+  old.say({ type: "nonsense" });
+  expect(old.closed).toBe(true);
+  await live(db);
+  old.say({ type: "nonsense" });
+  old.drop();
+  expect(db.status.get().state).toBe("live");
+  expect(script.connections).toHaveLength(2);
+});
+
 test("a token that cannot be had is a failure that may pass", async () => {
   const db = open(new Script(), { token: () => Promise.reject(new Error("signed out")) });
   expect((await until(db.status, ({ error }) => error !== undefined)).error?.message).toMatch(/signed out/);
@@ -152,6 +166,12 @@ test("all who watch one query share one subscription, which ends with the last o
   watch("e");
   await script.now.saw("subscribe", 3);
   expect(seen.at(-1)).toBe("d1");
+  // Leaving twice does not leave for those who came since.
+  d();
+  await task();
+  watch("f");
+  await task();
+  expect([script.now.count("subscribe"), script.now.count("unsubscribe")]).toEqual([2, 1]);
 });
 
 test("a listener that throws disturbs nobody, and is reported", async () => {
@@ -260,8 +280,11 @@ test("closing twice is closing once, and nothing is heard afterwards", async () 
 
 test("an id is free again after closing, also before the storage was read", async () => {
   const storage = memory();
-  const first = open(new Script(), { storage, clientId: "kiosk" });
+  const slow = { ...storage, claim: (...claim: Parameters<typeof storage.claim>) => task().then(() => storage.claim(...claim)) };
+  const first = open(new Script(), { storage: slow, clientId: "kiosk" });
   await first.close();
+  await task();
+  await task();
   const second = open(new Script(), { storage, clientId: "kiosk" });
   await live(second);
   expect(second.clientId).toBe("kiosk");

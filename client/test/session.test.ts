@@ -149,6 +149,16 @@ describe("mutations", () => {
     expect(seqs(peer.sent())).toEqual([2]);
   });
 
+  test("made before the first welcome wait for the volume's identity to be stored, too", () => {
+    const peer = new Peer();
+    peer.mutate();
+    peer.stores = false;
+    peer.live();
+    expect(peer.sent()).toEqual([]);
+    peer.feed({ type: "stored", ticket: 2 });
+    expect(seqs(peer.sent())).toEqual([1]);
+  });
+
   test("that cannot be stored are refused, and their numbers are used again", () => {
     const peer = new Peer().live();
     peer.mutate();
@@ -182,7 +192,9 @@ describe("mutations", () => {
     for (const n of [1, 2, 3]) peer.mutate("add", `{"n":${n}}`);
     const first = peer.sent();
     peer.hear({ type: "accepted", seq: 1, lsn: 2 }).hear({ type: "durable", seq: 1, lsn: 2 }).hear({ type: "accepted", seq: 2, lsn: 3 });
-    peer.reconnect({ seq: 2 });
+    peer.feed({ type: "closed", why: "cut" });
+    expect(peer.session.pending.map((mutation) => mutation.phase)).toEqual(["waiting", "waiting"]);
+    peer.feed({ type: "timer" }).live({ seq: 2 });
     expect(peer.sent()).toEqual(first.slice(1));
     expect(peer.session.pending.map((mutation) => mutation.phase)).toEqual(["sent", "sent"]);
   });

@@ -201,5 +201,8 @@ describe("the journal", () => {
     await journal.flush();
     expect(writes[1]).toMatchObject({ add: [1], remove: [7] });
     expect(told).toEqual(["full", "done 4"]);
+    journal.push({ type: "store", ticket: 5, remove: 8 });
+    await expect.poll(() => writes.length).toBe(3);
+    expect(writes[2]).toMatchObject({ add: [], remove: [8] });
   });
 });
