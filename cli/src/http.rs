@@ -25,8 +25,9 @@ struct DeployedLine<'a> {
 
 pub async fn deploy(args: Deploy) -> anyhow::Result<Outcome> {
     let file = args.module.display();
-    let module = std::fs::read(&args.module)
-        .with_context(|| format!("cannot read `{file}`; `cargo build --target wasm32-unknown-unknown` makes a module"))?;
+    let module = std::fs::read(&args.module).with_context(|| {
+        format!("cannot read `{file}`; `cargo build --target wasm32-unknown-unknown` makes a module")
+    })?;
     let name: VolumeName = args.target.volume.parse()?;
     let path = format!("/v1/volumes/{name}/modules");
     let patience = Duration::from_secs(args.target.connect_timeout);
@@ -63,7 +64,12 @@ fn why(status: StatusCode, body: &[u8]) -> String {
     }
 }
 
-async fn post(base: &str, path: &str, body: Bytes, patience: Duration) -> anyhow::Result<(StatusCode, Bytes)> {
+async fn post(
+    base: &str,
+    path: &str,
+    body: Bytes,
+    patience: Duration,
+) -> anyhow::Result<(StatusCode, Bytes)> {
     let url = Url::parse(base)
         .with_context(|| format!("`{base}` is not a URL; give one like http://127.0.0.1:4600"))?;
     let (Some(host), "http") = (url.host_str(), url.scheme()) else {

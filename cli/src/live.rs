@@ -40,8 +40,9 @@ enum SubscriptionLine<'a> {
 }
 
 pub async fn mutate(args: Mutate) -> anyhow::Result<Outcome> {
-    let arguments: Json = serde_json::from_str(&args.args)
-        .with_context(|| format!("arguments `{}` are not JSON; give an object like {{\"id\":\"t1\"}}", args.args))?;
+    let arguments: Json = serde_json::from_str(&args.args).with_context(|| {
+        format!("arguments `{}` are not JSON; give an object like {{\"id\":\"t1\"}}", args.args)
+    })?;
     let client = connect(&args.target, args.client.as_deref()).await?;
     let mutation = client.mutate(&args.reducer, arguments).await?;
     let seq = mutation.seq();
@@ -59,7 +60,10 @@ pub async fn mutate(args: Mutate) -> anyhow::Result<Outcome> {
             if args.json {
                 output::json(&line)?;
             } else {
-                output::line(&format!("{word}: {} is mutation {seq} of its client, lsn {lsn}", args.reducer))?;
+                output::line(&format!(
+                    "{word}: {} is mutation {seq} of its client, lsn {lsn}",
+                    args.reducer
+                ))?;
             }
             Ok(Outcome::Done)
         }
@@ -84,7 +88,9 @@ pub async fn query(args: Query) -> anyhow::Result<Outcome> {
     let answered = client.query(&args.sql, params).await;
     client.close().await;
     let rows = answered.map_err(|error| match error {
-        QueryError::Failed(reason) => anyhow!("cannot run `{}`: {}", args.sql, output::printable(&reason.to_string())),
+        QueryError::Failed(reason) => {
+            anyhow!("cannot run `{}`: {}", args.sql, output::printable(&reason.to_string()))
+        }
         error => anyhow!("cannot run `{}`: {error}", args.sql),
     })?;
     if args.json {
@@ -186,10 +192,9 @@ async fn connect(target: &Target, client: Option<&str>) -> anyhow::Result<Client
     config.connect_timeout = Some(Duration::from_secs(target.connect_timeout));
     config.client_id = match client {
         None => None,
-        Some(id) => Some(
-            ClientId::new(id)
-                .with_context(|| format!("`{}` is not a client id: use 1 to 64 of A-Z a-z 0-9 - _", id.escape_debug()))?,
-        ),
+        Some(id) => Some(ClientId::new(id).with_context(|| {
+            format!("`{}` is not a client id: use 1 to 64 of A-Z a-z 0-9 - _", id.escape_debug())
+        })?),
     };
     Ok(Client::connect(config).await?)
 }

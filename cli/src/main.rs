@@ -35,7 +35,8 @@ fn main() -> ExitCode {
             return if error.print().is_ok() { code } else { ExitCode::FAILURE };
         }
     };
-    if let Err(error) = output::start_logging(args.log.as_deref(), matches!(args.command, Command::Serve(_))) {
+    if let Err(error) = output::start_logging(args.log.as_deref(), matches!(args.command, Command::Serve(_)))
+    {
         eprintln!("error: {error:#}");
         return ExitCode::FAILURE;
     }

@@ -10,8 +10,9 @@ use tracing_subscriber::EnvFilter;
 /// Logs to stderr.
 pub fn start_logging(filter: Option<&str>, serving: bool) -> anyhow::Result<()> {
     let filter = match filter {
-        Some(filter) => EnvFilter::try_new(filter)
-            .with_context(|| format!("`{filter}` is not a log filter: give a level like info, or coordinator=debug"))?,
+        Some(filter) => EnvFilter::try_new(filter).with_context(|| {
+            format!("`{filter}` is not a log filter: give a level like info, or coordinator=debug")
+        })?,
         None if serving => EnvFilter::new("info"),
         None => EnvFilter::new("warn"),
     };

@@ -79,13 +79,20 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
                 volume.absorb(pulled)?;
             }
             Err(error) if args.data.is_none() => {
-                return Err(anyhow!(error).context(format!("volume `{name}`: nothing is known to be committed")));
+                return Err(
+                    anyhow!(error).context(format!("volume `{name}`: nothing is known to be committed"))
+                );
             }
             Err(error) => bail!("volume `{name}`: {error}; the change is kept in the data directory"),
         }
     };
     if args.json {
-        output::json(&SqlLine { columns: &answer.columns, rows: &answer.rows, changes: answer.changes, lsn })?;
+        output::json(&SqlLine {
+            columns: &answer.columns,
+            rows: &answer.rows,
+            changes: answer.changes,
+            lsn,
+        })?;
         return Ok(Outcome::Done);
     }
     if !answer.columns.is_empty() {
@@ -102,12 +109,15 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
 async fn publish(remote: &SharedRemote, volume: &Volume) -> Result<Option<Lsn>, PushError> {
     let mut unknown = 0;
     loop {
-        let pushed = push(&**remote, volume, Payload::of_plain_sql, || CommitId(rand::rng().random()), now_ms()).await;
+        let pushed =
+            push(&**remote, volume, Payload::of_plain_sql, || CommitId(rand::rng().random()), now_ms()).await;
         match pushed {
             Ok(Pushed::Durable(lsn)) => return Ok(Some(lsn)),
             Ok(Pushed::Nothing) => return Ok(None),
             // The same bytes again, so that whichever try lands is the same commit.
-            Err(PushError::Publish(PublishError::Unknown { .. } | PublishError::Upload { .. })) if unknown < 3 => {
+            Err(PushError::Publish(PublishError::Unknown { .. } | PublishError::Upload { .. }))
+                if unknown < 3 =>
+            {
                 unknown += 1;
                 tokio::time::sleep(std::time::Duration::from_millis(100 << unknown)).await;
             }
@@ -118,8 +128,7 @@ async fn publish(remote: &SharedRemote, volume: &Volume) -> Result<Option<Lsn>, 
 
 /// Runs every statement. Blocks.
 fn execute(database: &Arc<Database>, sql: &str, write: bool) -> anyhow::Result<Answer> {
-    let (connection, control) =
-        if write { database.connect()? } else { database.connect_read_only()? };
+    let (connection, control) = if write { database.connect()? } else { database.connect_read_only()? };
     let ran = statements(&connection, sql);
     let ended = if write && !connection.is_autocommit() {
         connection.execute_batch("ROLLBACK")?;
@@ -131,7 +140,9 @@ fn execute(database: &Arc<Database>, sql: &str, write: bool) -> anyhow::Result<A
         Ok(answer) => ended.map(|()| answer),
         Err(error) => Err(match control.take_failure() {
             Some(cause) => anyhow!("{cause}"),
-            None if !write && is_read_only(&error) => anyhow!("the SQL changes the volume; allow it with --write"),
+            None if !write && is_read_only(&error) => {
+                anyhow!("the SQL changes the volume; allow it with --write")
+            }
             None => error.into(),
         }),
     }
@@ -154,7 +165,8 @@ fn statements(connection: &Connection, sql: &str) -> rusqlite::Result<Answer> {
         let mut rows = Vec::new();
         let mut found = statement.raw_query();
         while let Some(row) = found.next()? {
-            let values: rusqlite::Result<Vec<Json>> = (0..columns.len()).map(|i| Ok(json(row.get_ref(i)?))).collect();
+            let values: rusqlite::Result<Vec<Json>> =
+                (0..columns.len()).map(|i| Ok(json(row.get_ref(i)?))).collect();
             rows.push(values?);
         }
         answer.changes += connection.total_changes() - before;

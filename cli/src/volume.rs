@@ -181,7 +181,13 @@ fn log_table(commits: &[Commit]) -> String {
             if what.is_empty() {
                 what.push("SQL".into());
             }
-            vec![json!(c.lsn), json!(time(c.time_ms)), json!(c.pages), json!(c.pages_written), json!(what.join(", "))]
+            vec![
+                json!(c.lsn),
+                json!(time(c.time_ms)),
+                json!(c.pages),
+                json!(c.pages_written),
+                json!(what.join(", ")),
+            ]
         })
         .collect();
     output::table(&columns, &rows)

@@ -39,7 +39,9 @@ pub enum ApiError {
     #[error("the path is not UTF-8 after percent-decoding")]
     Path,
     /// The request came from elsewhere; see the `origin` module.
-    #[error("{header} `{found}` is not this machine; a server without authentication serves this machine alone")]
+    #[error(
+        "{header} `{found}` is not this machine; a server without authentication serves this machine alone"
+    )]
     Forbidden {
         /// `Host` or `Origin`.
         header: &'static str,

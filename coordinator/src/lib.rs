@@ -28,6 +28,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::serve::ListenerExt as _;
 use graft::remote::SharedRemote;
 use reducers_host::{Host, HostLimits};
 use tokio::net::TcpListener;
@@ -134,7 +135,9 @@ pub enum StartError {
         listen: SocketAddr,
     },
     /// The address cannot be had.
-    #[error("cannot listen on {listen}: {source}; is another `graft serve` running? --listen 127.0.0.1:0 picks a free port")]
+    #[error(
+        "cannot listen on {listen}: {source}; is another `graft serve` running? --listen 127.0.0.1:0 picks a free port"
+    )]
     Bind {
         /// The address asked for.
         listen: SocketAddr,
@@ -179,6 +182,12 @@ impl Coordinator {
         let (stop, stopped) = watch::channel(false);
         let idle = tokio::spawn(volumes::close_idle(volumes.clone(), stopped.clone()));
         let router = http::router(volumes.clone());
+        // Messages are small and somebody waits for each.
+        let listener = listener.tap_io(|stream| {
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "a connection without TCP_NODELAY");
+            }
+        });
         let mut until = stopped;
         let serving = axum::serve(listener, router).with_graceful_shutdown(async move {
             // An error means that `Running` is gone: stop as well.

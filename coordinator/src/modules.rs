@@ -52,7 +52,9 @@ impl Modules for StoreModules {
             .block_on(self.remote.get(&key::module(module)))
             .map_err(|error| ModuleError::Unavailable { module, message: error.to_string() })?;
         if module_hash(&bytes) != module.0 {
-            return Err(invalid("its stored bytes are damaged: they have another hash; deploy it again".into()));
+            return Err(invalid(
+                "its stored bytes are damaged: they have another hash; deploy it again".into(),
+            ));
         }
         let loaded = self.host.load(&bytes).map_err(|error| invalid(error.to_string()))?;
         Ok(loaded)

@@ -70,14 +70,18 @@ mod tests {
         for host in ["127.0.0.1:4600", "localhost", "LOCALHOST:1", "[::1]:4600", "127.8.9.1"] {
             assert!(allowed(&headers(host, None)).is_ok(), "{host}");
         }
-        for host in ["", "evil.example", "127.0.0.1.evil.example:4600", "0.0.0.0", "localhost.evil", "10.0.0.1"] {
+        for host in
+            ["", "evil.example", "127.0.0.1.evil.example:4600", "0.0.0.0", "localhost.evil", "10.0.0.1"]
+        {
             assert!(allowed(&headers(host, None)).is_err(), "{host}");
         }
         let host = "127.0.0.1:4600";
         for origin in ["http://localhost:5173", "https://127.0.0.1", "http://[::1]:8080"] {
             assert!(allowed(&headers(host, Some(origin))).is_ok(), "{origin}");
         }
-        for origin in ["null", "", "https://evil.example", "http://localhost.evil", "file://", "http://127.0.0.1@evil"] {
+        for origin in
+            ["null", "", "https://evil.example", "http://localhost.evil", "file://", "http://127.0.0.1@evil"]
+        {
             assert!(allowed(&headers(host, Some(origin))).is_err(), "{origin}");
         }
         assert!(allowed(&HeaderMap::new()).is_err(), "no host");

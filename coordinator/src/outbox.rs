@@ -90,7 +90,10 @@ impl Outbox {
             state.bytes = 0;
             state.closed = Some(Some(Reason::new(
                 sqlsync_layer::protocol::codes::LIMIT,
-                format!("more than {} bytes were waiting for this client; read faster or subscribe to less", self.bytes_max),
+                format!(
+                    "more than {} bytes were waiting for this client; read faster or subscribe to less",
+                    self.bytes_max
+                ),
             )));
             Pushed::Overflow
         } else if state.bytes > self.bytes_soft {
@@ -126,7 +129,8 @@ impl Outbox {
         }
     }
 
-    fn try_pop(&self) -> Option<Popped> {
+    /// The next frame, if there is one now.
+    pub(crate) fn try_pop(&self) -> Option<Popped> {
         let (queued, relieved) = {
             let mut state = self.state.lock();
             let Some(queued) = state.queue.pop_front() else {
@@ -179,7 +183,12 @@ mod tests {
     }
     fn rows(bytes: usize) -> Outgoing {
         let at = At { epoch: 0, lsn: Lsn(1), seq: 0 };
-        Outgoing::Shared { kind: "delta", sub: 1, at, body: Arc::from(format!(r#""x":"{}""#, "x".repeat(bytes))) }
+        Outgoing::Shared {
+            kind: "delta",
+            sub: 1,
+            at,
+            body: Arc::from(format!(r#""x":"{}""#, "x".repeat(bytes))),
+        }
     }
 
     #[tokio::test]

@@ -33,6 +33,9 @@ const TURNS_OF_ROWS: u32 = 16;
 /// How long the last frames may take.
 const FAREWELL_MAX: Duration = Duration::from_secs(5);
 
+/// How long a client may take to close after its last frame.
+const LINGER_MAX: Duration = Duration::from_secs(2);
+
 /// Serves one socket to its end.
 pub(crate) async fn serve(
     socket: WebSocket,
@@ -41,7 +44,8 @@ pub(crate) async fn serve(
     lease: Lease,
     limits: SessionLimits,
 ) {
-    let span = tracing::info_span!("session", volume = %name, session = session.0);
+    let span =
+        tracing::info_span!("session", volume = %name, session = session.0, client = tracing::field::Empty);
     async {
         let (sink, stream) = socket.split();
         let outbox = Arc::new(Outbox::new(limits.outbox_bytes, limits.outbox_bytes_max));
@@ -67,10 +71,21 @@ pub(crate) async fn serve(
         }
         lease.unregister(session);
         outbox.close(ended);
-        if !writing.is_finished() && tokio::time::timeout(FAREWELL_MAX, &mut writing).await.is_err() {
-            tracing::debug!("the client does not take its last frames");
-            writing.abort();
-        }
+        let farewell = async {
+            if !writing.is_finished() && tokio::time::timeout(FAREWELL_MAX, &mut writing).await.is_err() {
+                tracing::debug!("the client does not take its last frames");
+                writing.abort();
+            }
+        };
+        // A socket that is closed with bytes unread is reset, and a client that is sending then may
+        // never read what it was told last. So what it still sends is read, and dropped.
+        let lingering = async {
+            let unread = async { while let Some(Ok(_)) = reader.stream.next().await {} };
+            if tokio::time::timeout(LINGER_MAX, unread).await.is_err() {
+                tracing::debug!("the client does not close");
+            }
+        };
+        tokio::join!(farewell, lingering);
     }
     .instrument(span)
     .await;
@@ -102,8 +117,7 @@ impl Reader {
     /// Reads until the connection is over. Answers what the client is to be told, if anything.
     async fn run(&mut self) -> Option<Reason> {
         loop {
-            let patience =
-                if self.connected { self.limits.silence_max } else { self.limits.hello_max };
+            let patience = if self.connected { self.limits.silence_max } else { self.limits.hello_max };
             if tokio::time::timeout(patience, self.outbox.room()).await.is_err() {
                 tracing::info!("gave up a client that does not read");
                 return Some(Reason::new(codes::LIMIT, "nothing was read for too long; connect again"));
@@ -122,6 +136,7 @@ impl Reader {
             let work = match step {
                 Step::Connect(client) => {
                     self.connected = true;
+                    tracing::Span::current().record("client", client.as_str());
                     Work::Connect { session: self.session, client, outbox: self.outbox.clone() }
                 }
                 Step::Receive(message) => {
@@ -143,7 +158,10 @@ impl Reader {
                 Step::Close(_) | Step::Drop => return None,
             };
             if self.worker.send(work).await.is_err() {
-                return Some(Reason::new(codes::UNAVAILABLE, "the volume failed and is opened anew; connect again"));
+                return Some(Reason::new(
+                    codes::UNAVAILABLE,
+                    "the volume failed and is opened anew; connect again",
+                ));
             }
         }
     }
@@ -182,36 +200,51 @@ impl Writer {
     async fn run(mut self, ping_every: Duration) {
         let mut pings = tokio::time::interval_at(tokio::time::Instant::now() + ping_every, ping_every);
         loop {
-            let popped = tokio::select! {
-                popped = self.outbox.pop() => popped,
+            let mut next = tokio::select! {
+                popped = self.outbox.pop() => Some(popped),
                 _ = pings.tick() => {
-                    if self.send(Message::Ping(Default::default())).await.is_err() {
+                    if !self.feed(Message::Ping(Default::default())).await {
                         return;
                     }
-                    continue;
+                    None
                 }
             };
-            let sent = match popped {
-                Popped::Frame { text, relieved } => {
-                    let sent = self.send(Message::text(text)).await;
-                    if relieved && self.worker.send(Work::Relieved { session: self.session }).await.is_err() {
-                        tracing::debug!("the worker ended first");
+            // Everything that waits goes out together.
+            while let Some(popped) = next {
+                match popped {
+                    Popped::Frame { text, relieved } => {
+                        if !self.feed(Message::text(text)).await {
+                            return;
+                        }
+                        if relieved {
+                            self.relieved().await;
+                        }
                     }
-                    sent
+                    Popped::Close(reason) => return self.farewell(reason).await,
                 }
-                Popped::Close(reason) => {
-                    self.farewell(reason).await;
-                    return;
-                }
-            };
-            if sent.is_err() {
+                next = self.outbox.try_pop();
+            }
+            if !self.flush().await {
                 return;
             }
         }
     }
 
-    async fn send(&mut self, message: Message) -> Result<(), axum::Error> {
-        self.sink.send(message).await.inspect_err(|error| tracing::debug!(%error, "socket failed"))
+    async fn relieved(&self) {
+        if self.worker.send(Work::Relieved { session: self.session }).await.is_err() {
+            tracing::debug!("the worker ended first");
+        }
+    }
+
+    /// Writes into the socket's buffer. Answers whether the socket still works.
+    async fn feed(&mut self, message: Message) -> bool {
+        let fed = self.sink.feed(message).await;
+        fed.inspect_err(|error| tracing::debug!(%error, "socket failed")).is_ok()
+    }
+
+    async fn flush(&mut self) -> bool {
+        let flushed = self.sink.flush().await;
+        flushed.inspect_err(|error| tracing::debug!(%error, "socket failed")).is_ok()
     }
 
     async fn farewell(&mut self, reason: Option<Reason>) {
@@ -221,12 +254,13 @@ impl Writer {
             Some(_) => close_code::POLICY,
         };
         if let Some(reason) = reason
-            && self.send(Message::text(ServerMessage::Error { reason }.to_json())).await.is_err()
+            && !self.feed(Message::text(ServerMessage::Error { reason }.to_json())).await
         {
             return;
         }
         let close = CloseFrame { code, reason: Default::default() };
-        if self.send(Message::Close(Some(close))).await.is_ok()
+        if self.feed(Message::Close(Some(close))).await
+            && self.flush().await
             && let Err(error) = self.sink.close().await
         {
             tracing::debug!(%error, "socket was gone before it was closed");

@@ -85,8 +85,15 @@ struct Slot {
     /// Held while opening and closing.
     worker: tokio::sync::Mutex<Option<mpsc::Sender<Work>>>,
     use_: Arc<Use>,
-    /// The outboxes of its sessions, to end them with the server.
-    outboxes: Mutex<HashMap<SessionId, Arc<Outbox>>>,
+    sessions: Mutex<Sessions>,
+}
+
+/// The sessions of a volume, to end them with the server.
+#[derive(Debug, Default)]
+struct Sessions {
+    outboxes: HashMap<SessionId, Arc<Outbox>>,
+    /// Why a session that comes now is ended at once.
+    ended: Option<Reason>,
 }
 
 /// Who uses a volume.
@@ -118,11 +125,15 @@ impl Lease {
 
     /// Makes the session known to [`Volumes::shutdown`].
     pub(crate) fn register(&self, session: SessionId, outbox: Arc<Outbox>) {
-        self.slot.outboxes.lock().insert(session, outbox);
+        let mut sessions = self.slot.sessions.lock();
+        if let Some(reason) = &sessions.ended {
+            outbox.close(Some(reason.clone()));
+        }
+        sessions.outboxes.insert(session, outbox);
     }
 
     pub(crate) fn unregister(&self, session: SessionId) {
-        self.slot.outboxes.lock().remove(&session);
+        self.slot.sessions.lock().outboxes.remove(&session);
     }
 }
 
@@ -205,8 +216,7 @@ impl Volumes {
     }
 
     async fn start(&self, name: &VolumeName) -> Result<mpsc::Sender<Work>, OpenVolumeError> {
-        let unavailable =
-            |message: String| OpenVolumeError::Unavailable { name: name.clone(), message };
+        let unavailable = |message: String| OpenVolumeError::Unavailable { name: name.clone(), message };
         let id = self.resolve(name).await?;
         let options = Options {
             store: self.cache.clone(),
@@ -214,7 +224,8 @@ impl Volumes {
             locals: None,
             cache_bytes: self.limits.cache_bytes,
         };
-        let opened = Volume::open(&*self.remote, id, options).await.map_err(|error| from_open(name, error))?;
+        let opened =
+            Volume::open(&*self.remote, id, options).await.map_err(|error| from_open(name, error))?;
         let remote = self.remote.clone();
         let fetch = Arc::new(RemoteFetch::new(self.remote.clone()));
         let modules: Arc<dyn Modules> = self.modules.clone();
@@ -232,9 +243,8 @@ impl Volumes {
 
     /// Stores the module, makes the volume if it is new, and puts the module in force.
     pub(crate) async fn deploy(&self, name: &VolumeName, bytes: Bytes) -> Result<Deployed, ApiError> {
-        let unavailable = |message: String| {
-            ApiError::Volume(OpenVolumeError::Unavailable { name: name.clone(), message })
-        };
+        let unavailable =
+            |message: String| ApiError::Volume(OpenVolumeError::Unavailable { name: name.clone(), message });
         if self.is_stopping() {
             return Err(OpenVolumeError::Shutdown.into());
         }
@@ -282,22 +292,27 @@ impl Volumes {
     async fn close_unused(&self, idle: Duration) {
         let slots: Vec<(VolumeName, Arc<Slot>)> =
             self.slots.lock().iter().map(|(name, slot)| (name.clone(), slot.clone())).collect();
-        for (name, slot) in slots {
-            let mut held = slot.worker.lock().await;
-            let unused = slot.use_.sessions.load(Ordering::Acquire) == 0
-                && slot.use_.last.lock().elapsed() >= idle;
-            if !unused {
-                continue;
-            }
-            if let Some(worker) = held.take() {
-                drain(&name, &worker, self.limits.drain_max).await;
-                tracing::info!(volume = %name, "closed: unused");
-            }
-            // Whoever waits for `held` opens it again in this slot, so it goes only if nobody does.
-            let mut slots = self.slots.lock();
-            if Arc::strong_count(&slot) <= 2 {
-                slots.remove(&name);
-            }
+        // Together, so that one volume whose store is slow does not keep the others open.
+        futures::future::join_all(slots.iter().map(|(name, slot)| self.close_if_unused(name, slot, idle)))
+            .await;
+    }
+
+    async fn close_if_unused(&self, name: &VolumeName, slot: &Arc<Slot>, idle: Duration) {
+        let mut held = slot.worker.lock().await;
+        let unused =
+            slot.use_.sessions.load(Ordering::Acquire) == 0 && slot.use_.last.lock().elapsed() >= idle;
+        if !unused {
+            return;
+        }
+        if let Some(worker) = held.take() {
+            drain(name, &worker, self.limits.drain_max).await;
+            tracing::info!(volume = %name, "closed: unused");
+        }
+        // Whoever waits for `held` opens it again in this slot, so it goes only if nobody does: two
+        // hold it, the map and the caller.
+        let mut slots = self.slots.lock();
+        if Arc::strong_count(slot) <= 2 {
+            slots.remove(name);
         }
     }
 
@@ -313,9 +328,11 @@ impl Volumes {
                 None => true,
             };
             let reason = Reason::new(codes::SHUTDOWN, OpenVolumeError::Shutdown.to_string());
-            for outbox in slot.outboxes.lock().values() {
+            let mut sessions = slot.sessions.lock();
+            for outbox in sessions.outboxes.values() {
                 outbox.close(Some(reason.clone()));
             }
+            sessions.ended = Some(reason);
             drained
         });
         let drained = futures::future::join_all(draining).await.into_iter().all(|drained| drained);
@@ -333,9 +350,7 @@ impl Volumes {
 /// Waits until a worker has nothing that is not durable.
 async fn drain(name: &VolumeName, worker: &mpsc::Sender<Work>, at_most: Duration) -> bool {
     let (drained, waiting) = oneshot::channel();
-    let draining = async {
-        worker.send(Work::Shutdown { drained }).await.is_ok() && waiting.await.is_ok()
-    };
+    let draining = async { worker.send(Work::Shutdown { drained }).await.is_ok() && waiting.await.is_ok() };
     match tokio::time::timeout(at_most, draining).await {
         Ok(true) => true,
         Ok(false) => {

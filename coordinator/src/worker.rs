@@ -16,11 +16,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use graft::{CommitId, ModuleHash};
 use graft::publish::{Prepared, PublishError, Published};
 use graft::pull::{PullError, Pulled};
 use graft::remote::SharedRemote;
 use graft::volume::Volume;
+use graft::{CommitId, ModuleHash};
 use rand::Rng as _;
 use rand::rngs::StdRng;
 use sqlsync_layer::actor::{Deployed, Input, Output, RequestId, SessionId};
@@ -43,17 +43,34 @@ pub(crate) type Turn = OwnedSemaphorePermit;
 /// What a worker is asked to do.
 #[derive(Debug)]
 pub(crate) enum Work {
-    Connect { session: SessionId, client: ClientId, outbox: Arc<Outbox> },
-    Receive { session: SessionId, message: ClientMessage, turn: Turn },
-    Disconnect { session: SessionId },
+    Connect {
+        session: SessionId,
+        client: ClientId,
+        outbox: Arc<Outbox>,
+    },
+    Receive {
+        session: SessionId,
+        message: ClientMessage,
+        turn: Turn,
+    },
+    Disconnect {
+        session: SessionId,
+    },
     /// The outbox has room again.
-    Relieved { session: SessionId },
-    Deploy { module: ModuleHash, reply: oneshot::Sender<Result<Deployed, Reason>> },
+    Relieved {
+        session: SessionId,
+    },
+    Deploy {
+        module: ModuleHash,
+        reply: oneshot::Sender<Result<Deployed, Reason>>,
+    },
     Published(Result<Published, PublishError>),
     Pulled(Result<Pulled, PullError>),
     Woken,
     /// Take no more mutations; answer when everything accepted is durable.
-    Shutdown { drained: oneshot::Sender<()> },
+    Shutdown {
+        drained: oneshot::Sender<()>,
+    },
 }
 
 /// The actor as the worker drives it.
@@ -92,10 +109,7 @@ impl Storage for RemoteStorage {
 
 /// Starts a worker and waits until its machine is open. The thread ends when the sender and its clones
 /// are dropped.
-pub(crate) async fn start(
-    name: &str,
-    open: OpenMachine,
-) -> Result<mpsc::Sender<Work>, String> {
+pub(crate) async fn start(name: &str, open: OpenMachine) -> Result<mpsc::Sender<Work>, String> {
     let (sender, receiver) = mpsc::channel(WORK_MAX);
     let (ready, opened) = oneshot::channel();
     let runtime = Handle::current();

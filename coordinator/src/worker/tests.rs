@@ -183,7 +183,9 @@ async fn deploys_and_shutdowns_are_answered() {
 async fn a_panic_closes_the_sessions_and_the_channel() {
     let rig = Rig::new(1000, 10_000).await;
     rig.receive(query(2)).await;
-    assert!(matches!(rig.outbox.pop().await, Popped::Close(Some(reason)) if reason.code == codes::UNAVAILABLE));
+    assert!(
+        matches!(rig.outbox.pop().await, Popped::Close(Some(reason)) if reason.code == codes::UNAVAILABLE)
+    );
     rig.worker.closed().await;
 }
 

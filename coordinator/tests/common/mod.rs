@@ -13,7 +13,7 @@ use serde_json::Value;
 use sqlsync_layer::client::{Client, ClientConfig};
 use sqlsync_layer::protocol::ServerMessage;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
@@ -40,7 +40,8 @@ pub async fn start_with(store: SharedRemote, change: impl FnOnce(&mut Config)) -
 /// The todo module, as `cargo xtask build` leaves it.
 pub fn todo_wasm() -> Vec<u8> {
     let folder = std::env::var_os("GRAFT_REDUCERS").map(PathBuf::from);
-    let folder = folder.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/reducers"));
+    let folder =
+        folder.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/reducers"));
     let path = folder.join("todo.wasm");
     std::fs::read(&path).unwrap_or_else(|error| {
         panic!("{}: {error}; run `cargo xtask build`, or set GRAFT_REDUCERS to its folder", path.display())
@@ -110,7 +111,21 @@ impl Raw {
 
     /// Dialled and welcomed.
     pub async fn connect(running: &Running, client: &str) -> Raw {
-        let mut raw = Raw::dial(running, "todo").await.unwrap();
+        Raw::dial(running, "todo").await.unwrap().welcomed(client).await
+    }
+
+    /// Dialled with a receive buffer so small that little is under way while nobody reads.
+    pub async fn connect_narrow(running: &Running, client: &str) -> Raw {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let stream = socket.connect(running.addr()).await.unwrap();
+        let url = format!("ws://{}/v1/volumes/todo/sync", running.addr());
+        let dialled = tokio_tungstenite::client_async(url, MaybeTlsStream::Plain(stream)).await;
+        Raw(dialled.unwrap().0).welcomed(client).await
+    }
+
+    async fn welcomed(self, client: &str) -> Raw {
+        let mut raw = self;
         raw.send(&HELLO.replace("raw", client)).await;
         let welcome = raw.receive().await;
         assert!(matches!(welcome, ServerMessage::Welcome { .. }), "{welcome:?}");

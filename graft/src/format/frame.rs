@@ -32,7 +32,8 @@ impl PageHash {
 
 /// Compresses pages into a frame.
 pub fn encode<'a>(pages: impl Iterator<Item = &'a Bytes>) -> Bytes {
-    let raw: Vec<u8> = pages.flat_map(|page| page.iter().copied()).collect();
+    let mut raw = Vec::new();
+    pages.for_each(|page| raw.extend_from_slice(page));
     zstd::bulk::compress(&raw, ZSTD_LEVEL)
         .expect("zstd compresses any bytes into a buffer of its own bound")
         .into()
@@ -56,10 +57,10 @@ pub fn decode(
     if raw.len() != expected {
         return Err(format!("a frame holds {} bytes instead of {expected}", raw.len()));
     }
-    let raw = Bytes::from(raw);
     let mut out = Vec::with_capacity(pages.len());
     for (slot, (idx, hash)) in pages.iter().zip(hashes).enumerate() {
-        let page = raw.slice(slot * page_size.bytes()..(slot + 1) * page_size.bytes());
+        // A copy of its own: one cached page must not keep the whole frame in memory.
+        let page = Bytes::copy_from_slice(&raw[slot * page_size.bytes()..(slot + 1) * page_size.bytes()]);
         if PageHash::of(*idx, &page) != *hash {
             return Err(format!("{idx:?} does not match its hash"));
         }

@@ -1,4 +1,5 @@
-//! What is refused before it runs.
+//! What is refused before it runs: modules that are no wasm, import too much, export too little, or
+//! describe themselves falsely. After each refusal the host still runs good modules.
 
 mod common;
 

@@ -1,6 +1,5 @@
 //! The example modules as wasm: the same calls leave the same database as their source run natively.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use reducers::Native;
@@ -11,13 +10,7 @@ use reducers_host::{Host, HostLimits};
 
 /// The wasm of an example, as `cargo xtask build` leaves it.
 fn wasm(name: &str) -> Vec<u8> {
-    let folder = std::env::var_os("GRAFT_REDUCERS").map(PathBuf::from);
-    let folder =
-        folder.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/reducers"));
-    let path = folder.join(format!("{name}.wasm"));
-    std::fs::read(&path).unwrap_or_else(|error| {
-        panic!("{}: {error}; run `cargo xtask build`, or set GRAFT_REDUCERS to its folder", path.display())
-    })
+    std::fs::read(tests::places::reducer_module(name)).unwrap()
 }
 
 fn pair(name: &str, module: &'static reducers::Module) -> (TestDb, TestDb) {

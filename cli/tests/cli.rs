@@ -1,0 +1,300 @@
+//! The program as a person and a script use it: real processes, and the shapes in `docs/cli.md`.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use serde_json::Value;
+
+const DOC: &str = include_str!("../../docs/cli.md");
+
+fn graft() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_graft"));
+    for name in
+        ["GRAFT_URL", "GRAFT_VOLUME", "GRAFT_STORE", "GRAFT_LISTEN", "GRAFT_DATA", "GRAFT_CLIENT", "RUST_LOG"]
+    {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+fn todo_wasm() -> PathBuf {
+    let folder = std::env::var_os("GRAFT_REDUCERS").map(PathBuf::from);
+    let folder =
+        folder.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/reducers"));
+    let path = folder.join("todo.wasm");
+    assert!(
+        path.exists(),
+        "{} is not there; run `cargo xtask build`, or set GRAFT_REDUCERS to its folder",
+        path.display()
+    );
+    path
+}
+
+/// A process and the lines it prints. Killed when dropped.
+struct Running {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Running {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Running { child, lines }
+    }
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        assert!(self.lines.read_line(&mut line).unwrap() > 0, "the process ended");
+        line.trim_end().to_owned()
+    }
+    fn signal(&self, signal: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+    /// Waits for the end; answers the exit code and what was printed last.
+    fn end(mut self) -> (Option<i32>, String) {
+        let status = self.child.wait().unwrap();
+        let mut rest = String::new();
+        std::io::Read::read_to_string(&mut self.lines, &mut rest).unwrap();
+        (status.code(), rest)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            self.child.kill().unwrap();
+            self.child.wait().unwrap();
+        }
+    }
+}
+
+struct Server {
+    process: Running,
+    url: String,
+    store: String,
+}
+
+impl Server {
+    fn start(store: &Path) -> Server {
+        Server::start_with(store, &[])
+    }
+    fn start_with(store: &Path, more: &[&str]) -> Server {
+        let store = format!("file://{}", store.display());
+        let mut process =
+            Running::start(graft().args(["serve", "--store", &store, "--listen", "127.0.0.1:0"]).args(more));
+        let line = process.line();
+        let url = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("{line}")).to_owned();
+        assert!(url.starts_with("http://127.0.0.1:"), "{url}");
+        Server { process, url, store }
+    }
+    fn client(&self) -> Command {
+        let mut command = graft();
+        command.env("GRAFT_URL", &self.url).env("GRAFT_VOLUME", "todo").env("GRAFT_STORE", &self.store);
+        command
+    }
+    fn run(&self, args: &[&str]) -> Output {
+        self.client().args(args).output().unwrap()
+    }
+    /// Runs a command that must succeed; its stdout.
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{args:?}: {said}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+    /// Runs a command that must fail with `code`; what it said.
+    fn fails(&self, code: i32, args: &[&str]) -> String {
+        let output = self.run(args);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+        said
+    }
+}
+
+/// The members of JSON, each with its members: what a script relies on. Elements of a list count as
+/// one, and rows are opaque.
+fn shape(value: &Value) -> Value {
+    match value {
+        Value::Object(members) => members
+            .iter()
+            .map(|(name, value)| {
+                let opaque = matches!(name.as_str(), "rows" | "changes");
+                (name.clone(), if opaque { Value::Bool(true) } else { shape(value) })
+            })
+            .collect::<serde_json::Map<_, _>>()
+            .into(),
+        Value::Array(elements) => elements.first().map(shape).into_iter().collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Value::Null,
+    }
+}
+
+/// Checks that a line printed has the documented shape, and answers it.
+#[track_caller]
+fn documented(tag: &str, line: &str) -> Value {
+    let (_, example) =
+        DOC.split_once(&format!("```json {tag}\n")).unwrap_or_else(|| panic!("no example `{tag}`"));
+    let (example, _) = example.split_once("\n```").unwrap();
+    let example: Value = serde_json::from_str(example).unwrap_or_else(|e| panic!("{tag}: {e}"));
+    let found: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{tag}: {e}: {line}"));
+    assert_eq!(shape(&found), shape(&example), "{tag}: {line}");
+    found
+}
+
+#[test]
+fn every_command_does_what_its_page_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("store"));
+    let wasm = todo_wasm();
+    let deployed = documented("deploy", &server.ok(&["deploy", wasm.to_str().unwrap(), "--json"]));
+    assert_eq!(deployed["volume"], "todo");
+
+    let mut watching = Running::start(server.client().args([
+        "subscribe",
+        "SELECT id, title FROM tasks WHERE list = ?1 ORDER BY id",
+        "--params",
+        "[\"l\"]",
+        "--json",
+    ]));
+    let snapshot = documented("subscribe-snapshot", &watching.line());
+    assert_eq!(snapshot["rows"], serde_json::json!([]));
+
+    let list =
+        documented("mutate", &server.ok(&["mutate", "create_list", r#"{"id":"l","name":"L"}"#, "--json"]));
+    assert_eq!(list["status"], "durable");
+    let add = r#"{"id":"t1","list":"l","title":"Buy %s"}"#;
+    documented("mutate-accepted", &server.ok(&["mutate", "add_task", add, "--wait", "accepted", "--json"]));
+    let delta = documented("subscribe-delta", &watching.line());
+    assert_eq!(delta["changes"], serde_json::json!({ "insert": [[0, ["t1", "Buy %s"]]] }));
+
+    let empty = r#"{"id":"t2","list":"l","title":""}"#;
+    let output = server.run(&["mutate", "add_task", empty, "--json"]);
+    assert_eq!(output.status.code(), Some(2));
+    let rejected = documented("mutate-rejected", std::str::from_utf8(&output.stdout).unwrap());
+    assert_eq!(rejected["reason"]["code"], "refused");
+    let said = server.fails(2, &["mutate", "add_task", empty]);
+    assert!(said.starts_with("rejected: ") && said.contains("(refused)"), "{said}");
+
+    let query = "SELECT count(*) AS n FROM tasks WHERE list = :list";
+    let asked = server.ok(&["query", query, "--params", r#"{"list":"l"}"#, "--json"]);
+    assert_eq!(documented("query", &asked)["rows"], serde_json::json!([[1]]));
+    assert!(
+        server
+            .ok(&["query", "SELECT id, title FROM tasks"])
+            .starts_with("id  title\n--  ------\nt1  Buy %s\n(1 row, lsn ")
+    );
+
+    // Straight from the store, beside the server: the next mutation goes on top, and everybody sees both.
+    let sql = "UPDATE tasks SET title = 'Renamed'; SELECT count(*) AS n FROM tasks";
+    let wrote = documented("sql", &server.ok(&["sql", sql, "--write", "--json"]));
+    assert_eq!((&wrote["changes"], &wrote["rows"]), (&1.into(), &serde_json::json!([[1]])));
+    server.ok(&["mutate", "set_done", r#"{"id":"t1","done":true}"#]);
+    let delta = documented("subscribe-delta", &watching.line());
+    assert_eq!(delta["changes"], serde_json::json!({ "update": [[0, ["t1", "Renamed"]]] }));
+    let kept = server.ok(&["sql", "SELECT title, done FROM tasks", "--json"]);
+    assert_eq!(documented("sql", &kept)["rows"], serde_json::json!([["Renamed", 1]]));
+
+    assert_eq!(
+        documented("volume-ls", &server.ok(&["volume", "ls", "--json"]))["volumes"][0]["name"],
+        "todo"
+    );
+    let info = documented("volume-info", &server.ok(&["volume", "info", "todo", "--json"]));
+    assert_eq!((&info["module"], &info["schema"]), (&deployed["module"], &deployed["schema"]));
+    let log = server.ok(&["volume", "log", "todo", "--json"]);
+    let lsns: Vec<Value> = log.lines().map(|line| documented("volume-log", line)["lsn"].clone()).collect();
+    let newest = info["lsn"].as_u64().unwrap();
+    assert_eq!(lsns, (1..=newest).rev().map(Value::from).collect::<Vec<_>>());
+    assert_eq!(server.ok(&["volume", "log", "todo", "-n", "2", "--json"]).lines().count(), 2);
+
+    watching.signal("-INT");
+    assert_eq!(watching.end().0, Some(0), "Ctrl-C ends a subscription well");
+    server.process.signal("-TERM");
+    assert_eq!(server.process.end(), (Some(0), String::new()), "one line is all that it prints");
+}
+
+/// The first server is killed outright; the second takes over its store and its data directory.
+#[test]
+fn a_subscription_goes_on_at_the_next_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let data = ["--data", data.to_str().unwrap()];
+    let server = Server::start_with(&dir.path().join("store"), &data);
+    server.ok(&["deploy", todo_wasm().to_str().unwrap()]);
+    let mut watching = Running::start(server.client().args(["subscribe", "SELECT id FROM lists", "--json"]));
+    documented("subscribe-snapshot", &watching.line());
+    server.process.signal("-KILL");
+    let (url, store) = (server.url.clone(), server.store.clone());
+    drop(server);
+
+    let listen = url.strip_prefix("http://").unwrap();
+    let mut process =
+        Running::start(graft().args(["serve", "--store", &store, "--listen", listen]).args(data));
+    assert_eq!(process.line(), format!("listening on {url}"));
+    let server = Server { process, url, store };
+    documented("subscribe-snapshot", &watching.line());
+    // A client id goes on across processes: its seqs follow each other.
+    for seq in 1..=3 {
+        let args = format!(r#"{{"id":"l{seq}","name":"L"}}"#);
+        let said = server.ok(&["mutate", "create_list", &args, "--client", "me", "--json"]);
+        assert_eq!(documented("mutate", &said)["seq"], seq);
+        documented("subscribe-delta", &watching.line());
+    }
+}
+
+#[test]
+fn errors_name_the_thing_and_the_next_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("store"));
+    let not_wasm = dir.path().join("%s.wasm");
+    std::fs::write(&not_wasm, "hello").unwrap();
+    let not_wasm = not_wasm.to_str().unwrap();
+    for (args, words) in [
+        (&["query", "SELECT 1"][..], &["no volume `todo`", "graft deploy"][..]),
+        (&["query", "SELECT 1", "--volume", "../x"], &["`../x` cannot name a volume"]),
+        (&["query", "SELECT 1", "--volume", "%s%n"], &["`%s%n` cannot name a volume"]),
+        (&["query", "SELECT 1", "--params", "5"], &["`5`", "JSON array"]),
+        (&["mutate", "add", "{"], &["`{`", "not JSON"]),
+        (&["deploy", "/nowhere.wasm"], &["`/nowhere.wasm`", "cargo build"]),
+        (&["deploy", not_wasm], &["%s.wasm", "not a core wasm module"]),
+        (&["deploy", not_wasm, "--volume", "../x"], &["`../x` cannot name a volume"]),
+        (&["sql", "SELECT 1"], &["no volume `todo`"]),
+        (&["sql", "SELECT 1", "--store", "gopher://x"], &["`gopher://x`", "s3://"]),
+        (&["volume", "info", "a/b"], &["`a/b` cannot name a volume"]),
+        (&["query", "SELECT 1", "--url", "nonsense"], &["`nonsense`", "http://127.0.0.1:4600"]),
+        (
+            &["query", "SELECT 1", "--url", "http://127.0.0.1:1", "--connect-timeout", "0"],
+            &["127.0.0.1:1", "graft serve"],
+        ),
+        (&["deploy", not_wasm, "--url", "http://127.0.0.1:1"], &["127.0.0.1:1", "graft serve"]),
+        (&["query"], &["Usage"]),
+        (&["mutate", "x", "{}", "--client", "a b"], &["`a b` is not a client id"]),
+        (&["serve", "--listen", "0.0.0.0:0"], &["0.0.0.0:0", "no authentication"]),
+        (&["serve", "--store", "s3://"], &["s3://"]),
+    ] {
+        let said = server.fails(1, args);
+        for word in words {
+            assert!(said.contains(word), "{args:?} should say `{word}`, and says: {said}");
+        }
+        if args != ["query"] {
+            assert!(said.starts_with("error: ") && said.trim_end().lines().count() <= 2, "{args:?}: {said}");
+        }
+    }
+
+    server.ok(&["deploy", todo_wasm().to_str().unwrap()]);
+    for (args, words) in [
+        (&["query", "SELECT * FROM nowhere"][..], &["SELECT * FROM nowhere", "no such table"][..]),
+        (&["subscribe", "DELETE FROM tasks"], &["DELETE FROM tasks", "bad_query"]),
+        (&["sql", "DELETE FROM tasks"], &["--write"]),
+        (&["sql", "SELEC", "--write"], &["syntax error"]),
+        (&["sql", "BEGIN; DELETE FROM tasks", "--write"], &["COMMIT"]),
+    ] {
+        let said = server.fails(1, args);
+        for word in words {
+            assert!(said.contains(word), "{args:?} should say `{word}`, and says: {said}");
+        }
+    }
+    let said = server.fails(2, &["mutate", "no_such_reducer", "{}"]);
+    assert!(said.contains("no_such_reducer") && said.contains("add_task"), "{said}");
+}
