@@ -2,7 +2,8 @@
  * One socket at a time, as a session's events.
  *
  * A browser does not tell a page why a WebSocket was declined. So when one fails before it opens, the same
- * address is asked over HTTP, which a server answers with a reason where it has one.
+ * address is asked over HTTP, which a server answers with a reason where it has one. (Not by a page of another
+ * origin: it could not read the answer.)
  */
 
 import { messageOf } from "./errors.js";
@@ -136,6 +137,8 @@ export class Link {
 
 /** The server's reason against a connection; `undefined` where it has none, or cannot be heard. */
 async function declined(url: string): Promise<Reason | undefined> {
+  const page = globalThis.location?.origin;
+  if (page !== undefined && page !== new URL(url).origin) return undefined;
   try {
     const response = await fetch(url, { signal: AbortSignal.timeout(DIAGNOSIS_MAX) });
     if (response.status < 400 || response.status > 499) return undefined;

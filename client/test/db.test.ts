@@ -1,6 +1,6 @@
 import { afterEach, expect, test, vi } from "vitest";
 
-import { connect, ConnectError, memory, type ConnectOptions, type Db, type Row } from "../src/index.js";
+import { connect, ConnectError, memory, type ConnectOptions, type Db, type Row, type WebSocketLike } from "../src/index.js";
 import { until } from "./support/app.js";
 import { Script } from "./support/script.js";
 import { AT } from "./support/peer.js";
@@ -9,6 +9,7 @@ const dbs: Db[] = [];
 afterEach(async () => {
   await Promise.all(dbs.splice(0).map((db) => db.close()));
   vi.restoreAllMocks();
+  vi.unstubAllGlobals();
 });
 
 function open(script: Script, more: Partial<ConnectOptions> = {}): Db {
@@ -66,6 +67,40 @@ test("what comes from a connection that was given up is dropped", async () => {
   old.drop();
   expect(db.status.get().state).toBe("live");
   expect(script.connections).toHaveLength(2);
+});
+
+/** A WebSocket that never opens, as a browser shows a declined one. */
+class Declined implements WebSocketLike {
+  onopen: ((event: never) => void) | null = null;
+  onmessage: ((event: never) => void) | null = null;
+  onclose: ((event: never) => void) | null = null;
+  onerror: ((event: never) => void) | null = null;
+  constructor() {
+    queueMicrotask(() => (this.onclose as ((event: object) => void) | null)?.({ code: 1006, reason: "" }));
+  }
+  send(): void {}
+  close(): void {}
+}
+
+test("why a server declines is asked over HTTP, but not across origins", async () => {
+  const answers = { "bad-name": [400, "bad_name"], upgrade: [400, "not_a_websocket"], broken: [500, "damaged"], strange: [404, undefined] } as const;
+  const asked: string[] = [];
+  vi.stubGlobal("fetch", async (url: string) => {
+    asked.push(url);
+    const [status, code] = answers[/volumes\/([^/]*)/.exec(url)?.[1] as keyof typeof answers];
+    return Response.json(code === undefined ? null : { error: { code, message: "the reason" } }, { status });
+  });
+  const said = async (volume: string) => {
+    const db = open(new Script(), { webSocket: Declined, volume });
+    return (await until(db.status, ({ error }) => error !== undefined)).error?.code;
+  };
+  expect(await said("bad-name")).toBe("bad_name");
+  expect(asked).toEqual(["http://h:1/under/v1/volumes/bad-name/sync"]);
+  for (const volume of ["upgrade", "broken", "strange"]) expect(await said(volume), volume).toBe("connection_lost");
+  vi.stubGlobal("location", { origin: "http://elsewhere", href: "http://elsewhere/" });
+  asked.length = 0;
+  expect(await said("bad-name")).toBe("connection_lost");
+  expect(asked).toEqual([]);
 });
 
 test("a token that cannot be had is a failure that may pass", async () => {

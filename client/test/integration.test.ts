@@ -1,11 +1,22 @@
 /** Against the real coordinator: `graft serve` as a process, sockets through a wire that can be cut. */
 
+import { IDBFactory, IDBKeyRange } from "fake-indexeddb";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 
-import { memory, MutationError, QueryError, type MutationHandle, type Rejection, type SqlValue } from "../src/index.js";
+import {
+  inProcessLocks,
+  indexedDb,
+  memory,
+  MutationError,
+  QueryError,
+  type ConnectOptions,
+  type MutationHandle,
+  type Rejection,
+  type SqlValue,
+  type Storage,
+} from "../src/index.js";
 import { Opened, todo, until, View, type TodoDb } from "./support/app.js";
 import { Server, temporaryStore, Wire } from "./support/server.js";
-import type { ConnectOptions } from "../src/index.js";
 
 let opened: Opened;
 beforeEach(() => void (opened = new Opened()));
@@ -206,10 +217,15 @@ describe("the connection", () => {
 });
 
 describe("a reload", () => {
-  test("with pending mutations delivers each exactly once, under the same id", async () => {
+  const storages: [string, () => Storage][] = [
+    ["memory", memory],
+    ["indexedDb", () => indexedDb({ factory: new IDBFactory(), locks: inProcessLocks() })],
+  ];
+  test.each(storages)("with pending mutations in %s delivers each exactly once, under the same id", async (_name, make) => {
+    vi.stubGlobal("IDBKeyRange", IDBKeyRange);
     const server = await served();
     const wire = opened.add(await Wire.to(server), (one) => one.close());
-    const storage = memory();
+    const storage = make();
     const first = open(wire.url, { storage });
     await withList(first);
     wire.cut();
