@@ -46,7 +46,7 @@ fn all(
     steps: &mut Steps,
     counts: &mut Counts,
 ) -> anyhow::Result<()> {
-    let tools = steps.run("setup", || setup::setup(root))?;
+    let tools = steps.run("setup", || setup::setup_for_tests(root))?;
     if !quick {
         steps.run("fmt", || Run::cargo(root, ["fmt", "--all", "--check"]).check())?;
         steps.run("clippy", || {

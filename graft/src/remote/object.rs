@@ -26,6 +26,7 @@ pub struct ObjectRemote {
     /// Empty, or ends in `/`.
     prefix: String,
     url: String,
+    place: String,
 }
 
 impl ObjectRemote {
@@ -36,7 +37,14 @@ impl ObjectRemote {
     pub fn new(store: Arc<dyn ObjectStore>, prefix: &str, url: String) -> ObjectRemote {
         let prefix = prefix.trim_matches('/');
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        ObjectRemote { store, pages: None, prefix, url }
+        let place = url.clone();
+        ObjectRemote { store, pages: None, prefix, url, place }
+    }
+
+    /// Names the server as well: two of them may have a bucket of one name. See [`Remote::place`].
+    #[must_use]
+    pub fn with_place(self, place: String) -> ObjectRemote {
+        ObjectRemote { place, ..self }
     }
 
     /// Lists by single requests that carry the limit, so that the newest commit's key costs one
@@ -270,6 +278,10 @@ impl Remote for ObjectRemote {
 
     fn url(&self) -> String {
         self.url.clone()
+    }
+
+    fn place(&self) -> String {
+        self.place.clone()
     }
 }
 

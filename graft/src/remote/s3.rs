@@ -55,8 +55,9 @@ pub(super) fn open(url: &str, shown: String) -> Result<ObjectRemote, OpenRemoteE
     let configuration = |message: String| OpenRemoteError::Configuration { url: shown.clone(), message };
     let builder = AmazonS3Builder::from_env();
     let setting = |key| builder.get_config_value(&key).unwrap_or_default();
+    let endpoint = setting(AmazonS3ConfigKey::Endpoint);
     let allow_http = AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp);
-    if setting(AmazonS3ConfigKey::Endpoint).starts_with("http://") && setting(allow_http) != "true" {
+    if endpoint.starts_with("http://") && setting(allow_http) != "true" {
         let message = "the endpoint has no TLS: set AWS_ALLOW_HTTP=true if you mean it, or use https://";
         return Err(configuration(message.into()));
     }
@@ -84,7 +85,11 @@ pub(super) fn open(url: &str, shown: String) -> Result<ObjectRemote, OpenRemoteE
         .build()
         .map_err(|e| configuration(e.to_string()))?;
     let store = Arc::new(store);
-    Ok(ObjectRemote::new(store.clone(), prefix.as_ref(), shown.clone()).with_pages(store))
+    let place = match endpoint.trim_end_matches('/') {
+        "" => shown.clone(),
+        endpoint => format!("{shown} at {endpoint}"),
+    };
+    Ok(ObjectRemote::new(store.clone(), prefix.as_ref(), shown).with_pages(store).with_place(place))
 }
 
 /// Says once which implementation of TLS's ciphers this process uses: ring. Without it the first
