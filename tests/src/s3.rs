@@ -172,6 +172,8 @@ impl S3Server {
     ///
     /// If the server does not answer 200.
     pub async fn create_bucket(&self, bucket: &str) {
+        // Its client wants TLS chosen even for plain HTTP. Elsewhere in this process it may be already.
+        drop(rustls::crypto::ring::default_provider().install_default());
         let store = AmazonS3Builder::new()
             .with_endpoint(self.endpoint())
             .with_allow_http(true)

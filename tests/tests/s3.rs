@@ -139,6 +139,8 @@ fn child_meets_no_bucket() {
         let remote = graft::remote::open("s3://nowhere/x").unwrap();
         let error = probe_once(remote.as_ref(), "a", 0).await.expect_err("no bucket").to_string();
         assert!(error.contains("the bucket of `s3://nowhere/x` does not exist; create it"), "{error}");
+        let error = remote.list("", None, 1).await.expect_err("no bucket").to_string();
+        assert!(error.contains("the bucket of `s3://nowhere/x` does not exist; create it"), "{error}");
     });
 }
 
