@@ -449,3 +449,23 @@ fn now() -> Instant {
 fn pause() {
     std::thread::sleep(Duration::from_millis(50));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a killed test process leaves behind: a pid file, and a closed pipe.
+    #[test]
+    fn the_watchdog_kills_what_has_a_pid_file_once_its_input_closes() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("run")).unwrap();
+        let mut guard = watchdog(dir.path()).unwrap();
+        let mut daemon = Command::new("sleep").arg("600").spawn().unwrap();
+        fs::write(dir.path().join("run/a b.pid"), daemon.id().to_string()).unwrap();
+        assert!(daemon.try_wait().unwrap().is_none());
+        drop(guard.stdin.take());
+        assert!(guard.wait().unwrap().success());
+        let status = daemon.wait().unwrap();
+        assert!(!status.success() && status.code().is_none(), "killed: {status}");
+    }
+}

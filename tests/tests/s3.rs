@@ -52,6 +52,23 @@ fn child(test: &str, s3: &S3Server, changed: &[(&str, &str)]) -> String {
     text
 }
 
+/// Nobody should believe that S3 was tested where it was not.
+#[test]
+fn where_ceph_is_missing_the_tests_say_so_and_fail_in_ci() {
+    for (ci, passes) in [("", true), ("true", false)] {
+        let mut child = clean(Command::new(std::env::current_exe().unwrap()));
+        child.args(["--exact", "the_whole_flow_runs_on_s3"]).env("PATH", "/nowhere").env("CI", ci);
+        let output = child.output().unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert_eq!(output.status.success(), passes, "CI={ci}: {said}");
+        assert!(
+            said.contains("SKIPPED the_whole_flow_runs_on_s3: no S3 server, ceph-mon"),
+            "CI={ci}: {said}"
+        );
+        assert!(said.contains("cargo xtask test"), "{said}");
+    }
+}
+
 #[test]
 fn a_bucket_conforms_and_is_probed_once() {
     let _alone = ONE_AT_A_TIME.lock();
@@ -274,7 +291,7 @@ fn the_whole_flow_runs_on_s3() {
 }
 
 const CLIENTS: usize = 4;
-const WAVES: usize = 24;
+const WAVES: usize = 36;
 const TASKS_PER_WAVE: usize = 4;
 const TASKS: usize = CLIENTS * WAVES * TASKS_PER_WAVE;
 
