@@ -10,12 +10,12 @@ use sqlsync_layer::client::{Client, ClientConfig};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-/// A running coordinator with the todo module deployed to volume `todo`, and its store.
+/// A running coordinator with the todo module deployed to volume `todo`, on a store of its own.
 pub struct Server {
     url: String,
     _process: Child,
     /// Removed with the server.
-    pub store: tempfile::TempDir,
+    _store: tempfile::TempDir,
 }
 
 fn built(variable: &str, usual: &str) -> PathBuf {
@@ -47,7 +47,7 @@ impl Server {
             .status()
             .await?;
         anyhow::ensure!(deployed.success(), "deploying {} failed", module.display());
-        let server = Server { url, _process: process, store };
+        let server = Server { url, _process: process, _store: store };
         let client = server.client().await?;
         client.mutate("create_list", json!({"id": "l", "name": "list"})).await?.durable().await?;
         Ok(server)

@@ -33,6 +33,9 @@ const TURNS_OF_ROWS: u32 = 16;
 /// How long the last frames may take.
 const FAREWELL_MAX: Duration = Duration::from_secs(5);
 
+/// How long a client may take to close after its last frame.
+const LINGER_MAX: Duration = Duration::from_secs(2);
+
 /// Serves one socket to its end.
 pub(crate) async fn serve(
     socket: WebSocket,
@@ -68,10 +71,21 @@ pub(crate) async fn serve(
         }
         lease.unregister(session);
         outbox.close(ended);
-        if !writing.is_finished() && tokio::time::timeout(FAREWELL_MAX, &mut writing).await.is_err() {
-            tracing::debug!("the client does not take its last frames");
-            writing.abort();
-        }
+        let farewell = async {
+            if !writing.is_finished() && tokio::time::timeout(FAREWELL_MAX, &mut writing).await.is_err() {
+                tracing::debug!("the client does not take its last frames");
+                writing.abort();
+            }
+        };
+        // A socket that is closed with bytes unread is reset, and a client that is sending then may
+        // never read what it was told last. So what it still sends is read, and dropped.
+        let lingering = async {
+            let unread = async { while let Some(Ok(_)) = reader.stream.next().await {} };
+            if tokio::time::timeout(LINGER_MAX, unread).await.is_err() {
+                tracing::debug!("the client does not close");
+            }
+        };
+        tokio::join!(farewell, lingering);
     }
     .instrument(span)
     .await;

@@ -153,6 +153,22 @@ async fn an_enormous_frame_ends_its_connection() {
     assert!(running.shutdown().await);
 }
 
+/// A client that goes on sending while it is being refused still reads why: its socket is not reset under
+/// its hands. (Under load, a client's mutations crossed the server's last answers, its write failed, and
+/// it never read that they were durable.)
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_still_sending_reads_the_last_frame() {
+    let running = start_todo(memory(), |_| {}).await;
+    let mut raw = Raw::connect(&running, "talker").await;
+    raw.send("no message").await;
+    let ping = format!("{{\"type\":\"ping\",\"n\":1}}{}", " ".repeat(32 << 10));
+    for _ in 0..256 {
+        raw.send(&ping).await;
+    }
+    assert_eq!(raw.refused().await, codes::BAD_MESSAGE);
+    assert!(running.shutdown().await);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_says_nothing_is_not_waited_for() {
     let running = start_todo(memory(), |config| {

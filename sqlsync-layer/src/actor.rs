@@ -40,7 +40,7 @@ use graft::{Lsn, ModuleHash};
 use reducers_abi::Runtime;
 
 pub use self::core::{Actor, Metrics, OpenError};
-use crate::protocol::{At, ClientId, ClientMessage, Reason, ServerMessage};
+use crate::protocol::{At, ClientId, ClientMessage, Reason, SERVER_FRAME_BYTES_MAX, ServerMessage};
 
 /// A connection, numbered by the driver; never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -242,12 +242,17 @@ pub struct Limits {
     pub subscriptions_max: usize,
 }
 
+/// A client's query may answer so many bytes: JSON makes at most six of one (`\u0000`), and the frame
+/// must be one that clients accept.
+const QUERY_BYTES_MAX: usize = 8 << 20;
+const _: () = assert!(6 * QUERY_BYTES_MAX < SERVER_FRAME_BYTES_MAX);
+
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
             batch_mutations_max: 256,
             query_rows_max: 50_000,
-            query_bytes_max: 16 << 20,
+            query_bytes_max: QUERY_BYTES_MAX,
             query_steps_max: 200_000_000,
             mutation_steps_max: 200_000_000,
             subscriptions_max: 256,

@@ -14,7 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use graft::ModuleHash;
-use reducers_abi::{Call, Description, Entry, Failure, Rows, Runtime, Sql, SqlError, Value};
+use reducers_abi::{
+    Call, Description, Entry, Failure, QUERY_BYTES_MAX, QUERY_ROWS_MAX, Rows, Runtime, Sql, SqlError, Value,
+};
 use rusqlite::ffi;
 use rusqlite::hooks::Action;
 
@@ -349,8 +351,7 @@ impl Sql for Port<'_> {
     }
 
     fn query(&mut self, sql: &str, params: &[Value]) -> Result<Rows, SqlError> {
-        let limits = self.writer.limits;
-        let limits = RowLimits { rows_max: limits.query_rows_max, bytes_max: limits.query_bytes_max };
+        let limits = RowLimits { rows_max: QUERY_ROWS_MAX, bytes_max: QUERY_BYTES_MAX };
         self.statement(|guarded| guarded.query(sql, params, limits))
     }
 

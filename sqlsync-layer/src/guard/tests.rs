@@ -16,7 +16,7 @@ fn each_mode_allows_what_its_table_says() {
     let allowed = |mode, sql: &str| {
         guarded.within(mode, 1 << 20, |g| g.execute(sql, &[]).is_ok() || g.query(sql, &[], LIMITS).is_ok())
     };
-    let cases: [(&str, [bool; 3]); 17] = [
+    let cases: [(&str, [bool; 3]); 18] = [
         // SQL, in Migration, Reducer, Query
         ("select * from t", [true, true, true]),
         (
@@ -38,6 +38,7 @@ fn each_mode_allows_what_its_table_says() {
         ("select changes(), total_changes()", [false, false, false]),
         ("select sqlite_version()", [false, false, false]),
         ("select 1; select 2", [false, false, false]),
+        ("select 1\0", [false, false, false]),
     ];
     for (sql, [migration, reducer, query]) in cases {
         assert_eq!(allowed(Mode::Query, sql), query, "query: {sql}");
@@ -76,6 +77,14 @@ fn a_statement_that_never_ends_is_interrupted_and_the_next_one_runs() {
     let error = guarded.within(Mode::Query, 100_000, |g| g.query(endless, &[], LIMITS)).unwrap_err();
     assert_eq!(error.code, rusqlite::ffi::SQLITE_INTERRUPT);
     guarded.within(Mode::Query, 100_000, |g| g.query("select 1", &[], LIMITS)).unwrap();
+}
+
+/// `changes()` keeps the count of an earlier statement when a table is made.
+#[test]
+fn a_statement_that_changes_no_row_answers_0() {
+    let guarded = guarded();
+    assert_eq!(guarded.within(Mode::Reducer, 1 << 20, |g| g.execute("update t set v = 1", &[])), Ok(1));
+    assert_eq!(guarded.within(Mode::Migration, 1 << 20, |g| g.execute("create table n(x)", &[])), Ok(0));
 }
 
 #[test]

@@ -356,6 +356,8 @@ struct Live {
     max_in_flight: u64,
     /// Whether anything was heard since the timer was set.
     heard: bool,
+    /// The server takes no more mutations and will close; it still answers those that it took.
+    leaving: bool,
 }
 
 #[derive(Debug)]
@@ -497,7 +499,8 @@ impl ClientSession {
         check_length(&frame)?;
         match &mut self.state {
             State::Live(live)
-                if live.in_flight < live.max_in_flight
+                if !live.leaving
+                    && live.in_flight < live.max_in_flight
                     && self.pending.range(live.sent + 1..).next().is_none() =>
             {
                 live.sent = seq;
@@ -607,6 +610,9 @@ impl ClientSession {
                 let why = format!("the server did not greet within {:?}", self.config.greeting_max);
                 self.hang_up(why, random);
             }
+            State::Live(live) if live.leaving => {
+                self.hang_up("the server was shutting down and did not close".into(), random);
+            }
             State::Live(live) if live.heard => {
                 live.heard = false;
                 self.effects.push_back(Effect::Send(ClientMessage::Ping { n: self.settled }.to_json()));
@@ -677,6 +683,9 @@ impl ClientSession {
     /// Sends kept mutations in order, as far as the window allows.
     fn send_pending(&mut self) {
         let State::Live(live) = &mut self.state else { return };
+        if live.leaving {
+            return;
+        }
         for (seq, mutation) in self.pending.range(live.sent + 1..) {
             if live.in_flight >= live.max_in_flight {
                 return;

@@ -139,6 +139,7 @@ impl ClientSession {
             in_flight: 0,
             max_in_flight: welcome.max_in_flight.max(1),
             heard: true,
+            leaving: false,
         });
         self.notify(Notice::Status(Status::Live { volume: welcome.volume, module: welcome.module }));
         self.effects.push_back(Effect::SetTimer(self.config.keepalive));
@@ -181,6 +182,13 @@ impl ClientSession {
     }
 
     fn refused(&mut self, seq: u64, reason: Reason, random: u32) {
+        if let State::Live(live) = &mut self.state {
+            // It took what came before and is still to answer it, so this side does not hang up.
+            live.leaving |= reason.code == codes::SHUTDOWN;
+            if live.leaving && matches!(meaning(&reason.code), Meaning::Passing) {
+                return;
+            }
+        }
         match meaning(&reason.code) {
             Meaning::Forgotten => self.settle(seq, Notice::Refused { seq, reason }, random),
             Meaning::Passing => self.hang_up(format!("mutation {seq} was put off: {reason}"), random),

@@ -358,7 +358,7 @@ fn silence_is_noticed() {
 
 #[test]
 fn refusals_that_pass_are_resent_and_lasting_ones_are_told() {
-    for code in [codes::SEQ_GAP, codes::TOO_MANY_IN_FLIGHT, codes::UNAVAILABLE, codes::SHUTDOWN] {
+    for code in [codes::SEQ_GAP, codes::TOO_MANY_IN_FLIGHT, codes::UNAVAILABLE] {
         let mut rig = Rig::live(0, 10);
         rig.mutate("a").unwrap();
         rig.effects();
@@ -390,6 +390,33 @@ fn refusals_that_pass_are_resent_and_lasting_ones_are_told() {
             "{code}"
         );
     }
+}
+
+/// A server that shuts down still answers what it took: who hung up at its first refusal was told
+/// `accepted` and, until it found the next server, nothing more.
+#[test]
+fn a_server_that_shuts_down_is_heard_to_its_end() {
+    let mut rig = Rig::live(0, 10);
+    rig.mutate("taken").unwrap();
+    rig.mutate("refused").unwrap();
+    rig.mutate("after it").unwrap();
+    rig.effects();
+    rig.refuse(2, codes::SHUTDOWN);
+    rig.refuse(3, codes::SEQ_GAP);
+    rig.mutate("too late").unwrap();
+    assert_eq!(rig.effects(), [], "nothing is sent to it, and nobody hangs up");
+    rig.server(ServerMessage::Durable { seq: 1, lsn: Lsn(1) });
+    assert_eq!(rig.notices(), [Notice::Durable { seq: 1, lsn: Lsn(1) }]);
+    rig.server(ServerMessage::Error { reason: Reason::new(codes::SHUTDOWN, "bye") });
+    assert!(rig.is_waiting());
+    rig.reconnect(1);
+    assert_eq!(rig.sent_seqs(), [2, 3, 4]);
+
+    // One that never closes is left after a while.
+    rig.refuse(2, codes::SHUTDOWN);
+    rig.handle(Event::Timer);
+    assert_eq!(rig.effects()[0], Effect::Hangup);
+    assert!(rig.is_waiting());
 }
 
 #[test]
