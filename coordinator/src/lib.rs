@@ -185,7 +185,8 @@ impl Coordinator {
         let listener =
             TcpListener::bind(listen).await.map_err(|source| StartError::Bind { listen, source })?;
         let addr = listener.local_addr().map_err(|source| StartError::Bind { listen, source })?;
-        graft::remote::probe::probe(&*store, &clock::random_name()).await?;
+        let probed = graft::remote::probe_once(&*store, &clock::random_name(), clock::now_ms()).await?;
+        tracing::debug!(store = %store.url(), ?probed, "the store keeps a second creator out");
         let cache = data.map(|dir| modules::open_data(&dir)).transpose()?;
         let host = Host::new(limits.host)?;
         let modules = Arc::new(StoreModules::new(store.clone(), host));

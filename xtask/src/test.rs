@@ -48,7 +48,7 @@ fn all(
     counts: &mut Counts,
 ) -> anyhow::Result<()> {
     let tools = steps.run("setup", || {
-        let tools = setup::setup(root)?;
+        let tools = setup::setup_for_tests(root)?;
         if filter.is_none() {
             web::install(root)?;
         }
