@@ -19,12 +19,18 @@ use super::batch::{Blocked, Done, Writer};
 use super::queries::Reader;
 use super::{Deployed, Input, Limits, Modules, Outgoing, Output, RequestId, SessionId};
 use crate::ledger::{Entry, Ledger, Standing};
-use crate::live::LiveQueries;
-use crate::payload::{Mutation, Op, Outcome, Payload};
+use crate::live::{LiveQueries, QueryId};
+use crate::payload::{Mutation, Op, Outcome, Payload, Record};
 use crate::protocol::{
     At, ClientId, ClientMessage, IN_FLIGHT_MAX, PROTOCOL, Reason, Seed, ServerMessage, codes,
 };
 use crate::vfs::{ConnectError, Database, IoFailure, Marks, WriteSet, local_payload};
+
+/// Bytes of reducers' names and arguments after which a batch takes no more operations, and a commit no
+/// more batches. Every record goes into its commit's head, and no reader takes a head above 256 MiB; one
+/// operation is at most a frame of 4 MiB.
+const BATCH_BYTES: usize = 4 << 20;
+const COMMIT_BYTES: usize = 16 << 20;
 
 /// First and longest wait before the object store is tried again, in milliseconds.
 const RETRY_MS: (u64, u64) = (50, 5_000);
@@ -128,6 +134,10 @@ pub struct Actor {
     /// A page or module is missing: nothing runs before the next `Woken`.
     blocked: bool,
     failures: u32,
+    /// A [`Output::Wake`] is out: whatever else fails waits for the same one.
+    waking: bool,
+    /// Live queries that cannot run for now: not tried before the next `Woken`.
+    pub(super) held_back: BTreeSet<QueryId>,
     pub(super) shutting_down: bool,
     drained: bool,
     pub(super) sessions: BTreeMap<SessionId, Session>,
@@ -179,6 +189,8 @@ impl Actor {
             phase: Phase::Idle,
             blocked: false,
             failures: 0,
+            waking: false,
+            held_back: BTreeSet::new(),
             shutting_down: false,
             drained: false,
             sessions: BTreeMap::new(),
@@ -425,9 +437,12 @@ impl Actor {
     fn next_batch(&mut self) -> Vec<Queued> {
         let mut batch = Vec::new();
         let mut scheduled: BTreeMap<ClientId, u64> = BTreeMap::new();
+        let mut bytes = 0;
         while batch.len() < self.limits.batch_mutations_max
+            && bytes < BATCH_BYTES
             && let Some(queued) = self.inbox.pop_front()
         {
+            bytes += queued.op.bytes();
             match &queued.op {
                 Op::Mutation(mutation) => {
                     let last = scheduled.get(&mutation.client).copied();
@@ -516,7 +531,16 @@ impl Actor {
             })
             .collect();
         let waiting = self.sessions.iter().filter(|(_, session)| clients.contains(&session.client));
-        for session in waiting.map(|(id, _)| *id).collect::<Vec<_>>() {
+        self.end_sessions(waiting.map(|(id, _)| *id).collect(), message);
+    }
+
+    /// The log itself is damaged: nobody can be served. It is tried again, and so are clients told again.
+    fn tell_all_of_damage(&mut self, message: &str) {
+        self.end_sessions(self.sessions.keys().copied().collect(), message);
+    }
+
+    fn end_sessions(&mut self, sessions: Vec<SessionId>, message: &str) {
+        for session in sessions {
             let reason = Reason::new(codes::DAMAGED, message);
             self.send(session, ServerMessage::Error { reason });
         }
@@ -538,7 +562,14 @@ impl Actor {
         if !matches!(self.phase, Phase::Idle) || self.unpublished.is_empty() {
             return;
         }
-        match self.volume.seal(self.unpublished.len(), self.payload(), id, now_ms) {
+        let mut bytes = 0;
+        let fitting = self.unpublished.iter().take_while(|batch| {
+            let fits = bytes < COMMIT_BYTES;
+            bytes += batch.done.records.iter().map(Record::bytes).sum::<usize>();
+            fits
+        });
+        let count = fitting.count();
+        match self.volume.seal(count, self.payload(count), id, now_ms) {
             Ok(Some(prepared)) => {
                 self.phase = Phase::Publishing(prepared.clone());
                 self.output(Output::Publish(prepared));
@@ -551,10 +582,11 @@ impl Actor {
         }
     }
 
-    fn payload(&self) -> Bytes {
+    /// The payload of a commit that rolls up the first `count` local commits.
+    fn payload(&self, count: usize) -> Bytes {
         let mut payload = Payload::default();
         let mut marks = Marks::default();
-        for Unpublished { done, .. } in &self.unpublished {
+        for Unpublished { done, .. } in &self.unpublished[..count] {
             marks = marks.union(done.written.as_ref().map_or(Marks::default(), |written| written.marks));
             payload.records.extend(done.records.iter().cloned());
         }
@@ -562,27 +594,21 @@ impl Actor {
         payload.encode()
     }
 
-    /// Asks to be woken, later the more often in a row the store has failed.
+    /// Asks to be woken, later the more often in a row the store has failed. One wait serves all.
     pub(super) fn wake(&mut self) {
+        if self.waking {
+            return;
+        }
+        self.waking = true;
         let after_ms = RETRY_MS.1.min(RETRY_MS.0 << self.failures.min(10));
         self.failures += 1;
         self.output(Output::Wake { after_ms });
     }
 
-    /// A live query could not be refreshed because of the world: try again when woken.
-    pub(super) fn block(&mut self) {
-        if !self.blocked {
-            self.blocked = true;
-            self.wake();
-        }
-    }
-
-    pub(super) fn is_blocked(&self) -> bool {
-        self.blocked
-    }
-
     fn woken(&mut self) {
+        self.waking = false;
         self.blocked = false;
+        self.held_back.clear();
         match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::PublishLater(prepared) => {
                 self.phase = Phase::Publishing(prepared.clone());
@@ -621,6 +647,9 @@ impl Actor {
             }
             Err(error) => {
                 tracing::warn!(volume = %self.volume.id(), %error, "publishing failed and will be tried again");
+                if let PublishError::Damaged(damaged) = &error {
+                    self.tell_all_of_damage(&damaged.to_string());
+                }
                 self.phase = Phase::PublishLater(prepared);
                 self.wake();
             }
@@ -669,6 +698,9 @@ impl Actor {
     }
 
     fn pulled(&mut self, result: Result<Pulled, PullError>) {
+        if let Err(error @ (PullError::Damaged(_) | PullError::Diverged { .. })) = &result {
+            self.tell_all_of_damage(&error.to_string());
+        }
         let replay = result.map_err(|error| error.to_string()).and_then(|pulled| {
             // A pull for waiting queries may find nothing new.
             if pulled.heads.is_empty() && self.is_ahead() {

@@ -159,10 +159,10 @@ impl Actor {
 
     /// Re-runs the queries that commits have touched, and sends what changed.
     pub(super) fn refresh(&mut self) {
-        if self.is_blocked() {
-            return;
-        }
         for query in self.live.stale() {
+            if self.held_back.contains(&query) {
+                continue;
+            }
             let Some((identity, params)) = self.live.text(query) else { continue };
             match self.run_live(&identity, &params) {
                 Ok(answer) => match self.live.refreshed(query, answer) {
@@ -174,20 +174,12 @@ impl Actor {
                         }
                     }
                 },
-                Err(QueryFailure::Blocked(IoFailure { message: why, .. })) => {
-                    tracing::warn!(volume = %self.volume.id(), why, "a live query is blocked and will be tried again");
-                    return self.block();
+                Err(QueryFailure::Blocked(IoFailure { message: why, damaged: false })) => {
+                    tracing::warn!(volume = %self.volume.id(), why, "a live query is held back and will be tried again");
+                    self.held_back.insert(query);
+                    self.wake();
                 }
-                Err(QueryFailure::Refused(reason)) => {
-                    for (session, sub) in self.live.remove(query) {
-                        if let Some(open) = self.sessions.get_mut(&session) {
-                            open.subscriptions.remove(&sub);
-                            open.missed.remove(&sub);
-                        }
-                        self.owed.remove(&(session, sub));
-                        self.send(session, ServerMessage::SubscriptionError { sub, reason: reason.clone() });
-                    }
-                }
+                Err(failure) => self.close_query(query, &failure.reason()),
             }
         }
         for (session, sub) in std::mem::take(&mut self.owed) {
@@ -195,6 +187,18 @@ impl Actor {
             if let Some(query) = query {
                 self.send_snapshot(query, session, sub);
             }
+        }
+    }
+
+    /// A live query cannot go on: its subscribers are told why.
+    fn close_query(&mut self, query: QueryId, reason: &Reason) {
+        for (session, sub) in self.live.remove(query) {
+            if let Some(open) = self.sessions.get_mut(&session) {
+                open.subscriptions.remove(&sub);
+                open.missed.remove(&sub);
+            }
+            self.owed.remove(&(session, sub));
+            self.send(session, ServerMessage::SubscriptionError { sub, reason: reason.clone() });
         }
     }
 

@@ -681,3 +681,45 @@ fn no_snapshot_is_older_than_the_tip_that_it_names() {
     });
     assert_eq!(rows.collect::<Vec<_>>(), [(json!([["direct"], ["mine"]]), Lsn(3))]);
 }
+
+/// A commit's head holds every record of it, and readers take no head above 256 MiB: what is accepted
+/// while a publication is slow must not become one commit that nobody can read.
+#[test]
+fn large_mutations_go_into_several_commits() {
+    let mut rig = Rig::new(memory());
+    rig.connect(1, "alice");
+    let large = "x".repeat(3 << 20);
+    for seq in 1..=20 {
+        rig.mutate(1, seq, "refuse", &large);
+    }
+    rig.settle();
+    assert_eq!(finals(&rig.messages(1)).len(), 20);
+    let opened = block_on(Volume::open(&*rig.remote, VOLUME, Options::default())).unwrap();
+    let heads = &opened.heads[1..];
+    assert!(heads.len() >= 3, "{} commits", heads.len());
+    let longest = heads.iter().map(|head| head.payload.len()).max().unwrap();
+    assert!(longest <= 3 * (16 << 20), "a payload of {longest} bytes");
+}
+
+/// Each failure asked for a wait of its own, and each wait's end retried all of them.
+#[test]
+fn however_much_fails_one_wait_is_out() {
+    let faulty = Faulty::new(memory(), 1);
+    let mut rig = Rig::new(faulty.clone());
+    rig.connect(1, "alice");
+    rig.subscribe(1, 1, "select count(*) from t");
+    rig.mutate(1, 1, "sql", "insert into t values(1, 'a')");
+    rig.settle();
+    write_directly(&(faulty.clone() as SharedRemote), "insert into t values(77, 'direct')");
+    faulty.set_unreachable(true);
+    rig.mutate(1, 2, "sql", "insert into t values(2, 'b')");
+    for _ in 0..30 {
+        rig.flush();
+        let wakes = rig.waiting.iter().filter(|output| matches!(output, Output::Wake { .. })).count();
+        assert!(wakes <= 1, "{wakes} waits are out");
+        rig.carry_out();
+    }
+    faulty.set_unreachable(false);
+    rig.settle();
+    assert_eq!(rig.query("select id from t order by id"), json!([[1], [2], [77]]));
+}
