@@ -407,10 +407,10 @@ impl Drop for S3Server {
 }
 
 /// A shell that waits until its input closes, which the end of this process does however it comes,
-/// and then kills what has a pid file in `dir`.
+/// and then kills what has a pid file in `dir` and removes `dir`.
 fn watchdog(dir: &Path) -> anyhow::Result<Child> {
     let script = "trap '' INT TERM; cat >/dev/null; for f in \"$0\"/run/*.pid; do
-        test -f \"$f\" && kill -9 \"$(cat \"$f\")\"; done; exit 0";
+        test -f \"$f\" && kill -9 \"$(cat \"$f\")\"; done; rm -rf \"$0\"";
     let child = Command::new("sh").args(["-c", script]).arg(dir).stdin(Stdio::piped()).spawn();
     child.context("sh cannot be started")
 }
@@ -464,5 +464,6 @@ mod tests {
         assert!(guard.wait().unwrap().success());
         let status = daemon.wait().unwrap();
         assert!(!status.success() && status.code().is_none(), "killed: {status}");
+        assert!(!dir.path().exists());
     }
 }
