@@ -6,8 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sqlsync_layer::client::{Client, ClientConfig, MutationError};
 use tests::places;
+use tests::process::{Output, Process, command, run as to_its_end};
 use tests::s3::S3Server;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -161,35 +161,8 @@ fn child_meets_no_bucket() {
     });
 }
 
-/// A process of ours and the lines it prints. Killed when dropped.
-struct Running {
-    child: Child,
-    lines: BufReader<ChildStdout>,
-}
-
-impl Running {
-    fn start(command: &mut Command) -> Running {
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap());
-        Running { child, lines }
-    }
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        assert!(self.lines.read_line(&mut line).unwrap() > 0, "the process ended");
-        line.trim_end().to_owned()
-    }
-    fn json(&mut self) -> Value {
-        serde_json::from_str(&self.line()).unwrap()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
-            self.child.kill().unwrap();
-            self.child.wait().unwrap();
-        }
-    }
+fn json_line(process: &mut Process) -> Value {
+    serde_json::from_str(&process.line()).unwrap()
 }
 
 /// Where the store is, and how to reach it.
@@ -199,31 +172,28 @@ struct World {
 }
 
 impl World {
-    fn graft(&self) -> Command {
-        let mut command = clean(Command::new(places::graft_bin()));
+    fn graft(&self, args: &[&str]) -> Command {
+        let mut command = command(args);
         command.envs(self.environment.iter().cloned()).env("GRAFT_STORE", &self.store);
         command.env("GRAFT_VOLUME", "todo");
         command
     }
     /// A coordinator that listens, at `listen`, and its URL.
-    fn serve(&self, listen: &str, data: &std::path::Path) -> (Running, String) {
-        let mut command = self.graft();
-        command.args(["serve", "--listen", listen, "--log", "error", "--data"]).arg(data);
-        let mut process = Running::start(&mut command);
+    fn serve(&self, listen: &str, data: &std::path::Path) -> (Process, String) {
+        let data = data.to_str().unwrap();
+        let mut process = Process::start(self.graft(&["serve", "--listen", listen, "--data", data]));
         let line = process.line();
         let url = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("{line}")).to_owned();
         (process, url)
     }
     fn output(&self, url: &str, args: &[&str]) -> Output {
-        self.graft().env("GRAFT_URL", url).args(args).output().unwrap()
+        let mut command = self.graft(args);
+        command.env("GRAFT_URL", url);
+        to_its_end(command)
     }
     /// The JSON lines of a command that must succeed.
     fn json(&self, url: &str, args: &[&str]) -> Vec<Value> {
-        let output = self.output(url, &[args, &["--json"]].concat());
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{args:?}: {said}");
-        let text = String::from_utf8(output.stdout).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        self.output(url, &[args, &["--json"]].concat()).expect(0).lines()
     }
     fn deploy(&self, url: &str) {
         let module = places::reducer_module("todo");
@@ -245,23 +215,22 @@ fn the_whole_flow_runs_on_s3() {
     let (server, url) = world.serve("127.0.0.1:0", data.path());
     world.deploy(&url);
     let select = "SELECT id, title FROM tasks WHERE list = ?1 ORDER BY id";
-    let mut subscribe = world.graft();
-    subscribe.env("GRAFT_URL", &url).args(["subscribe", select, "--params", "[\"l\"]", "--json"]);
-    let mut watching = Running::start(&mut subscribe);
-    assert_eq!(watching.json()["rows"], json!([]));
+    let mut subscribe = world.graft(&["subscribe", select, "--params", "[\"l\"]", "--json"]);
+    subscribe.env("GRAFT_URL", &url);
+    let mut watching = Process::start(subscribe);
+    assert_eq!(json_line(&mut watching)["rows"], json!([]));
     world.json(&url, &["mutate", "create_list", r#"{"id":"l","name":"L"}"#]);
     let added = world.json(&url, &["mutate", "add_task", r#"{"id":"t","list":"l","title":"Ä %s"}"#]);
     assert_eq!(added[0]["status"], "durable");
-    assert_eq!(watching.json()["changes"], json!({ "insert": [[0, ["t", "Ä %s"]]] }));
-    let empty = world.output(&url, &["mutate", "add_task", r#"{"id":"u","list":"l","title":""}"#]);
-    assert_eq!(empty.status.code(), Some(2));
+    assert_eq!(json_line(&mut watching)["changes"], json!({ "insert": [[0, ["t", "Ä %s"]]] }));
+    world.output(&url, &["mutate", "add_task", r#"{"id":"u","list":"l","title":""}"#]).expect(2);
 
     // Straight from the bucket, also writing.
     let rows = world.json(&url, &["sql", "SELECT title FROM tasks"]);
     assert_eq!(rows[0]["rows"], json!([["Ä %s"]]));
     world.json(&url, &["sql", "UPDATE tasks SET title = 'B'", "--write"]);
     world.json(&url, &["mutate", "set_done", r#"{"id":"t","done":true}"#]);
-    assert_eq!(watching.json()["changes"], json!({ "update": [[0, ["t", "B"]]] }));
+    assert_eq!(json_line(&mut watching)["changes"], json!({ "update": [[0, ["t", "B"]]] }));
     let listed = world.json(&url, &["volume", "ls"]);
     assert_eq!(listed[0]["volumes"][0]["name"], "todo");
     let info = &world.json(&url, &["volume", "info", "todo"])[0];
@@ -282,12 +251,9 @@ fn the_whole_flow_runs_on_s3() {
     for pid in pids {
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "{pid} runs on");
     }
-    let begun = now();
-    let output = world.output(&url, &["serve", "--listen", "127.0.0.1:0"]);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    // Waiting has its end in `tests::process`.
+    let said = world.output(&url, &["serve", "--listen", "127.0.0.1:0"]).error();
     assert!(said.contains("could not be probed") && said.contains("check that it is reachable"), "{said}");
-    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
 }
 
 const CLIENTS: usize = 4;
@@ -366,8 +332,7 @@ fn kills_of_the_coordinator_and_of_s3_lose_and_double_nothing() {
         };
 
         reached(&mut seen, 1).await;
-        server.child.kill().unwrap();
-        drop(server);
+        server.kill();
         (server, _) = world.serve(listen(&url), data.path());
 
         reached(&mut seen, 2).await;
@@ -385,8 +350,7 @@ fn kills_of_the_coordinator_and_of_s3_lose_and_double_nothing() {
 
         reached(&mut seen, 3).await;
         s3.kill_gateway();
-        server.child.kill().unwrap();
-        drop(server);
+        server.kill();
         s3.start_gateway();
         (server, _) = world.serve(listen(&url), data.path());
 
@@ -395,8 +359,7 @@ fn kills_of_the_coordinator_and_of_s3_lose_and_double_nothing() {
         s3.start_all();
 
         reached(&mut seen, 5).await;
-        server.child.kill().unwrap();
-        drop(server);
+        server.kill();
         // Nothing on disk either: the bucket alone carries it.
         let fresh = tempfile::tempdir().unwrap();
         let (server, _) = world.serve(listen(&url), fresh.path());
