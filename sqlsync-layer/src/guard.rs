@@ -322,7 +322,7 @@ fn bind(statement: &mut Statement<'_>, params: &Params) -> Result<(), SqlError> 
 }
 
 fn rows(statement: &mut Statement<'_>, limits: RowLimits) -> Result<Rows, SqlError> {
-    let names = |statement: &Statement<'_>| statement.column_names().into_iter().map(String::from).collect();
+    let names = |statement: &Statement<'_>| statement.column_names().map(String::from).collect();
     let mut columns: Vec<String> = names(statement);
     let mut answer: Vec<Vec<Value>> = Vec::new();
     let mut bytes = 0usize;

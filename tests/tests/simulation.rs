@@ -21,7 +21,8 @@ fn batch(seeds: std::ops::Range<u64>) {
     }
     println!("seeds {seeds:?}: {total}");
     // A batch in which little happens shows nothing.
-    let rich = [total.crashes, total.faults, total.direct, total.lsns_lost, total.rejected, total.shown_checked];
+    let rich =
+        [total.crashes, total.faults, total.direct, total.lsns_lost, total.rejected, total.shown_checked];
     assert!(rich.iter().all(|count| *count > 20), "{total}");
 }
 
@@ -39,7 +40,10 @@ fn the_whole_system_equals_a_serial_replay_again() {
 fn equal_seeds_have_equal_histories() {
     for seed in [3, 7] {
         let (first, second) = (run(Config::new(seed, 1_000)), run(Config::new(seed, 1_000)));
-        assert_eq!(first.map_err(|failure| failure.to_string()), second.map_err(|failure| failure.to_string()));
+        assert_eq!(
+            first.map_err(|failure| failure.to_string()),
+            second.map_err(|failure| failure.to_string())
+        );
     }
     let fingerprint = |seed| run(Config::new(seed, 300)).map(|summary| summary.fingerprint).ok();
     assert_ne!(fingerprint(3), fingerprint(7), "a fingerprint that is always the same shows nothing");

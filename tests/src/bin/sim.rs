@@ -31,7 +31,9 @@ fn parse(mut args: impl Iterator<Item = String>) -> anyhow::Result<Args> {
             "--plant" => config.plant = Some(value()?.parse::<Plant>()?),
             "--any-route" => config.any_route = true,
             "--history" => config.loud = true,
-            other => bail!("unknown `{other}`; use --seed N --steps M --count K --plant NAME --any-route --history"),
+            other => bail!(
+                "unknown `{other}`; use --seed N --steps M --count K --plant NAME --any-route --history"
+            ),
         }
     }
     Ok(Args { config, count: count.unwrap_or(if one_seed { 1 } else { 20 }) })
