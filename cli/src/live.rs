@@ -44,12 +44,14 @@ pub async fn mutate(args: Mutate) -> anyhow::Result<Outcome> {
         format!("arguments `{}` are not JSON; give an object like {{\"id\":\"t1\"}}", args.args)
     })?;
     let client = connect(&args.target, args.client.as_deref()).await?;
+    let telling = tokio::spawn(tell(client.status()));
     let mutation = client.mutate(&args.reducer, arguments).await?;
     let seq = mutation.seq();
     let outcome = match args.wait {
         Wait::Accepted => mutation.accepted().await,
         Wait::Durable => mutation.durable().await,
     };
+    telling.abort();
     client.close().await;
     match outcome {
         Ok(lsn) => {

@@ -32,9 +32,20 @@ impl StoreModules {
         self.host.load(bytes).map(|module| ModuleHash(module.hash()))
     }
 
-    /// Stores a module that was checked. Storing one again is no error.
+    /// Stores a module that was checked. Storing one again is no error, and mends one that is damaged.
     pub(crate) async fn store(&self, module: ModuleHash, bytes: Bytes) -> Result<(), RemoteError> {
-        match self.remote.create(&key::module(module), bytes).await {
+        let key = key::module(module);
+        match self.remote.create(&key, bytes.clone()).await {
+            Err(RemoteError::AlreadyExists { .. }) => {}
+            created => return created,
+        }
+        if module_hash(&self.remote.get(&key).await?) == module.0 {
+            return Ok(());
+        }
+        tracing::warn!(%module, "its stored bytes are damaged; storing it anew");
+        self.remote.delete(&key).await?;
+        match self.remote.create(&key, bytes).await {
+            // Somebody else mends it with the same bytes.
             Ok(()) | Err(RemoteError::AlreadyExists { .. }) => Ok(()),
             Err(error) => Err(error),
         }
@@ -52,9 +63,7 @@ impl Modules for StoreModules {
             .block_on(self.remote.get(&key::module(module)))
             .map_err(|error| ModuleError::Unavailable { module, message: error.to_string() })?;
         if module_hash(&bytes) != module.0 {
-            return Err(invalid(
-                "its stored bytes are damaged: they have another hash; deploy it again".into(),
-            ));
+            return Err(ModuleError::Damaged { module });
         }
         let loaded = self.host.load(&bytes).map_err(|error| invalid(error.to_string()))?;
         Ok(loaded)

@@ -15,10 +15,14 @@ use graft::pull::PullError;
 use graft::remote::SharedRemote;
 use graft::store::SharedStore;
 use graft::volume::{OpenError, Options, RemoteFetch, Volume};
-use graft::{CommitId, PageSize, VolumeId, VolumeName};
+use graft::{CommitId, ModuleHash, PageSize, VolumeId, VolumeName};
 use parking_lot::Mutex;
-use sqlsync_layer::actor::{Actor, Deployed, Input, Modules, Output, SessionId};
+use reducers_abi::Runtime;
+use sqlsync_layer::actor::{
+    Actor, Ask, Asked, Deployed, Input, ModuleError, Modules, Output, SessionId, Standing,
+};
 use sqlsync_layer::protocol::{Reason, codes};
+use sqlsync_layer::vfs::IoFailure;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -216,7 +220,6 @@ impl Volumes {
     }
 
     async fn start(&self, name: &VolumeName) -> Result<mpsc::Sender<Work>, OpenVolumeError> {
-        let unavailable = |message: String| OpenVolumeError::Unavailable { name: name.clone(), message };
         let id = self.resolve(name).await?;
         let options = Options {
             store: self.cache.clone(),
@@ -233,12 +236,13 @@ impl Volumes {
         // Rises from one opening to the next: a tip that was lost with a process is another epoch.
         let epoch = u64::try_from(clock::now_ms()).unwrap_or(0);
         let open: OpenMachine = Box::new(move || {
-            let actor = Actor::open(opened, fetch, modules, limits, epoch).map_err(|e| e.to_string())?;
+            let actor =
+                Actor::open(opened, fetch, modules, limits, epoch).map_err(|error| error.failure())?;
             let storage = RemoteStorage { remote, volume: actor.volume().clone() };
             Ok((Box::new(actor), Box::new(storage)))
         });
         tracing::info!(volume = %name, %id, "opening");
-        worker::start(name.as_str(), open).await.map_err(unavailable)
+        worker::start(name.as_str(), open).await.map_err(|failure| from_failure(name, failure))
     }
 
     /// Stores the module, makes the volume if it is new, and puts the module in force.
@@ -269,6 +273,43 @@ impl Volumes {
         let deployed = deployed.await.map_err(|_| gone())?.map_err(ApiError::Deploy)?;
         tracing::info!(volume = %name, %module, schema = deployed.schema, lsn = %deployed.lsn, "deployed");
         Ok(deployed)
+    }
+
+    /// Asks once.
+    pub(crate) async fn ask(&self, name: &VolumeName, lease: &Lease, ask: Ask) -> Result<Asked, ApiError> {
+        let (reply, asked) = oneshot::channel();
+        Ok(request(name, lease, Work::Ask { ask, reply }, asked).await??)
+    }
+
+    /// How the volume stands.
+    pub(crate) async fn inspect(
+        &self,
+        name: &VolumeName,
+        lease: &Lease,
+    ) -> Result<Standing, OpenVolumeError> {
+        let (reply, standing) = oneshot::channel();
+        request(name, lease, Work::Inspect { reply }, standing).await
+    }
+
+    /// The module, ready to run.
+    pub(crate) async fn load(
+        &self,
+        name: &VolumeName,
+        module: ModuleHash,
+    ) -> Result<Arc<dyn Runtime>, OpenVolumeError> {
+        let modules = self.modules.clone();
+        let name = name.clone();
+        match tokio::task::spawn_blocking(move || modules.load(module)).await {
+            Ok(Ok(loaded)) => Ok(loaded),
+            Ok(Err(error @ ModuleError::Invalid { .. })) => {
+                Err(OpenVolumeError::Damaged { name, message: error.to_string() })
+            }
+            Ok(Err(error)) => Err(OpenVolumeError::Unavailable { name, message: error.to_string() }),
+            Err(panic) => {
+                tracing::error!(%panic, "loading a module panicked");
+                Err(OpenVolumeError::Unavailable { name, message: "its module could not be loaded".into() })
+            }
+        }
     }
 
     async fn create_if_new(&self, name: &VolumeName) -> Result<(), OpenVolumeError> {
@@ -347,6 +388,19 @@ impl Volumes {
     }
 }
 
+/// Gives work to a volume's worker and waits for its reply.
+async fn request<T>(
+    name: &VolumeName,
+    lease: &Lease,
+    work: Work,
+    reply: oneshot::Receiver<T>,
+) -> Result<T, OpenVolumeError> {
+    let gone =
+        || OpenVolumeError::Unavailable { name: name.clone(), message: "its worker ended; try again".into() };
+    lease.worker.send(work).await.map_err(|_| gone())?;
+    reply.await.map_err(|_| gone())
+}
+
 /// Waits until a worker has nothing that is not durable.
 async fn drain(name: &VolumeName, worker: &mpsc::Sender<Work>, at_most: Duration) -> bool {
     let (drained, waiting) = oneshot::channel();
@@ -397,6 +451,15 @@ fn from_catalog(name: &VolumeName, error: CatalogError) -> OpenVolumeError {
         CatalogError::NoSuchVolume { name: _, store } => OpenVolumeError::NoSuchVolume { name, store },
         CatalogError::Damaged(damaged) => OpenVolumeError::Damaged { name, message: damaged.to_string() },
         error => OpenVolumeError::Unavailable { name, message: error.to_string() },
+    }
+}
+
+fn from_failure(name: &VolumeName, failure: IoFailure) -> OpenVolumeError {
+    let (name, IoFailure { message, damaged }) = (name.clone(), failure);
+    if damaged {
+        OpenVolumeError::Damaged { name, message }
+    } else {
+        OpenVolumeError::Unavailable { name, message }
     }
 }
 

@@ -23,8 +23,9 @@ use graft::volume::Volume;
 use graft::{CommitId, ModuleHash};
 use rand::Rng as _;
 use rand::rngs::StdRng;
-use sqlsync_layer::actor::{Deployed, Input, Output, RequestId, SessionId};
+use sqlsync_layer::actor::{Ask, AskError, Asked, Deployed, Input, Output, RequestId, SessionId, Standing};
 use sqlsync_layer::protocol::{ClientId, ClientMessage, Reason, codes};
+use sqlsync_layer::vfs::IoFailure;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -64,9 +65,17 @@ pub(crate) enum Work {
         module: ModuleHash,
         reply: oneshot::Sender<Result<Deployed, Reason>>,
     },
+    Ask {
+        ask: Ask,
+        reply: oneshot::Sender<Result<Asked, AskError>>,
+    },
+    Inspect {
+        reply: oneshot::Sender<Standing>,
+    },
     Published(Result<Published, PublishError>),
     Pulled(Result<Pulled, PullError>),
     Woken,
+    Reminded,
     /// Take no more mutations; answer when everything accepted is durable.
     Shutdown {
         drained: oneshot::Sender<()>,
@@ -82,7 +91,7 @@ pub(crate) trait Machine {
 
 /// Makes the machine on its thread, and says what its publications and pulls go to.
 pub(crate) type OpenMachine =
-    Box<dyn FnOnce() -> Result<(Box<dyn Machine>, Box<dyn Storage>), String> + Send>;
+    Box<dyn FnOnce() -> Result<(Box<dyn Machine>, Box<dyn Storage>), IoFailure> + Send>;
 
 /// What publications and pulls go to.
 pub(crate) trait Storage {
@@ -109,7 +118,8 @@ impl Storage for RemoteStorage {
 
 /// Starts a worker and waits until its machine is open. The thread ends when the sender and its clones
 /// are dropped.
-pub(crate) async fn start(name: &str, open: OpenMachine) -> Result<mpsc::Sender<Work>, String> {
+pub(crate) async fn start(name: &str, open: OpenMachine) -> Result<mpsc::Sender<Work>, IoFailure> {
+    let passing = |message: String| IoFailure { message, damaged: false };
     let (sender, receiver) = mpsc::channel(WORK_MAX);
     let (ready, opened) = oneshot::channel();
     let runtime = Handle::current();
@@ -118,8 +128,11 @@ pub(crate) async fn start(name: &str, open: OpenMachine) -> Result<mpsc::Sender<
         let _span = tracing::info_span!("volume", name = volume).entered();
         let (machine, storage) = match std::panic::catch_unwind(AssertUnwindSafe(open)) {
             Ok(Ok(opened)) => opened,
-            Ok(Err(message)) => return tell(ready, Err(message)),
-            Err(panic) => return tell(ready, Err(format!("it panicked while opening: {}", text(&*panic)))),
+            Ok(Err(failure)) => return tell(ready, Err(failure)),
+            Err(panic) => {
+                let message = format!("it panicked while opening: {}", text(&*panic));
+                return tell(ready, Err(passing(message)));
+            }
         };
         tell(ready, Ok(()));
         let mut worker = Worker {
@@ -131,6 +144,8 @@ pub(crate) async fn start(name: &str, open: OpenMachine) -> Result<mpsc::Sender<
             rng: clock::rng(),
             sessions: HashMap::new(),
             deploys: HashMap::new(),
+            asks: HashMap::new(),
+            inspections: HashMap::new(),
             requests: 0,
             drained: Vec::new(),
         };
@@ -142,12 +157,12 @@ pub(crate) async fn start(name: &str, open: OpenMachine) -> Result<mpsc::Sender<
         tracing::debug!("worker ended");
     });
     if let Err(error) = thread {
-        return Err(format!("no thread for it: {error}"));
+        return Err(passing(format!("no thread for it: {error}")));
     }
     match opened.await {
         Ok(Ok(())) => Ok(sender),
-        Ok(Err(message)) => Err(message),
-        Err(_) => Err("its thread ended while opening".into()),
+        Ok(Err(failure)) => Err(failure),
+        Err(_) => Err(passing("its thread ended while opening".into())),
     }
 }
 
@@ -161,6 +176,8 @@ struct Worker {
     rng: StdRng,
     sessions: HashMap<SessionId, Arc<Outbox>>,
     deploys: HashMap<RequestId, oneshot::Sender<Result<Deployed, Reason>>>,
+    asks: HashMap<RequestId, oneshot::Sender<Result<Asked, AskError>>>,
+    inspections: HashMap<RequestId, oneshot::Sender<Standing>>,
     requests: u64,
     drained: Vec<oneshot::Sender<()>>,
 }
@@ -209,20 +226,35 @@ impl Worker {
                 Input::Relieved { session }
             }
             Work::Deploy { module, reply } => {
-                self.requests += 1;
-                let request = RequestId(self.requests);
+                let request = self.next_request();
                 self.deploys.insert(request, reply);
                 Input::Deploy { request, module, now_ms: clock::now_ms(), seed: self.rng.random() }
+            }
+            Work::Ask { ask, reply } => {
+                let request = self.next_request();
+                self.asks.insert(request, reply);
+                Input::Ask { request, ask }
+            }
+            Work::Inspect { reply } => {
+                let request = self.next_request();
+                self.inspections.insert(request, reply);
+                Input::Inspect { request }
             }
             Work::Published(result) => Input::Published(result),
             Work::Pulled(result) => Input::Pulled(result),
             Work::Woken => Input::Woken,
+            Work::Reminded => Input::Reminded,
             Work::Shutdown { drained } => {
                 self.drained.push(drained);
                 Input::Shutdown
             }
         };
         self.machine.handle(input);
+    }
+
+    fn next_request(&mut self) -> RequestId {
+        self.requests += 1;
+        RequestId(self.requests)
     }
 
     /// Carries out outputs until there are none.
@@ -272,6 +304,20 @@ impl Worker {
                     tell(reply, result);
                 }
             }
+            Output::Asked { request, result } => {
+                if let Some(reply) = self.asks.remove(&request) {
+                    tell(reply, result);
+                }
+            }
+            Output::Inspected { request, standing } => {
+                if let Some(reply) = self.inspections.remove(&request) {
+                    tell(reply, standing);
+                }
+            }
+            Output::Remind { after_ms } => self.report(async move {
+                tokio::time::sleep(Duration::from_millis(after_ms)).await;
+                Work::Reminded
+            }),
             Output::Drained => {
                 for drained in self.drained.drain(..) {
                     tell(drained, ());

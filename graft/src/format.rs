@@ -15,7 +15,7 @@ pub mod meta;
 
 /// An object in the store is not what it should be. Trying again cannot help: someone must look.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("object `{key}` is damaged: {reason}; `graft volume verify` shows what else is")]
+#[error("object `{key}` is damaged: {reason}; put it back from a copy of the store")]
 pub struct Damaged {
     /// The object's key.
     pub key: String,

@@ -61,6 +61,24 @@ pub enum ConnectError {
     /// SQLite could not open the database.
     #[error("the volume could not be opened as a SQLite database: {0}")]
     Sqlite(#[from] rusqlite::Error),
+    /// A page that opening needs could not be read.
+    #[error("the volume could not be opened as a SQLite database: {0}")]
+    Volume(IoFailure),
+}
+
+/// What really happened when SQLite said "disk I/O error".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IoFailure {
+    /// What failed, and for a damaged object which.
+    pub message: String,
+    /// Whether stored bytes are damaged, so that trying again cannot help.
+    pub damaged: bool,
+}
+
+impl fmt::Display for IoFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
 }
 
 fn register() -> Result<(), ConnectError> {
@@ -146,9 +164,16 @@ impl Database {
         let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
         let opened = Connection::open_with_flags_and_vfs(format!("{}#{id}", self.name), flags, VFS_NAME);
         self.expected.lock().remove(&id);
-        let connection = opened?;
-        connection.pragma_update(None, "page_size", self.volume.page_size().get())?;
-        Ok((connection, control))
+        let ready = opened.and_then(|connection| {
+            connection.pragma_update(None, "page_size", self.volume.page_size().get())?;
+            Ok(connection)
+        });
+        match ready {
+            Ok(connection) => Ok((connection, control)),
+            Err(error) => {
+                Err(control.take_failure().map_or(ConnectError::Sqlite(error), ConnectError::Volume))
+            }
+        }
     }
 
     /// The database and control that SQLite's path leads to: `NAME#ID`.
@@ -203,7 +228,7 @@ struct ControlState {
     recording: Option<Vec<u32>>,
     cold: bool,
     committed: Option<WriteSet>,
-    failure: Option<String>,
+    failure: Option<IoFailure>,
 }
 
 /// A handle on one connection's recording.
@@ -239,12 +264,12 @@ impl Control {
     }
 
     /// What really happened when SQLite said "disk I/O error", since this was last asked.
-    pub fn take_failure(&self) -> Option<String> {
+    pub fn take_failure(&self) -> Option<IoFailure> {
         self.state.lock().failure.take()
     }
 
-    fn fail(&self, message: impl fmt::Display) {
-        self.state.lock().failure = Some(message.to_string());
+    fn fail(&self, message: impl fmt::Display, damaged: bool) {
+        self.state.lock().failure = Some(IoFailure { message: message.to_string(), damaged });
     }
 }
 

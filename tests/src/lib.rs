@@ -5,6 +5,7 @@
 //! | where | holds |
 //! | --- | --- |
 //! | [`places`] | the project's folder, the programs and modules that `cargo xtask test` built, test data |
+//! | [`s3`] | a real S3 server on loopback, started and stopped by the test |
 //! | [`process`] | `graft serve`, `graft subscribe` and the rest as real processes |
 //! | [`raw`] | HTTP and frames by hand, and whether a server is still well |
 //! | `tests/tests/end_to_end.rs` | the whole path by the command line |
@@ -19,6 +20,7 @@
 pub mod places;
 pub mod process;
 pub mod raw;
+pub mod s3;
 pub mod sim;
 
 /// The README's samples, compiled: each of its Rust blocks is a doctest of this item.

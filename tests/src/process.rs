@@ -243,6 +243,19 @@ impl std::fmt::Display for Output {
     }
 }
 
+/// Looks again and again until `is_so`, for what no event tells: what a process wrote to stderr.
+///
+/// # Panics
+///
+/// If it is not so in time.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < end, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// The command `graft ARGS`.
 pub fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(places::graft_bin());

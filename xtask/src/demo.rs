@@ -51,7 +51,7 @@ enum Expect {
     Rejected,
 }
 
-/// Builds, serves, plays the script and, without `--once`, waits for Ctrl-C.
+/// Builds what is not given ([`programs`]), serves, plays the script and, without `--once`, waits for Ctrl-C.
 pub fn run(root: &Path, args: &[String]) -> anyhow::Result<()> {
     let once = match args {
         [] => false,
@@ -62,10 +62,7 @@ pub fn run(root: &Path, args: &[String]) -> anyhow::Result<()> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
         signal_hook::flag::register(signal, stop.clone()).context("signals cannot be handled")?;
     }
-    let tools = setup::setup(root)?;
-    let graft = artifacts::graft(&tools, true)?;
-    let modules = artifacts::reducers(&tools)?;
-
+    let (graft, modules) = programs(root)?;
     let place = Place::choose(root, once)?;
     let mut demo = Demo::start(graft, &place, stop)?;
     let played = demo.play(&modules.join("todo.wasm"));
@@ -80,6 +77,17 @@ pub fn run(root: &Path, args: &[String]) -> anyhow::Result<()> {
             .with_context(|| format!("{} cannot be removed", place.dir.display()))?;
     }
     ended.and(stopped)
+}
+
+/// The `graft` program and the folder of the modules: built here, unless `GRAFT_BIN` and
+/// `GRAFT_REDUCERS` name built ones.
+fn programs(root: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let given = |name| std::env::var_os(name).map(PathBuf::from);
+    if let (Some(graft), Some(modules)) = (given("GRAFT_BIN"), given("GRAFT_REDUCERS")) {
+        return Ok((graft, modules));
+    }
+    let tools = setup::setup(root)?;
+    Ok((artifacts::graft(&tools, true)?, artifacts::reducers(&tools)?))
 }
 
 /// Where this demo keeps its store and listens.

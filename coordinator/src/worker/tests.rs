@@ -43,6 +43,9 @@ impl Machine for Fake {
             | Input::Disconnect { .. }
             | Input::Congested { .. }
             | Input::Relieved { .. }
+            | Input::Ask { .. }
+            | Input::Inspect { .. }
+            | Input::Reminded
             | Input::Published(_)
             | Input::Pulled(_) => {}
         }
@@ -65,6 +68,9 @@ fn kind(input: &Input) -> &'static str {
         Input::Deploy { .. } => "deploy",
         Input::Published(_) => "published",
         Input::Pulled(_) => "pulled",
+        Input::Ask { .. } => "ask",
+        Input::Inspect { .. } => "inspect",
+        Input::Reminded => "reminded",
         Input::Woken => "woken",
         Input::Shutdown => "shutdown",
     }
@@ -191,10 +197,12 @@ async fn a_panic_closes_the_sessions_and_the_channel() {
 
 #[tokio::test]
 async fn a_machine_that_does_not_open_is_an_error() {
-    let refused = start("t", Box::new(|| Err("damaged".into()))).await.unwrap_err();
-    assert_eq!(refused, "damaged");
+    let failure = IoFailure { message: "page 7".into(), damaged: true };
+    let told = failure.clone();
+    let refused = start("t", Box::new(move || Err(told))).await.unwrap_err();
+    assert_eq!(refused, failure);
     let panicked = start("t", Box::new(|| panic!("no %s"))).await.unwrap_err();
-    assert!(panicked.contains("no %s"), "{panicked}");
+    assert!(panicked.message.contains("no %s") && !panicked.damaged, "{panicked}");
 }
 
 /// Nothing keeps the thread alive once its users have gone.

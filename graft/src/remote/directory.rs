@@ -24,7 +24,7 @@ use std::io::{self, ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -53,6 +53,10 @@ struct Files {
     serial: AtomicU64,
     /// Directories that this handle knows to be on disk, with all their ancestors.
     durable: Mutex<HashSet<PathBuf>>,
+    /// Whether the root was there at some time in the life of this handle. If it is not any more
+    /// (removed, unmounted), nothing is made in its place: a log that begins in the middle would take
+    /// commits that nobody can read.
+    seen: AtomicBool,
 }
 
 impl DirectoryRemote {
@@ -66,15 +70,19 @@ impl DirectoryRemote {
         let failed =
             |message: String| OpenRemoteError::Directory { url: root.display().to_string(), message };
         let absolute = std::path::absolute(root).map_err(|e| failed(e.to_string()))?;
-        match fs::metadata(&absolute) {
-            Ok(found) if found.is_dir() => remove_leftovers(&absolute.join(TEMPORARY)),
+        let seen = match fs::metadata(&absolute) {
+            Ok(found) if found.is_dir() => {
+                remove_leftovers(&absolute.join(TEMPORARY));
+                true
+            }
             Ok(_) => return Err(failed("it is a file; give a directory".into())),
-            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) if e.kind() == ErrorKind::NotFound => false,
             Err(e) => return Err(failed(format!("{e}; give a directory that this user may write"))),
-        }
+        };
         let handle = random().map_err(|e| failed(e.to_string()))?;
         let (serial, durable) = (AtomicU64::new(0), Mutex::default());
-        Ok(DirectoryRemote { files: Arc::new(Files { root: absolute, handle, serial, durable }) })
+        let seen = AtomicBool::new(seen);
+        Ok(DirectoryRemote { files: Arc::new(Files { root: absolute, handle, serial, durable, seen }) })
     }
 
     async fn run<T: Send + 'static>(
@@ -141,6 +149,15 @@ impl Files {
         Ok(self.root.join(key))
     }
 
+    /// The error for a root that was there and is gone.
+    fn check_root(&self, key: &str) -> Result<(), RemoteError> {
+        if !self.seen.load(Ordering::Acquire) || self.root.is_dir() {
+            return Ok(());
+        }
+        let message = format!("the store's directory {} is gone; put it back", self.root.display());
+        Err(RemoteError::unavailable(key, message))
+    }
+
     fn read(&self, key: &str, range: Range<u64>) -> Result<Bytes, RemoteError> {
         let path = self.path(key)?;
         let read = || {
@@ -160,7 +177,9 @@ impl Files {
             Ok(body)
         };
         read().map(Bytes::from).map_err(|e: io::Error| match e.kind() {
-            ErrorKind::NotADirectory => RemoteError::not_found(key),
+            ErrorKind::NotADirectory | ErrorKind::NotFound => {
+                self.check_root(key).err().unwrap_or_else(|| RemoteError::not_found(key))
+            }
             _ => failure(key, &e),
         })
     }
@@ -168,6 +187,7 @@ impl Files {
     fn create(&self, key: &str, body: &[u8]) -> Result<(), RemoteError> {
         let path = self.path(key)?;
         let folder = path.parent().unwrap_or(&self.root);
+        self.check_root(key)?;
         match self.try_create(folder, &path, body) {
             // Somebody removed directories that we knew.
             Err(e) if e.kind() == ErrorKind::NotFound => {
@@ -188,6 +208,7 @@ impl Files {
     fn try_create(&self, folder: &Path, path: &Path, body: &[u8]) -> io::Result<()> {
         let temporaries = self.root.join(TEMPORARY);
         self.make_durable(&temporaries)?;
+        self.seen.store(true, Ordering::Release);
         self.make_durable(folder)?;
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let temporary = Temporary(temporaries.join(format!("{:016x}-{serial}", self.handle)));
@@ -234,6 +255,7 @@ impl Files {
 
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Listed>, RemoteError> {
         check_prefix(prefix)?;
+        self.check_root(prefix)?;
         let mut rows = Vec::new();
         self.walk(prefix, after, limit, &mut rows).map_err(|e| failure(prefix, &e))?;
         Ok(rows)

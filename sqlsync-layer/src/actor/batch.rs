@@ -21,11 +21,11 @@ use rusqlite::ffi;
 use rusqlite::hooks::Action;
 
 use super::args;
-use super::{Limits, Modules};
+use super::{Limits, ModuleError, Modules};
 use crate::guard::{Guarded, Mode, RowLimits};
 use crate::payload::{Mutation, Op, Outcome, Record};
 use crate::protocol::{Reason, codes};
-use crate::vfs::{ConnectError, Control, Database, WriteSet, scope::Scope};
+use crate::vfs::{ConnectError, Control, Database, IoFailure, WriteSet, scope::Scope};
 
 /// The connection that runs operations.
 pub(super) struct Writer {
@@ -50,7 +50,14 @@ pub(super) struct Done {
 
 /// The batch cannot run now; nothing of it remains.
 #[derive(Debug)]
-pub(super) struct Blocked(pub(super) String);
+pub(super) struct Blocked(pub(super) IoFailure);
+
+impl Blocked {
+    /// Trying again may help.
+    pub(super) fn passing(message: impl Into<String>) -> Blocked {
+        Blocked(IoFailure { message: message.into(), damaged: false })
+    }
+}
 
 enum Stop {
     /// Operation `at` made SQLite end the transaction.
@@ -125,11 +132,12 @@ impl Writer {
         }
         let mut done = result?;
         if let Err(error) = self.guarded.connection().execute_batch("COMMIT") {
-            let failure = self.control.take_failure().unwrap_or_else(|| error.to_string());
+            let failure =
+                self.control.take_failure().map_or_else(|| Blocked::passing(error.to_string()), Blocked);
             if !self.guarded.connection().is_autocommit() {
                 self.internal("ROLLBACK")?;
             }
-            return Err(Blocked(failure).into());
+            return Err(failure.into());
         }
         done.written = self.control.take_committed();
         Ok(done)
@@ -138,7 +146,8 @@ impl Writer {
     /// A statement of our own; it fails only where the world does.
     fn internal(&self, sql: &str) -> Result<(), Blocked> {
         self.guarded.connection().execute_batch(sql).map_err(|error| {
-            Blocked(self.control.take_failure().unwrap_or_else(|| format!("{sql}: {error}")))
+            let failure = self.control.take_failure();
+            failure.map_or_else(|| Blocked::passing(format!("{sql}: {error}")), Blocked)
         })
     }
 
@@ -187,8 +196,13 @@ impl Writer {
                 self.loaded = Some((module, runtime.clone()));
                 Ok(Ok(runtime))
             }
-            Err(error) if error.is_transient() => Err(Blocked(error.to_string())),
-            Err(error) => Ok(Err(Reason::new(codes::NO_MODULE, error.to_string()))),
+            Err(error @ ModuleError::Invalid { .. }) => {
+                Ok(Err(Reason::new(codes::NO_MODULE, error.to_string())))
+            }
+            Err(error) => Err(Blocked(IoFailure {
+                message: error.to_string(),
+                damaged: matches!(error, ModuleError::Damaged { .. }),
+            })),
         }
     }
 

@@ -14,6 +14,7 @@ use graft::store::StoreError;
 use graft::volume::{Change, Fetch, Opened, Volume};
 use graft::{CommitId, Lsn, ModuleHash, PageIdx};
 
+use super::ask::Asks;
 use super::batch::{Blocked, Done, Writer};
 use super::queries::Reader;
 use super::{Deployed, Input, Limits, Modules, Outgoing, Output, RequestId, SessionId};
@@ -23,7 +24,7 @@ use crate::payload::{Mutation, Op, Outcome, Payload};
 use crate::protocol::{
     At, ClientId, ClientMessage, IN_FLIGHT_MAX, PROTOCOL, Reason, Seed, ServerMessage, codes,
 };
-use crate::vfs::{ConnectError, Database, Marks, WriteSet, local_payload};
+use crate::vfs::{ConnectError, Database, IoFailure, Marks, WriteSet, local_payload};
 
 /// First and longest wait before the object store is tried again, in milliseconds.
 const RETRY_MS: (u64, u64) = (50, 5_000);
@@ -38,6 +39,21 @@ pub enum OpenError {
     /// A commit's payload is damaged.
     #[error(transparent)]
     Damaged(#[from] Damaged),
+}
+
+impl OpenError {
+    /// What failed, and whether it is damage.
+    pub fn failure(&self) -> IoFailure {
+        match self {
+            OpenError::Connect(ConnectError::Volume(failure)) => {
+                IoFailure { message: self.to_string(), damaged: failure.damaged }
+            }
+            OpenError::Connect(ConnectError::Register(_) | ConnectError::Sqlite(_)) => {
+                IoFailure { message: self.to_string(), damaged: false }
+            }
+            OpenError::Damaged(_) => IoFailure { message: self.to_string(), damaged: true },
+        }
+    }
 }
 
 /// What an actor has done since it was opened.
@@ -101,7 +117,7 @@ pub struct Actor {
     pub(super) epoch: u64,
     /// What object storage holds, and with every local commit on top.
     durable: Ledger,
-    tip: Ledger,
+    pub(super) tip: Ledger,
     inbox: VecDeque<Queued>,
     /// The greatest seq of each client in the inbox.
     queued: BTreeMap<ClientId, u64>,
@@ -112,10 +128,11 @@ pub struct Actor {
     /// A page or module is missing: nothing runs before the next `Woken`.
     blocked: bool,
     failures: u32,
-    shutting_down: bool,
+    pub(super) shutting_down: bool,
     drained: bool,
     pub(super) sessions: BTreeMap<SessionId, Session>,
     pub(super) live: LiveQueries<(SessionId, u64)>,
+    pub(super) asks: Asks,
     /// Subscriptions whose snapshot waits until their query has run at the tip.
     pub(super) owed: BTreeSet<(SessionId, u64)>,
     outputs: Vec<Output>,
@@ -166,6 +183,7 @@ impl Actor {
             drained: false,
             sessions: BTreeMap::new(),
             live: LiveQueries::default(),
+            asks: Asks::default(),
             owed: BTreeSet::new(),
             outputs: Vec::new(),
             metrics: Metrics::default(),
@@ -205,6 +223,9 @@ impl Actor {
             }
             Input::Relieved { session } => self.relieved(session),
             Input::Deploy { request, module, now_ms, seed } => self.deploy(request, module, now_ms, seed),
+            Input::Ask { request, ask } => self.ask(request, ask),
+            Input::Inspect { request } => self.inspect(request),
+            Input::Reminded => self.reminded(),
             Input::Published(result) => self.published(result),
             Input::Pulled(result) => self.pulled(result),
             Input::Woken => self.woken(),
@@ -218,6 +239,10 @@ impl Actor {
         self.run_inbox();
         self.refresh();
         self.seal(now_ms, id);
+        if self.settle_waiting(now_ms) && matches!(self.phase, Phase::Idle) {
+            self.phase = Phase::Pulling;
+            self.output(Output::Pull);
+        }
         if self.shutting_down && !self.drained && self.is_drained() {
             self.drained = true;
             self.output(Output::Drained);
@@ -245,13 +270,18 @@ impl Actor {
     }
 
     /// The LSN that the tip's last commit has or will have.
-    fn tip_lsn(&self) -> Lsn {
+    pub(super) fn tip_lsn(&self) -> Lsn {
         let in_flight = match &self.phase {
             Phase::Publishing(prepared) | Phase::PublishLater(prepared) => prepared.locals,
             Phase::Idle | Phase::Pulling | Phase::PullLater => 0,
         };
         let base = self.volume.base().lsn().0;
         Lsn(base + u64::from(in_flight > 0) + u64::from(self.unpublished.len() > in_flight))
+    }
+
+    /// Whether the tip holds what is not durable.
+    pub(super) fn is_ahead(&self) -> bool {
+        !self.unpublished.is_empty()
     }
 
     pub(super) fn at(&self, client: &ClientId) -> At {
@@ -378,7 +408,7 @@ impl Actor {
     }
 
     /// Runs the inbox in batches, as far as nothing blocks.
-    fn run_inbox(&mut self) {
+    pub(super) fn run_inbox(&mut self) {
         let replaying = matches!(self.phase, Phase::Pulling | Phase::PullLater);
         while !self.inbox.is_empty() && !self.blocked && !replaying {
             let batch = self.next_batch();
@@ -437,10 +467,20 @@ impl Actor {
         let done = done.and_then(|done| self.record(done));
         let done = match done {
             Ok(done) => done,
-            Err(Blocked(why)) => {
+            Err(Blocked(failure)) => {
+                let why = &failure.message;
                 tracing::warn!(volume = %self.volume.id(), why, "a batch is blocked and will be tried again");
+                if failure.damaged {
+                    self.tell_of_damage(&ops, &failure.message);
+                }
                 for queued in batch.into_iter().rev() {
-                    self.inbox.push_front(queued);
+                    match (&queued.op, failure.damaged) {
+                        (Op::Deploy { .. }, true) => {
+                            let reason = Reason::new(codes::DAMAGED, &*failure.message);
+                            self.deployed(queued.request, Err(reason));
+                        }
+                        (Op::Deploy { .. } | Op::Mutation(_), _) => self.inbox.push_front(queued),
+                    }
                 }
                 self.blocked = true;
                 return self.wake();
@@ -464,13 +504,31 @@ impl Actor {
         }
     }
 
+    /// Those who wait for operations that damaged objects hold up are not left waiting in silence: their
+    /// connections end with what is damaged. They connect again and resend, to be told again or, once it
+    /// is mended, served.
+    fn tell_of_damage(&mut self, ops: &[Op], message: &str) {
+        let clients: BTreeSet<&ClientId> = ops
+            .iter()
+            .filter_map(|op| match op {
+                Op::Mutation(mutation) => Some(&mutation.client),
+                Op::Deploy { .. } => None,
+            })
+            .collect();
+        let waiting = self.sessions.iter().filter(|(_, session)| clients.contains(&session.client));
+        for session in waiting.map(|(id, _)| *id).collect::<Vec<_>>() {
+            let reason = Reason::new(codes::DAMAGED, message);
+            self.send(session, ServerMessage::Error { reason });
+        }
+    }
+
     /// A batch that changed no page still has outcomes to record: an empty local commit carries them.
     fn record(&self, done: Done) -> Result<Done, Blocked> {
         if done.written.is_none() {
             let tip = self.volume.tip();
             let payload = local_payload(Marks::default());
             let change = Change { pages: tip.pages(), payload, ..Change::default() };
-            self.volume.commit(&tip, change).map_err(|error| Blocked(error.to_string()))?;
+            self.volume.commit(&tip, change).map_err(|error| Blocked::passing(error.to_string()))?;
         }
         Ok(done)
     }
@@ -612,7 +670,8 @@ impl Actor {
 
     fn pulled(&mut self, result: Result<Pulled, PullError>) {
         let replay = result.map_err(|error| error.to_string()).and_then(|pulled| {
-            if pulled.heads.is_empty() {
+            // A pull for waiting queries may find nothing new.
+            if pulled.heads.is_empty() && self.is_ahead() {
                 return Err("the lsn was lost, and the log shows no other commit".into());
             }
             let payloads: Result<Vec<Payload>, Damaged> = pulled.heads.iter().map(Payload::decode).collect();
@@ -623,6 +682,12 @@ impl Actor {
         match replayed {
             Ok(()) => {
                 self.failures = 0;
+                self.phase = Phase::Idle;
+                self.run_inbox();
+            }
+            // Only waiting queries asked for it, and they ask again.
+            Err(error) if !self.is_ahead() => {
+                tracing::warn!(volume = %self.volume.id(), error, "pulling for a query failed");
                 self.phase = Phase::Idle;
                 self.run_inbox();
             }
@@ -643,9 +708,11 @@ impl Actor {
         self.volume.absorb(pulled)?;
         self.writer.forget_schema();
         self.reader.forget_schema();
-        self.metrics.replays += 1;
-        self.epoch += 1;
         let dropped = std::mem::take(&mut self.unpublished);
+        if !dropped.is_empty() {
+            self.metrics.replays += 1;
+            self.epoch += 1;
+        }
         for written in dropped.iter().filter_map(|unpublished| unpublished.done.written.clone()) {
             self.live.committed(written);
         }

@@ -13,7 +13,7 @@ use crate::guard::{Guarded, Mode, RowLimits};
 use crate::live::{Answer, Identity, QueryId, Refreshed, delta_body, key_columns};
 use crate::protocol::{Reason, ServerMessage, codes, wire_rows};
 use crate::value::Params;
-use crate::vfs::{ConnectError, Control, Database, scope};
+use crate::vfs::{ConnectError, Control, Database, IoFailure, scope};
 
 /// The connection that runs queries.
 pub(super) struct Reader {
@@ -22,18 +22,19 @@ pub(super) struct Reader {
 }
 
 /// Why a query was not answered.
-enum QueryFailure {
+pub(super) enum QueryFailure {
     /// The query's own fault.
     Refused(Reason),
     /// The world's: it may be answered later.
-    Blocked(String),
+    Blocked(IoFailure),
 }
 
 impl QueryFailure {
-    fn reason(self) -> Reason {
+    pub(super) fn reason(self) -> Reason {
         match self {
             QueryFailure::Refused(reason) => reason,
-            QueryFailure::Blocked(why) => Reason::new(codes::UNAVAILABLE, why),
+            QueryFailure::Blocked(failure) if failure.damaged => Reason::new(codes::DAMAGED, failure.message),
+            QueryFailure::Blocked(failure) => Reason::new(codes::UNAVAILABLE, failure.message),
         }
     }
 }
@@ -55,7 +56,12 @@ impl Actor {
         RowLimits { rows_max: self.limits.query_rows_max, bytes_max: self.limits.query_bytes_max }
     }
 
-    fn ask(&self, mode: Mode, sql: &str, params: &Params) -> Result<reducers_abi::Rows, QueryFailure> {
+    pub(super) fn run_query(
+        &self,
+        mode: Mode,
+        sql: &str,
+        params: &Params,
+    ) -> Result<reducers_abi::Rows, QueryFailure> {
         let _ = self.reader.control.take_failure();
         let asked = self
             .reader
@@ -73,7 +79,7 @@ impl Actor {
 
     pub(super) fn query(&mut self, session: SessionId, id: u64, sql: &str, params: &Params) {
         let Some(at) = self.sessions.get(&session).map(|s| self.at(&s.client)) else { return };
-        let message = match self.ask(Mode::Query, sql, params) {
+        let message = match self.run_query(Mode::Query, sql, params) {
             Ok(rows) => ServerMessage::Rows { id, at, rows: wire_rows(&rows.rows), columns: rows.columns },
             Err(failure) => ServerMessage::QueryError { id, reason: failure.reason() },
         };
@@ -137,7 +143,7 @@ impl Actor {
         self.metrics.query_runs += 1;
         let clock_reads = scope::clock_reads();
         self.reader.control.record();
-        let rows = self.ask(Mode::Query, &identity.sql, params);
+        let rows = self.run_query(Mode::Query, &identity.sql, params);
         let reads = self.reader.control.recorded();
         let rows = rows?;
         let refused = |message: String| QueryFailure::Refused(Reason::new(codes::BAD_QUERY, message));
@@ -168,7 +174,7 @@ impl Actor {
                         }
                     }
                 },
-                Err(QueryFailure::Blocked(why)) => {
+                Err(QueryFailure::Blocked(IoFailure { message: why, .. })) => {
                     tracing::warn!(volume = %self.volume.id(), why, "a live query is blocked and will be tried again");
                     return self.block();
                 }

@@ -19,6 +19,8 @@ use crate::payload::Payload;
 use crate::protocol::{Changes, ServerMessage, codes};
 use crate::vfs::Database;
 
+mod asks;
+
 /// A native module: `sql` runs any statement, `refuse` refuses, `fail_once` runs one and refuses.
 #[derive(Debug)]
 struct TestModule(Description);
@@ -96,6 +98,10 @@ struct Rig {
     /// Publications and pulls that wait for [`Rig::carry_out`].
     waiting: Vec<Output>,
     drained: bool,
+    asked: Vec<(u64, Result<Asked, AskError>)>,
+    standing: Option<Standing>,
+    reminders: u32,
+    now_ms: i64,
 }
 
 const VOLUME: VolumeId = VolumeId([9; 16]);
@@ -133,6 +139,10 @@ impl Rig {
             deployed: Vec::new(),
             waiting: Vec::new(),
             drained: false,
+            asked: Vec::new(),
+            standing: None,
+            reminders: 0,
+            now_ms: 2_000,
         }
     }
 
@@ -165,7 +175,7 @@ impl Rig {
 
     fn flush(&mut self) {
         self.ids += 1;
-        self.actor.flush(2_000, CommitId(self.ids.to_be_bytes()));
+        self.actor.flush(self.now_ms, CommitId(self.ids.to_be_bytes()));
         self.collect();
     }
 
@@ -178,6 +188,9 @@ impl Rig {
                 }
                 Output::Deployed { request, result } => self.deployed.push((request, result)),
                 Output::Drained => self.drained = true,
+                Output::Asked { request, result } => self.asked.push((request.0, result)),
+                Output::Inspected { request: _, standing } => self.standing = Some(standing),
+                Output::Remind { .. } => self.reminders += 1,
                 Output::Publish(_) | Output::Pull | Output::Wake { .. } => self.waiting.push(output),
             }
         }
@@ -198,7 +211,12 @@ impl Rig {
                     self.actor.handle(Input::Pulled(result));
                 }
                 Output::Wake { .. } => self.actor.handle(Input::Woken),
-                Output::Send { .. } | Output::Deployed { .. } | Output::Drained => unreachable!("collected"),
+                Output::Send { .. }
+                | Output::Deployed { .. }
+                | Output::Asked { .. }
+                | Output::Inspected { .. }
+                | Output::Remind { .. }
+                | Output::Drained => unreachable!("collected"),
             }
             self.collect();
         }

@@ -76,9 +76,31 @@ fn a_directory_removed_under_us_is_made_again() {
     let folder = tempfile::tempdir().unwrap();
     let remote = open(&folder);
     block_on(remote.create("a/b/c", Bytes::new())).unwrap();
-    fs::remove_dir_all(folder.path()).unwrap();
+    fs::remove_dir_all(folder.path().join("a")).unwrap();
     block_on(remote.create("a/b/c", Bytes::from_static(b"again"))).unwrap();
     assert_eq!(block_on(remote.get("a/b/c")).unwrap(), "again");
+}
+
+/// A server whose store had been removed made it again, and called commits durable in a log that had
+/// lost its beginning.
+#[test]
+fn a_root_that_was_removed_is_not_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("store");
+    let remote = DirectoryRemote::open(&root).unwrap();
+    assert_eq!(block_on(remote.list("", None, 10)).unwrap(), [], "one that never was is empty");
+    block_on(remote.create("log/1", Bytes::new())).unwrap();
+    fs::remove_dir_all(&root).unwrap();
+    let gone = |error: RemoteError| {
+        assert!(matches!(error, RemoteError::Unavailable { .. }), "{error}");
+        assert!(error.to_string().contains("store is gone"), "{error}");
+    };
+    gone(block_on(remote.create("log/2", Bytes::new())).unwrap_err());
+    gone(block_on(remote.get("log/1")).unwrap_err());
+    gone(block_on(remote.list("log/", None, 10)).unwrap_err());
+    assert!(!root.exists());
+    fs::create_dir(&root).unwrap();
+    block_on(remote.create("log/2", Bytes::new())).unwrap();
 }
 
 #[test]

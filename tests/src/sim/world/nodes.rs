@@ -164,6 +164,9 @@ impl World {
                     self.note(format!("coordinator {at} has drained"));
                     self.stop_node(at);
                 }
+                Output::Asked { .. } | Output::Inspected { .. } | Output::Remind { .. } => {
+                    unreachable!("nobody asks by HTTP in this world")
+                }
             }
         }
     }
