@@ -140,6 +140,8 @@ pub struct World {
     any_route: bool,
     /// Faults and new work happen.
     storm: bool,
+    /// When they ended.
+    calm_since: u64,
     /// The coordinator that is left at the end.
     alone: Option<usize>,
     epochs: u64,
@@ -184,6 +186,7 @@ impl World {
             plant: config.plant,
             any_route: config.any_route,
             storm: true,
+            calm_since: 0,
             alone: None,
             epochs: 1,
             tags: 0,
@@ -274,8 +277,8 @@ impl World {
         match event {
             Event::Store(event) => self.stirred |= self.bucket.happen(event),
             Event::Dialled { client, life, dial } => self.dialled(client, life, dial),
-            Event::ToServer { conn, text } => self.to_server(conn, &text),
-            Event::ToClient { conn, text } => self.to_client(conn, text),
+            Event::ToServer { conn, text } => self.at_server(conn, &text),
+            Event::ToClient { conn, text } => self.at_client(conn, text),
             Event::EndAtClient { conn } => self.end_at_client(conn),
             Event::EndAtServer { conn } => self.end_at_server(conn),
             Event::Relieved { conn } => self.relieved(conn),
@@ -322,6 +325,7 @@ impl World {
     fn calm(&mut self) {
         self.note("the storm is over".into());
         self.storm = false;
+        self.calm_since = self.queue.now();
         self.bucket.set_weather(Weather::default());
         self.shelf.calm();
         for asker in (0..self.nodes.len()).chain((0..self.writers.len()).map(writer_asker)) {
