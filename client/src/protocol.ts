@@ -183,8 +183,8 @@ function quote(json: unknown): string {
 }
 
 /** A `hello`. */
-export function hello(client: string): string {
-  return JSON.stringify({ type: "hello", protocols: [PROTOCOL], client });
+export function hello(client: string, settled: number): string {
+  return JSON.stringify({ type: "hello", protocols: [PROTOCOL], client, settled });
 }
 
 /** A `mutate`; `args` is JSON text already, so that a resend is the same to the byte. */

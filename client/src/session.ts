@@ -451,7 +451,7 @@ export class Session {
       case "offline":
         if (!this.#state.dialling) return this.#do({ type: "hangup" });
         this.#state = { name: "greeting" };
-        this.#do({ type: "send", frame: hello(this.#client) });
+        this.#do({ type: "send", frame: hello(this.#client, this.#settled) });
         return this.#do({ type: "timer", ms: this.#config.greetingMax });
       case "idle":
       case "ended":

@@ -134,10 +134,10 @@ impl Reader {
                 }
             };
             let work = match step {
-                Step::Connect(client) => {
+                Step::Connect { client, settled } => {
                     self.connected = true;
                     tracing::Span::current().record("client", client.as_str());
-                    Work::Connect { session: self.session, client, outbox: self.outbox.clone() }
+                    Work::Connect { session: self.session, client, settled, outbox: self.outbox.clone() }
                 }
                 Step::Receive(message) => {
                     let turns = match &message {

@@ -47,6 +47,8 @@ pub(crate) enum Work {
     Connect {
         session: SessionId,
         client: ClientId,
+        /// The last seq that it knows to be final.
+        settled: u64,
         outbox: Arc<Outbox>,
     },
     Receive {
@@ -202,10 +204,10 @@ impl Worker {
 
     fn take(&mut self, work: Work, turns: &mut Vec<Turn>) {
         let input = match work {
-            Work::Connect { session, client, outbox } => {
+            Work::Connect { session, client, settled, outbox } => {
                 tracing::info!(session = session.0, %client, "connected");
                 self.sessions.insert(session, outbox);
-                Input::Connect { session, client }
+                Input::Connect { session, client, settled }
             }
             Work::Receive { session, message, turn } => {
                 turns.push(turn);

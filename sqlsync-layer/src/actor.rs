@@ -63,6 +63,9 @@ pub enum Input {
         session: SessionId,
         /// Who.
         client: ClientId,
+        /// The last seq that it knows to be final. An actor that does not know of it is behind: it pulls
+        /// before it welcomes.
+        settled: u64,
     },
     /// A connection sent a message after its hello.
     Receive {

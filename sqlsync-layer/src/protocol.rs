@@ -164,6 +164,10 @@ pub enum ClientMessage {
         protocols: Vec<u32>,
         /// Who it is.
         client: ClientId,
+        /// Every seq up to this one has had its final answer, from whatever server. A server that has
+        /// not seen that yet looks at the log before it answers.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        settled: u64,
     },
     /// Run a reducer.
     Mutate {
@@ -213,6 +217,10 @@ pub enum ClientMessage {
         /// Comes back in the pong.
         n: u64,
     },
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Result rows in the wire's value form.

@@ -104,7 +104,7 @@ impl Rig {
         let client = ClientId::new("c").unwrap();
         let rig = Rig { worker, outbox, seen, turns: Arc::new(Semaphore::new(1)) };
         let outbox = rig.outbox.clone();
-        rig.worker.send(Work::Connect { session: SESSION, client, outbox }).await.unwrap();
+        rig.worker.send(Work::Connect { session: SESSION, client, settled: 0, outbox }).await.unwrap();
         rig
     }
     /// Sends a message and waits until it was handled and its answers queued.

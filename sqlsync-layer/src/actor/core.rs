@@ -138,6 +138,8 @@ pub struct Actor {
     waking: bool,
     /// Live queries that cannot run for now: not tried before the next `Woken`.
     pub(super) held_back: BTreeSet<QueryId>,
+    /// Connections whose client knows more than this actor: welcomed after the next look at the log.
+    behind: Vec<(SessionId, ClientId)>,
     pub(super) shutting_down: bool,
     drained: bool,
     pub(super) sessions: BTreeMap<SessionId, Session>,
@@ -191,6 +193,7 @@ impl Actor {
             failures: 0,
             waking: false,
             held_back: BTreeSet::new(),
+            behind: Vec::new(),
             shutting_down: false,
             drained: false,
             sessions: BTreeMap::new(),
@@ -214,7 +217,7 @@ impl Actor {
 
     /// Whether it has nothing to do and nobody is connected: it may be closed.
     pub fn is_idle(&self) -> bool {
-        self.sessions.is_empty() && self.is_drained()
+        self.sessions.is_empty() && self.behind.is_empty() && self.is_drained()
     }
 
     /// Takes what the driver is to do, in order.
@@ -225,7 +228,7 @@ impl Actor {
     /// Something happened.
     pub fn handle(&mut self, input: Input) {
         match input {
-            Input::Connect { session, client } => self.connect(session, client),
+            Input::Connect { session, client, settled } => self.connect(session, client, settled),
             Input::Receive { session, message, seed, now_ms } => self.receive(session, message, seed, now_ms),
             Input::Disconnect { session } => self.disconnect(session),
             Input::Congested { session } => {
@@ -251,7 +254,8 @@ impl Actor {
         self.run_inbox();
         self.refresh();
         self.seal(now_ms, id);
-        if self.settle_waiting(now_ms) && matches!(self.phase, Phase::Idle) {
+        let freshen = self.settle_waiting(now_ms) || !self.behind.is_empty();
+        if freshen && matches!(self.phase, Phase::Idle) {
             self.phase = Phase::Pulling;
             self.output(Output::Pull);
         }
@@ -300,7 +304,22 @@ impl Actor {
         At { epoch: self.epoch, lsn: self.tip_lsn(), seq: self.tip.last_seq(client) }
     }
 
-    fn connect(&mut self, session: SessionId, client: ClientId) {
+    fn connect(&mut self, session: SessionId, client: ClientId, settled: u64) {
+        if settled > self.durable.last_seq(&client) {
+            // Another coordinator has told it more than is known here: the log comes first.
+            return self.behind.push((session, client));
+        }
+        self.welcome(session, client);
+    }
+
+    /// Welcomes those who waited for a look at the log.
+    fn welcome_waiting(&mut self) {
+        for (session, client) in std::mem::take(&mut self.behind) {
+            self.welcome(session, client);
+        }
+    }
+
+    fn welcome(&mut self, session: SessionId, client: ClientId) {
         let message = ServerMessage::Welcome {
             protocol: PROTOCOL,
             volume: self.volume.id(),
@@ -315,6 +334,7 @@ impl Actor {
     }
 
     fn disconnect(&mut self, session: SessionId) {
+        self.behind.retain(|(waiting, _)| *waiting != session);
         if let Some(gone) = self.sessions.remove(&session) {
             for (sub, query) in gone.subscriptions {
                 self.owed.remove(&(session, sub));
@@ -639,6 +659,8 @@ impl Actor {
                 self.failures = 0;
                 self.metrics.published += 1;
                 self.confirm(prepared.locals, published.lsn);
+                // It won the next LSN, so there is nothing in the log that is not known here.
+                self.welcome_waiting();
             }
             Err(PublishError::Rejected { lsn }) => {
                 tracing::info!(volume = %self.volume.id(), %lsn, "lost an lsn; pulling to replay");
@@ -715,10 +737,11 @@ impl Actor {
             Ok(()) => {
                 self.failures = 0;
                 self.phase = Phase::Idle;
+                self.welcome_waiting();
                 self.run_inbox();
             }
             // Only waiting queries asked for it, and they ask again.
-            Err(error) if !self.is_ahead() => {
+            Err(error) if !self.is_ahead() && self.behind.is_empty() => {
                 tracing::warn!(volume = %self.volume.id(), error, "pulling for a query failed");
                 self.phase = Phase::Idle;
                 self.run_inbox();

@@ -151,7 +151,7 @@ impl Rig {
     }
 
     fn connect(&mut self, session: u64, name: &str) {
-        self.actor.handle(Input::Connect { session: SessionId(session), client: client(name) });
+        self.actor.handle(Input::Connect { session: SessionId(session), client: client(name), settled: 0 });
         self.collect();
         assert!(matches!(self.messages(session)[..], [ServerMessage::Welcome { .. }]));
     }
@@ -239,7 +239,7 @@ impl Rig {
     }
 
     fn query(&mut self, sql: &str) -> serde_json::Value {
-        self.actor.handle(Input::Connect { session: SessionId(999), client: client("asker") });
+        self.actor.handle(Input::Connect { session: SessionId(999), client: client("asker"), settled: 0 });
         self.receive(999, json!({"type": "query", "id": 1, "sql": sql}));
         let rows = self.messages(999).into_iter().find_map(|message| match message {
             ServerMessage::Rows { rows, .. } => Some(json!(rows)),
@@ -722,4 +722,25 @@ fn however_much_fails_one_wait_is_out() {
     faulty.set_unreachable(false);
     rig.settle();
     assert_eq!(rig.query("select id from t order by id"), json!([[1], [2], [77]]));
+}
+
+/// A coordinator learns of another's commits when it loses an LSN. A client that the other served must
+/// not be told that its history is lost.
+#[test]
+fn a_coordinator_that_is_behind_looks_at_the_log_before_it_welcomes() {
+    let remote = memory();
+    let mut one = Rig::new(remote.clone());
+    let mut two = Rig::reopened(remote, 2);
+    one.connect(1, "alice");
+    one.mutate(1, 1, "sql", "insert into t values(1, 'a')");
+    one.settle();
+    two.actor.handle(Input::Connect { session: SessionId(1), client: client("alice"), settled: 1 });
+    two.settle();
+    let messages = two.messages(1);
+    assert!(matches!(messages[..], [ServerMessage::Welcome { at, .. }] if at.seq == 1), "{messages:?}");
+    assert_eq!(two.query("select id from t"), json!([[1]]));
+    // One that claims what no log has is welcomed as it is, and sees for itself.
+    two.actor.handle(Input::Connect { session: SessionId(2), client: client("bob"), settled: 9 });
+    two.settle();
+    assert!(matches!(two.messages(2)[..], [ServerMessage::Welcome { at, .. }] if at.seq == 0));
 }

@@ -581,7 +581,11 @@ impl ClientSession {
     fn opened(&mut self, random: u32) {
         match self.state {
             State::Offline { dialling: true } => {
-                let hello = ClientMessage::Hello { protocols: vec![PROTOCOL], client: self.client.clone() };
+                let hello = ClientMessage::Hello {
+                    protocols: vec![PROTOCOL],
+                    client: self.client.clone(),
+                    settled: self.settled,
+                };
                 self.state = State::Greeting;
                 self.effects.push_back(Effect::Send(hello.to_json()));
                 self.effects.push_back(Effect::SetTimer(self.config.greeting_max));

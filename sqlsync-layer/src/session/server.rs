@@ -27,7 +27,12 @@ pub enum ServerSession {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
     /// Connect this client to the volume's actor, which answers with `welcome`.
-    Connect(ClientId),
+    Connect {
+        /// Who it is.
+        client: ClientId,
+        /// Every seq up to this one has had its final answer.
+        settled: u64,
+    },
     /// Give the message to the actor.
     Receive(ClientMessage),
     /// Send this `error` and close.
@@ -50,7 +55,7 @@ impl ServerSession {
             Err(error) => return self.close(Reason::new(codes::BAD_MESSAGE, error.to_string())),
         };
         match (&self, message) {
-            (ServerSession::Greeting, ClientMessage::Hello { protocols, client }) => {
+            (ServerSession::Greeting, ClientMessage::Hello { protocols, client, settled }) => {
                 if !protocols.contains(&PROTOCOL) {
                     return self.close(Reason::new(
                         codes::UNSUPPORTED,
@@ -61,7 +66,7 @@ impl ServerSession {
                     ));
                 }
                 *self = ServerSession::Ready;
-                Step::Connect(client)
+                Step::Connect { client, settled }
             }
             (ServerSession::Ready, ClientMessage::Hello { .. }) => self.out_of_turn("a second `hello`"),
             (ServerSession::Greeting, other) => {
@@ -133,7 +138,7 @@ mod tests {
     #[test]
     fn hello_connects_and_messages_pass_through() {
         let mut session = ServerSession::default();
-        assert_eq!(session.frame(HELLO), Step::Connect(ClientId::new("c").unwrap()));
+        assert_eq!(session.frame(HELLO), Step::Connect { client: ClientId::new("c").unwrap(), settled: 0 });
         assert_eq!(session.frame(r#"{"type":"ping","n":3}"#), Step::Receive(ClientMessage::Ping { n: 3 }));
         assert_eq!(session, ServerSession::Ready);
     }

@@ -56,9 +56,9 @@ impl World {
         }
         let (node, session) = (connection.node.0, SessionId(conn));
         match connection.server.frame(text) {
-            Step::Connect(client) => {
+            Step::Connect { client, settled } => {
                 connection.connected = true;
-                self.input(node, Input::Connect { session, client });
+                self.input(node, Input::Connect { session, client, settled });
             }
             Step::Receive(message) => {
                 let (seed, now_ms) = (self.random.draw(), self.now_ms());
