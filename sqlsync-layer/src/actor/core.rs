@@ -112,6 +112,16 @@ pub(super) struct Session {
     pub(super) missed: BTreeSet<u64>,
 }
 
+/// A connection whose client knows more than this actor.
+#[derive(Debug)]
+struct Behind {
+    session: SessionId,
+    client: ClientId,
+    settled: u64,
+    /// A look at the log began after it came.
+    looked: bool,
+}
+
 /// The server's side of one volume; see [`super`].
 pub struct Actor {
     pub(super) volume: Arc<Volume>,
@@ -139,7 +149,7 @@ pub struct Actor {
     /// Live queries that cannot run for now: not tried before the next `Woken`.
     pub(super) held_back: BTreeSet<QueryId>,
     /// Connections whose client knows more than this actor: welcomed after the next look at the log.
-    behind: Vec<(SessionId, ClientId)>,
+    behind: Vec<Behind>,
     pub(super) shutting_down: bool,
     drained: bool,
     pub(super) sessions: BTreeMap<SessionId, Session>,
@@ -256,8 +266,7 @@ impl Actor {
         self.seal(now_ms, id);
         let freshen = self.settle_waiting(now_ms) || !self.behind.is_empty();
         if freshen && matches!(self.phase, Phase::Idle) {
-            self.phase = Phase::Pulling;
-            self.output(Output::Pull);
+            self.pull();
         }
         if self.shutting_down && !self.drained && self.is_drained() {
             self.drained = true;
@@ -307,16 +316,28 @@ impl Actor {
     fn connect(&mut self, session: SessionId, client: ClientId, settled: u64) {
         if settled > self.durable.last_seq(&client) {
             // Another coordinator has told it more than is known here: the log comes first.
-            return self.behind.push((session, client));
+            return self.behind.push(Behind { session, client, settled, looked: false });
         }
         self.welcome(session, client);
     }
 
-    /// Welcomes those who waited for a look at the log.
+    /// Welcomes those of whom enough is known now, and those for whom the log was looked at: what they
+    /// claim is not in it.
     fn welcome_waiting(&mut self) {
-        for (session, client) in std::mem::take(&mut self.behind) {
-            self.welcome(session, client);
+        for waiting in std::mem::take(&mut self.behind) {
+            if waiting.looked || waiting.settled <= self.durable.last_seq(&waiting.client) {
+                self.welcome(waiting.session, waiting.client);
+            } else {
+                self.behind.push(waiting);
+            }
         }
+    }
+
+    /// Looks at the log. A look that began before a connection came says nothing of what it knows.
+    fn pull(&mut self) {
+        self.behind.iter_mut().for_each(|waiting| waiting.looked = true);
+        self.phase = Phase::Pulling;
+        self.output(Output::Pull);
     }
 
     fn welcome(&mut self, session: SessionId, client: ClientId) {
@@ -334,7 +355,7 @@ impl Actor {
     }
 
     fn disconnect(&mut self, session: SessionId) {
-        self.behind.retain(|(waiting, _)| *waiting != session);
+        self.behind.retain(|waiting| waiting.session != session);
         if let Some(gone) = self.sessions.remove(&session) {
             for (sub, query) in gone.subscriptions {
                 self.owed.remove(&(session, sub));
@@ -634,10 +655,7 @@ impl Actor {
                 self.phase = Phase::Publishing(prepared.clone());
                 self.output(Output::Publish(prepared));
             }
-            Phase::PullLater => {
-                self.phase = Phase::Pulling;
-                self.output(Output::Pull);
-            }
+            Phase::PullLater => self.pull(),
             phase @ (Phase::Idle | Phase::Publishing(_) | Phase::Pulling) => self.phase = phase,
         }
     }
@@ -659,13 +677,11 @@ impl Actor {
                 self.failures = 0;
                 self.metrics.published += 1;
                 self.confirm(prepared.locals, published.lsn);
-                // It won the next LSN, so there is nothing in the log that is not known here.
                 self.welcome_waiting();
             }
             Err(PublishError::Rejected { lsn }) => {
                 tracing::info!(volume = %self.volume.id(), %lsn, "lost an lsn; pulling to replay");
-                self.phase = Phase::Pulling;
-                self.output(Output::Pull);
+                self.pull();
             }
             Err(error) => {
                 tracing::warn!(volume = %self.volume.id(), %error, "publishing failed and will be tried again");

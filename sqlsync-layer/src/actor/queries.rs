@@ -15,6 +15,9 @@ use crate::protocol::{Reason, ServerMessage, codes, wire_rows};
 use crate::value::Params;
 use crate::vfs::{ConnectError, Control, Database, IoFailure, scope};
 
+/// Runs of a live query that may find damage before its subscribers are told.
+const DAMAGED_TRIES: u32 = 5;
+
 /// The connection that runs queries.
 pub(super) struct Reader {
     guarded: Guarded,
@@ -138,8 +141,21 @@ impl Actor {
         }
     }
 
-    /// Runs a live query and records what it reads.
+    /// Runs a live query; again where what it read was damaged, since that may have happened on the way.
     fn run_live(&mut self, identity: &Identity, params: &Params) -> Result<Answer, QueryFailure> {
+        let mut tries = 1;
+        loop {
+            match self.run_live_once(identity, params) {
+                Err(QueryFailure::Blocked(IoFailure { damaged: true, .. })) if tries < DAMAGED_TRIES => {
+                    tries += 1
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Runs a live query and records what it reads.
+    fn run_live_once(&mut self, identity: &Identity, params: &Params) -> Result<Answer, QueryFailure> {
         self.metrics.query_runs += 1;
         let clock_reads = scope::clock_reads();
         self.reader.control.record();

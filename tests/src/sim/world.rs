@@ -136,8 +136,6 @@ pub struct World {
     truth: Truth,
     profile: Profile,
     plant: Option<Plant>,
-    /// Clients also go to coordinators that are behind what they were told.
-    any_route: bool,
     /// Faults and new work happen.
     storm: bool,
     /// When they ended.
@@ -165,7 +163,6 @@ impl World {
         let truth = Truth {
             made: vec![Default::default(); clients.len()],
             told: vec![Default::default(); clients.len()],
-            told_lsn: vec![Lsn::ZERO; clients.len()],
             ..Truth::default()
         };
         let mut world = World {
@@ -184,7 +181,6 @@ impl World {
             truth,
             profile,
             plant: config.plant,
-            any_route: config.any_route,
             storm: true,
             calm_since: 0,
             alone: None,

@@ -94,7 +94,7 @@ impl World {
             Some(alone) => alone,
             None => self.random.index(self.nodes.len()),
         };
-        let refused = self.storm && self.random.chance(0.1) || self.is_behind(node, at);
+        let refused = self.storm && self.random.chance(0.1);
         let up = matches!(self.nodes[node].stage, Stage::Up(_)) && !self.nodes[node].draining;
         if refused || !up {
             return self.event(at, SessionEvent::Closed { why: "simulated: connection refused".into() });
@@ -103,19 +103,6 @@ impl World {
         self.clients[at].conn = Some(conn);
         self.note(format!("client {at} reached coordinator {node}"));
         self.event(at, SessionEvent::Opened);
-    }
-
-    /// Whether a coordinator does not know of a commit that the client was told of. Such a client is not
-    /// routed to it, and it is replaced: the product has no way yet to make it catch up (see
-    /// `docs/simulation.md`).
-    fn is_behind(&mut self, node: usize, client: usize) -> bool {
-        let Some(actor) = self.nodes[node].actor() else { return false };
-        let base = actor.volume().base().lsn();
-        let behind = !self.any_route && self.truth.told_lsn[client] > base;
-        if behind {
-            self.drain_node(node);
-        }
-        behind
     }
 
     pub(super) fn timer(&mut self, at: usize, life: u64, timer: u64) {
@@ -302,7 +289,6 @@ impl World {
         if let Some(before) = self.truth.told[at].insert(seq, told) {
             self.violate(format!("client {at} was told twice how {seq} ended: {before:?}, then {told:?}"));
         }
-        self.truth.told_lsn[at] = self.truth.told_lsn[at].max(lsn);
         if !self.is_recorded(at, seq, lsn, applied) {
             self.violate(format!("client {at} was told {told:?} of {seq}, and the store does not hold that"));
         }
