@@ -1,8 +1,9 @@
 //! Names of volumes: creating, resolving and listing them.
 //!
-//! A name is one object, `names/{name}`, created once and holding the volume's id. A volume's
-//! `meta` is written before its name, so a name never leads to a volume that is not there; a loser
-//! of a race for a name leaves a `meta` that nothing names.
+//! A name is one object, `names/{name}`, created once: the volume's id, a space, and 16 hex digits
+//! of BLAKE3 over id and name, so that a damaged or misplaced object leads to no other volume. A
+//! volume's `meta` is written before its name, so a name never leads to a volume that is not there;
+//! a loser of a race for a name leaves a `meta` that nothing names.
 
 use bytes::Bytes;
 
@@ -48,11 +49,11 @@ pub async fn create(
     id: VolumeId,
     meta: Meta,
 ) -> Result<(), CatalogError> {
-    match remote.create(&key::meta(id), meta.encode()).await {
+    match remote.create(&key::meta(id), meta.encode(id)).await {
         Ok(()) | Err(RemoteError::AlreadyExists { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    match remote.create(&key::name(name), Bytes::from(id.to_string())).await {
+    match remote.create(&key::name(name), Bytes::from(name_text(name, id))).await {
         Ok(()) => Ok(()),
         Err(RemoteError::AlreadyExists { .. }) => match resolve(remote, name).await? {
             found if found == id => Ok(()),
@@ -72,14 +73,22 @@ pub async fn resolve(remote: &dyn Remote, name: &VolumeName) -> Result<VolumeId,
         }
         Err(error) => return Err(error.into()),
     };
-    let id = std::str::from_utf8(&bytes).ok().and_then(|text| text.parse().ok());
-    id.ok_or_else(|| Damaged { key, reason: "it does not hold a volume id".into() }.into())
+    let id = || {
+        let id: VolumeId = std::str::from_utf8(&bytes).ok()?.split(' ').next()?.parse().ok()?;
+        (name_text(name, id).as_bytes() == bytes).then_some(id)
+    };
+    id().ok_or_else(|| Damaged { key, reason: "it does not hold this name's volume id".into() }.into())
+}
+
+/// What the object of `name` holds.
+fn name_text(name: &VolumeName, id: VolumeId) -> String {
+    let hash = blake3::hash(format!("{id} {name}").as_bytes());
+    format!("{id} {}", &hash.to_hex()[..16])
 }
 
 /// A volume's metadata. One request.
 pub async fn meta(remote: &dyn Remote, id: VolumeId) -> Result<Meta, CatalogError> {
-    let key = key::meta(id);
-    Ok(Meta::decode(&key, &remote.get(&key).await?)?)
+    Ok(Meta::decode(id, &remote.get(&key::meta(id)).await?)?)
 }
 
 /// All names, ascending. One request for each thousand, and no more.

@@ -16,10 +16,11 @@
 use bytes::Bytes;
 
 use crate::format::Damaged;
-use crate::format::commit::{self, FrameEntry, HEADER_BYTES, Head};
+use crate::format::commit::{FrameEntry, Head};
 use crate::format::frame::{self, FRAME_PAGES_MAX, PageHash};
 use crate::ids::{ChainHash, CommitId, Lsn, PageIdx, VolumeId, key};
 use crate::page_set::PageSet;
+use crate::pull::{PullError, read_head};
 use crate::remote::{Remote, RemoteError};
 
 /// Frames up to this many bytes in all ride inside the commit; more go to segments.
@@ -102,7 +103,7 @@ pub fn prepare(draft: Draft, pages: &[(PageIdx, Bytes)]) -> Prepared {
         frames: entries,
         segments: segments.iter().map(|s| s.len() as u64).collect(),
         payload: draft.payload,
-        bytes: 0,
+        encoded: Bytes::new(),
     };
     let mut object = head.encode().to_vec();
     object.extend_from_slice(&body);
@@ -157,7 +158,8 @@ pub enum PublishError {
 }
 
 /// Stores a prepared commit. One request where its frames ride inside and the create is answered;
-/// one more for each segment; one read where the create was not answered or found the key taken.
+/// one more for each segment; one read (two where the head there is longer than 4 KiB) where the
+/// create was not answered or found the key taken.
 ///
 /// May be called any number of times with the same commit.
 pub async fn publish(remote: &dyn Remote, prepared: &Prepared) -> Result<Published, PublishError> {
@@ -174,15 +176,16 @@ pub async fn publish(remote: &dyn Remote, prepared: &Prepared) -> Result<Publish
         Ok(()) => return Ok(Published { lsn, hash: prepared.head.hash }),
         Err(source) => source,
     };
-    let found = match remote.get_range(&key, 0..HEADER_BYTES as u64).await {
-        Ok(found) => found,
+    // The whole head, whose hash vouches for it: a bit that flipped in our own commit's id must not
+    // make it look like another writer's.
+    match read_head(remote, prepared.head.volume, lsn).await {
+        Ok(found) if found.hash == prepared.head.hash => Ok(Published { lsn, hash: found.hash }),
+        Ok(_) => Err(PublishError::Rejected { lsn }),
+        Err(PullError::Damaged(damaged)) => Err(damaged.into()),
         // Not seen occupied, or not seen at all: neither proves that the create will not land.
-        Err(_) => return Err(PublishError::Unknown { lsn, source }),
-    };
-    let (id, hash) = commit::identity(prepared.head.volume, lsn, &found)?;
-    if id == prepared.head.id && hash == prepared.head.hash {
-        Ok(Published { lsn, hash })
-    } else {
-        Err(PublishError::Rejected { lsn })
+        Err(PullError::Remote(_) | PullError::Diverged { .. }) => Err(PublishError::Unknown { lsn, source }),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -72,11 +72,13 @@ pub async fn pull(
     Ok(Pulled { from, heads })
 }
 
-/// The LSNs after `from`, ascending and without gaps.
+/// The LSNs after `from`, ascending and without gaps. A log whose newest commit is older than `from`
+/// is not the one that this replica knew.
 async fn list_after(remote: &dyn Remote, volume: VolumeId, from: Lsn) -> Result<Vec<Lsn>, PullError> {
     let prefix = key::log_prefix(volume);
     let mut lsns: Vec<Lsn> = Vec::new();
     let mut after: Option<String> = None;
+    let mut newest: Option<Lsn> = None;
     'pages: loop {
         let rows = remote.list(&prefix, after.as_deref(), LIST_ROWS).await?;
         let full = rows.len() == LIST_ROWS;
@@ -85,6 +87,7 @@ async fn list_after(remote: &dyn Remote, volume: VolumeId, from: Lsn) -> Result<
             let Some(lsn) = lsn else {
                 return Err(Damaged { key: row.key, reason: "its key is not a log entry's".into() }.into());
             };
+            newest.get_or_insert(lsn);
             if lsn <= from {
                 break 'pages;
             }
@@ -94,6 +97,10 @@ async fn list_after(remote: &dyn Remote, volume: VolumeId, from: Lsn) -> Result<
         if !full {
             break;
         }
+    }
+    let newest = newest.unwrap_or(Lsn::ZERO);
+    if newest < from {
+        return Err(PullError::Diverged { volume, lsn: newest.next() });
     }
     lsns.reverse();
     for (expected, lsn) in (from.0 + 1..).zip(&lsns) {
@@ -126,3 +133,6 @@ pub async fn read_head(remote: &dyn Remote, volume: VolumeId, lsn: Lsn) -> Resul
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -194,7 +194,7 @@ impl Snapshot {
 }
 
 fn frame_refs(head: &Head) -> impl Iterator<Item = FrameRef> + '_ {
-    let body = head.bytes;
+    let body = head.encoded.len() as u64;
     head.frame_pages().into_iter().map(move |(entry, pages, hashes)| {
         let (key, base) = match entry.segment {
             0 => (key::log(head.volume, head.lsn), body),
@@ -214,6 +214,11 @@ fn frame_refs(head: &Head) -> impl Iterator<Item = FrameRef> + '_ {
 /// The graft between two page counts and a write set: the pages written, and those cut off.
 pub fn graft(set: &PageSet, pages_before: u32, pages_after: u32) -> PageSet {
     let mut graft = set.clone();
-    graft.insert_range(pages_after.saturating_add(1), pages_before);
+    if let Some(first_cut) = pages_after.checked_add(1) {
+        graft.insert_range(first_cut, pages_before);
+    }
     graft
 }
+
+#[cfg(test)]
+mod tests;

@@ -157,6 +157,17 @@ pub enum OpenError {
     /// The local store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The local store holds local commits that were never pushed, and this replica is opened to
+    /// keep none ([`Options::locals`] is `None`).
+    #[error(
+        "the local store holds {locals} unpushed local commits of volume {volume}; push them with the program that made them, or give another data directory"
+    )]
+    Unpushed {
+        /// Which volume.
+        volume: VolumeId,
+        /// How many.
+        locals: usize,
+    },
     /// What the local store holds of it is damaged.
     #[error(
         "the local store's record of volume {volume} is damaged: {reason}; remove the data directory if it holds no unpushed work"
@@ -414,7 +425,7 @@ impl Volume {
             changes.extend(local.changes.iter().map(|(i, p)| (*i, p.clone())));
         }
         // Cut off and grown again: what the base holds there must not show through.
-        for page in (low + 1..=pages.min(base.pages())).filter_map(PageIdx::new) {
+        for page in (low.saturating_add(1)..=pages.min(base.pages())).filter_map(PageIdx::new) {
             changes.entry(page).or_insert_with(|| Bytes::from(vec![0; self.page_size.bytes()]));
         }
         changes
@@ -481,21 +492,28 @@ impl Volume {
     }
 
     /// Moves the base onto pulled commits; answers their graft. Commits that this replica has
-    /// already are passed over, and nothing moves while there are local commits.
+    /// already are passed over, and nothing moves while there are local commits. On an error nothing
+    /// has moved.
     pub fn absorb(&self, pulled: Pulled) -> Result<PageSet, StoreError> {
         let mut state = self.state.lock();
         let mut changed = PageSet::new();
         if !state.locals.is_empty() {
             return Ok(changed);
         }
-        for head in pulled.heads {
-            if head.lsn != state.base.lsn().next() || head.parent != state.hash {
-                continue;
+        let (mut lsn, mut hash) = (state.base.lsn(), state.hash);
+        let mut follow = |head: &Head| {
+            let follows = head.lsn == lsn.next() && head.parent == hash;
+            if follows {
+                (lsn, hash) = (head.lsn, head.hash);
             }
-            self.store_head(&head)?;
+            follows
+        };
+        let heads: Vec<Head> = pulled.heads.into_iter().filter(|head| follow(head)).collect();
+        self.store_heads(&heads)?;
+        for head in &heads {
             changed.union_with(&graft(&head.set, state.base.pages(), head.pages));
             let version = state.next_version();
-            state.base = state.base.with_commit(&head, version);
+            state.base = state.base.with_commit(head, version);
             state.hash = head.hash;
             state.time_ms = head.time_ms;
         }
@@ -631,7 +649,7 @@ pub async fn push(
             }
             Err(error) => {
                 if matches!(error, PublishError::Rejected { .. }) {
-                    volume.forget_pending()?;
+                    volume.forget_pending(&prepared)?;
                 }
                 return Err(error.into());
             }
@@ -640,9 +658,12 @@ pub async fn push(
 }
 
 impl Volume {
-    /// The pending push lost its LSN: it is over, its local commits stay.
-    pub fn forget_pending(&self) -> Result<(), StoreError> {
+    /// `lost` lost its LSN: where it is the pending push, that is over, its local commits stay.
+    pub fn forget_pending(&self, lost: &Prepared) -> Result<(), StoreError> {
         let mut state = self.state.lock();
+        if state.pending.as_ref().is_none_or(|pending| pending.head.hash != lost.head.hash) {
+            return Ok(());
+        }
         self.remove_pending()?;
         state.pending = None;
         Ok(())

@@ -7,10 +7,18 @@
 //! | `Reducer` | yes | yes | no | no |
 //! | `Query` | yes | no | no | no |
 //!
+//! Two argument-less pragmas pass, `data_version` and `page_size`, because FTS5 and R-tree ask them of
+//! their own tables; a statement of one's own may not be a PRAGMA. Tables that tell of the file or of
+//! the connection (`dbstat`, `pragma_*`) are denied, and so is EXPLAIN. Shadow tables of virtual tables
+//! are read-only (SQLite's *defensive* mode), and the schema is not trusted.
+//!
 //! Denied in all but `Internal`, because their answer depends on more than the database: `changes`,
 //! `total_changes` (state of the connection; `execute` answers the count), `sqlite_version`,
 //! `sqlite_source_id`. `random` and `randomblob` answer from the mutation ([`crate::vfs::scope`]);
 //! a live query may not use them, nor the clock.
+//!
+//! Time is bounded by counting virtual machine steps, not by a clock, so that a limit falls in the same
+//! place on every run; what one step can do is bounded by the length of values and patterns.
 //!
 //! Invariants: nothing a reducer or a query does outlives it but the rows it wrote; a statement that
 //! runs too long is interrupted.
@@ -21,6 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use reducers_abi::{Rows, SqlError, Value};
+use rusqlite::config::DbConfig;
 use rusqlite::fallible_iterator::FallibleIterator as _;
 use rusqlite::functions::FunctionFlags;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
@@ -34,8 +43,17 @@ use crate::vfs::scope;
 /// Virtual machine instructions between two looks at the budget.
 const STEPS: i32 = 1000;
 
-/// Longest string, blob or row, in bytes.
-const LENGTH_MAX: i32 = 64 << 20;
+/// Longest string, blob or row, in bytes, that reducers may write.
+const WRITE_LENGTH_MAX: i32 = 16 << 20;
+
+/// The same for queries. One function call is one step, and `instr` takes the square of its lengths.
+const QUERY_LENGTH_MAX: i32 = 1 << 20;
+
+/// Columns of a query. SQLite holds a row's values at once, each of up to [`QUERY_LENGTH_MAX`].
+const QUERY_COLUMNS_MAX: i32 = 256;
+
+/// Bytes of a LIKE or GLOB pattern, whose matching takes the square of it.
+const PATTERN_LENGTH_MAX: i32 = 1000;
 
 /// Texts remembered as checked before all are forgotten.
 const CHECKED_MAX: usize = 1024;
@@ -69,8 +87,8 @@ pub struct Guarded {
     connection: Connection,
     mode: Arc<AtomicU8>,
     steps: Arc<AtomicU64>,
-    /// Texts known to hold one statement.
-    checked: RefCell<HashSet<Box<str>>>,
+    /// Hashes of texts known to hold one statement that may run.
+    checked: RefCell<HashSet<[u8; 32]>>,
 }
 
 /// Bounds of one statement's answer.
@@ -83,17 +101,27 @@ pub struct RowLimits {
 }
 
 impl Guarded {
-    /// Puts a connection under guard, in mode `Internal`.
+    /// Puts a connection under guard, in mode `Internal`. A read-only connection gets the bounds of
+    /// queries, any other those of reducers.
     pub fn new(mut connection: Connection) -> Result<Guarded, rusqlite::Error> {
         let mode = Arc::new(AtomicU8::new(Mode::Internal as u8));
         let steps = Arc::new(AtomicU64::new(u64::MAX));
         connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
-        connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, LENGTH_MAX)?;
+        connection.set_limit(Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, PATTERN_LENGTH_MAX)?;
+        if connection.is_readonly(rusqlite::MAIN_DB)? {
+            connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, QUERY_LENGTH_MAX)?;
+            connection.set_limit(Limit::SQLITE_LIMIT_COLUMN, QUERY_COLUMNS_MAX)?;
+        } else {
+            connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, WRITE_LENGTH_MAX)?;
+        }
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
         connection.set_prepared_statement_cache_capacity(128);
-        let flags = FunctionFlags::SQLITE_UTF8;
+        // Innocuous: triggers and defaults may use them, as they may SQLite's own.
+        let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_INNOCUOUS;
         connection.create_scalar_function("random", 0, flags, |_| Ok(random()?.cast_signed()))?;
         connection.create_scalar_function("randomblob", 1, flags, |context| {
-            let bytes = context.get::<Option<i64>>(0)?.unwrap_or(0).clamp(1, i64::from(LENGTH_MAX));
+            let bytes = context.get::<Option<i64>>(0)?.unwrap_or(0).clamp(1, i64::from(WRITE_LENGTH_MAX));
             let mut blob = Vec::with_capacity(bytes as usize + 8);
             while (blob.len() as i64) < bytes {
                 blob.extend(random()?.to_le_bytes());
@@ -157,8 +185,10 @@ impl Guarded {
             drop(rows);
             return Ok(self.connection.total_changes() - before);
         }
+        let before = self.connection.total_changes();
         let changed = statement.raw_execute().map_err(|error| sql_error(&error))?;
-        Ok(if statement.readonly() { 0 } else { changed as u64 })
+        // Where nothing changed (DDL), SQLite answers for an earlier statement.
+        Ok(if self.connection.total_changes() == before { 0 } else { changed as u64 })
     }
 
     /// Runs one read-only statement with parameters as a client sends them.
@@ -175,23 +205,26 @@ impl Guarded {
     fn single(&self, sql: &str) -> Result<CachedStatement<'_>, SqlError> {
         // The cache prepares a text's first statement and looks no further, so texts are checked once.
         let mut checked = self.checked.borrow_mut();
-        if !checked.contains(sql) {
-            // SQLite would read no further, and so run another text than the one that was sent.
+        let text = *blake3::hash(sql.as_bytes()).as_bytes();
+        if !checked.contains(&text) {
             if sql.contains('\0') {
-                return Err(refusal("the SQL holds a NUL character; pass such text as a parameter"));
+                return Err(refusal("SQL ends at a NUL character; remove it, or pass it as a parameter"));
             }
             let mut batch = Batch::new(&self.connection, sql);
-            let mut next = || batch.next().map_err(|error| sql_error(&error)).map(|found| found.is_some());
-            if !next()? {
-                return Err(refusal("there is no statement in this text"));
+            let mut next = || batch.next().map_err(|error| sql_error(&error));
+            let first = next()?.ok_or_else(|| refusal("there is no statement in this text"))?;
+            let internal = self.mode.load(Ordering::Relaxed) == Mode::Internal as u8;
+            if !internal && (first.is_explain() != 0 || is_pragma(sql)) {
+                return Err(refusal("EXPLAIN and PRAGMA are not allowed here"));
             }
-            if next()? {
+            drop(first);
+            if next()?.is_some() {
                 return Err(refusal("one statement at a time; this text holds several"));
             }
             if checked.len() >= CHECKED_MAX {
                 checked.clear();
             }
-            checked.insert(sql.into());
+            checked.insert(text);
         }
         self.connection.prepare_cached(sql).map_err(|error| sql_error(&error))
     }
@@ -316,11 +349,40 @@ fn rows(statement: &mut Statement<'_>, limits: RowLimits) -> Result<Rows, SqlErr
     Ok(answer)
 }
 
+/// Whether a text's first word is PRAGMA.
+fn is_pragma(sql: &str) -> bool {
+    let mut rest = sql.trim_start();
+    loop {
+        // Comments may come before it.
+        rest = match (rest.strip_prefix("--"), rest.strip_prefix("/*")) {
+            (Some(line), _) => line.split_once('\n').map_or("", |(_, rest)| rest).trim_start(),
+            (_, Some(block)) => block.split_once("*/").map_or("", |(_, rest)| rest).trim_start(),
+            (None, None) => break,
+        };
+    }
+    rest.get(..6).is_some_and(|word| word.eq_ignore_ascii_case("pragma"))
+}
+
+/// Tables that tell of the file or the connection, not of what is in the database.
+fn tells_of_the_file(table: &str) -> bool {
+    let table = table.to_ascii_lowercase();
+    table.starts_with("pragma_")
+        || ["dbstat", "sqlite_dbpage", "sqlite_stmt", "bytecode", "tables_used"].contains(&&*table)
+}
+
 /// Functions that answer from more than the database.
 fn impure(function: &str) -> bool {
-    ["changes", "total_changes", "sqlite_version", "sqlite_source_id", "load_extension", "fts3_tokenizer"]
-        .iter()
-        .any(|name| function.eq_ignore_ascii_case(name))
+    const IMPURE: [&str; 8] = [
+        "changes",
+        "total_changes",
+        "sqlite_version",
+        "sqlite_source_id",
+        "sqlite_compileoption_used",
+        "sqlite_compileoption_get",
+        "load_extension",
+        "fts3_tokenizer",
+    ];
+    IMPURE.iter().any(|name| function.eq_ignore_ascii_case(name))
 }
 
 /// Functions that answer from the running mutation or the connection: not for live queries.
@@ -334,12 +396,20 @@ fn authorise(mode: Mode, context: &AuthContext<'_>) -> Authorization {
     let allow = match (mode, &context.action) {
         (Mode::Internal, _) => true,
         (_, A::Select | A::Recursive) => true,
-        (_, A::Read { .. }) => true,
+        (_, A::Read { table_name, .. }) => !tells_of_the_file(table_name),
+        // FTS5 and R-tree ask these; a statement of one's own may not.
+        (_, A::Pragma { pragma_name, pragma_value: None }) => {
+            ["data_version", "page_size"].iter().any(|name| pragma_name.eq_ignore_ascii_case(name))
+        }
         (Mode::Query, A::Function { function_name }) => {
             !impure(function_name) && !of_a_mutation(function_name)
         }
         (_, A::Function { function_name }) => !impure(function_name),
         (Mode::Query, _) => false,
+        // ALTER TABLE renames in the temporary schema too; SQLite itself refuses other writes there.
+        (Mode::Migration, A::Update { table_name, .. }) if temp => {
+            ["sqlite_temp_master", "sqlite_temp_schema"].contains(table_name)
+        }
         (Mode::Reducer | Mode::Migration, A::Insert { .. } | A::Update { .. } | A::Delete { .. }) => !temp,
         (
             Mode::Migration,

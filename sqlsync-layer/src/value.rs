@@ -144,6 +144,23 @@ mod tests {
     }
 
     #[test]
+    fn every_double_comes_back_to_the_last_bit() {
+        use rand::{Rng, SeedableRng, rngs::StdRng};
+        for seed in 0..20_000 {
+            let bits: u64 = StdRng::seed_from_u64(seed).random();
+            for value in
+                [f64::from_bits(bits), (bits % 1_000_000) as f64 / 1e3].into_iter().filter(|v| !v.is_nan())
+            {
+                let text = to_json(&Value::Real(value)).to_string();
+                let Ok(Value::Real(back)) = from_json(&serde_json::from_str(&text).unwrap()) else {
+                    panic!("seed {seed}: {text}")
+                };
+                assert_eq!(back.to_bits(), value.to_bits(), "seed {seed}: {text}");
+            }
+        }
+    }
+
+    #[test]
     fn other_json_is_refused_by_name() {
         for bad in [
             r#"[]"#,

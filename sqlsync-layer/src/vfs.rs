@@ -29,7 +29,7 @@ mod scratch;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -99,6 +99,8 @@ pub struct Database {
     writer: Mutex<Option<u64>>,
     /// Controls of connections opened by [`Database::connect`], until SQLite opens their file.
     expected: Mutex<HashMap<u64, Arc<Control>>>,
+    /// The files that are open. A path belongs to one of them: two would be one writer.
+    open: Mutex<HashSet<u64>>,
 }
 
 impl fmt::Debug for Database {
@@ -127,6 +129,7 @@ impl Database {
             fetch,
             writer: Mutex::new(None),
             expected: Mutex::default(),
+            open: Mutex::default(),
         });
         DATABASES.lock().insert(name, Arc::downgrade(&database));
         database
@@ -178,6 +181,9 @@ impl Database {
         let (name, id) = path.rsplit_once('#')?;
         let id: u64 = id.parse().ok()?;
         let database = DATABASES.lock().get(name)?.upgrade()?;
+        if !database.open.lock().insert(id) {
+            return None;
+        }
         let control = database.expected.lock().remove(&id).unwrap_or_else(|| Arc::new(Control::new(id)));
         Some((database, control))
     }

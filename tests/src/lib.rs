@@ -11,6 +11,7 @@
 //! | `tests/tests/crash.rs` | durability under `kill -9` |
 //! | `tests/tests/bad_input.rs`, `bad_modules.rs`, `bad_stores.rs` | hostile clients, modules and stores |
 //! | `tests/tests/demo.rs` | what `cargo xtask demo` shows |
+//! | [`sim`] | the whole system simulated from one seed, with its oracle |
 //! | `tests/tests/tidy/main.rs` | what the documents promise about the code, checked |
 //!
 //! Invariant: a test that cannot run here says so in its output; it does not pass in silence.
@@ -18,6 +19,7 @@
 pub mod places;
 pub mod process;
 pub mod raw;
+pub mod sim;
 
 /// The README's samples, compiled: each of its Rust blocks is a doctest of this item.
 #[doc = include_str!("../../README.md")]

@@ -90,12 +90,13 @@ pub struct Head {
     pub segments: Vec<u64>,
     /// What the layer above stored with it.
     pub payload: Bytes,
-    /// The head's length: the offset of the body in the object. Filled in by `encode`.
-    pub bytes: u64,
+    /// Its exact bytes, in front of the object's body; filled in by `encode`. Its hash is over these:
+    /// a set has more than one valid encoding, so encoding the parts again may give another hash.
+    pub encoded: Bytes,
 }
 
 impl Head {
-    /// The head's bytes; fills in `self.hash` and `self.bytes`.
+    /// The head's bytes; fills in `self.hash` and `self.encoded`.
     pub fn encode(&mut self) -> Bytes {
         let set = self.set.encode();
         let mut out = BytesMut::with_capacity(
@@ -113,8 +114,7 @@ impl Head {
             let length = u32::try_from(length).expect("the writer bounds a commit's parts to 4 GiB");
             out.extend_from_slice(&length.to_le_bytes());
         }
-        out.extend([0; 16]);
-        out.extend([0; 32]);
+        out.extend_from_slice(&[0; 48]);
         out.extend_from_slice(&set);
         for hash in &self.hashes {
             out.extend_from_slice(&hash.0);
@@ -129,10 +129,10 @@ impl Head {
             out.extend_from_slice(&bytes.to_le_bytes());
         }
         out.extend_from_slice(&self.payload);
-        self.bytes = out.len() as u64;
         self.hash = hash_of(&out);
         out[HASH_AT..HEADER_BYTES].copy_from_slice(&self.hash.0);
-        out.freeze()
+        self.encoded = out.freeze();
+        self.encoded.clone()
     }
 
     /// Reads a head from the first bytes of the object of `volume` at `lsn`. Safe on hostile bytes.
@@ -180,18 +180,6 @@ impl Head {
         });
         frames.collect()
     }
-}
-
-/// Reads only who wrote the commit: enough to tell one's own from another's. Needs the first
-/// [`HEADER_BYTES`]. The id is trusted only as far as "this object is not mine" or "may be mine";
-/// a writer compares the hash as well.
-pub(crate) fn identity(volume: VolumeId, lsn: Lsn, bytes: &[u8]) -> Result<(CommitId, ChainHash), Damaged> {
-    let damaged = |reason: String| Damaged::new(&key::log(volume, lsn), reason);
-    let header = Header::decode(bytes).map_err(|e| damaged(e.0))?;
-    if header.volume != volume || header.lsn != lsn {
-        return Err(damaged(format!("it is volume {} lsn {}", header.volume, header.lsn)));
-    }
-    Ok((header.id, header.hash))
 }
 
 /// Why bytes are not a head.
@@ -307,7 +295,8 @@ impl Header {
         for _ in 0..self.segments {
             segments.push(reader.u64("segment sizes").map_err(short)?);
         }
-        let payload = Bytes::copy_from_slice(reader.take(self.payload as usize, "payload").map_err(short)?);
+        let encoded = Bytes::copy_from_slice(head);
+        let payload = encoded.slice_ref(&encoded[head.len() - self.payload as usize..]);
         Ok(Head {
             volume: self.volume,
             lsn: self.lsn,
@@ -322,7 +311,7 @@ impl Header {
             frames,
             segments,
             payload,
-            bytes: head.len() as u64,
+            encoded,
         })
     }
 }

@@ -57,10 +57,10 @@ pub fn decode(
     if raw.len() != expected {
         return Err(format!("a frame holds {} bytes instead of {expected}", raw.len()));
     }
-    let raw = Bytes::from(raw);
     let mut out = Vec::with_capacity(pages.len());
     for (slot, (idx, hash)) in pages.iter().zip(hashes).enumerate() {
-        let page = raw.slice(slot * page_size.bytes()..(slot + 1) * page_size.bytes());
+        // A copy of its own: one cached page must not keep the whole frame in memory.
+        let page = Bytes::copy_from_slice(&raw[slot * page_size.bytes()..(slot + 1) * page_size.bytes()]);
         if PageHash::of(*idx, &page) != *hash {
             return Err(format!("{idx:?} does not match its hash"));
         }

@@ -67,10 +67,12 @@ impl Volume {
         store.write(batch, Durability::Buffered)
     }
 
-    pub(super) fn store_head(&self, head: &Head) -> Result<(), StoreError> {
+    pub(super) fn store_heads(&self, heads: &[Head]) -> Result<(), StoreError> {
         let Some(store) = self.store() else { return Ok(()) };
         let mut batch = Batch::default();
-        batch.put(Space::State, head_key(self.id, head.lsn), head.clone().encode());
+        for head in heads {
+            batch.put(Space::State, head_key(self.id, head.lsn), head.encoded.clone());
+        }
         store.write(batch, Durability::Buffered)
     }
 
@@ -103,7 +105,7 @@ impl Volume {
     ) -> Result<(), StoreError> {
         let Some(store) = self.store() else { return Ok(()) };
         let mut batch = Batch::default();
-        batch.put(Space::State, head_key(self.id, prepared.head.lsn), prepared.head.clone().encode());
+        batch.put(Space::State, head_key(self.id, prepared.head.lsn), prepared.head.encoded.clone());
         if self.options.locals.is_some() {
             batch.remove(Space::State, pending_key(self.id));
             for local in locals {
@@ -136,13 +138,21 @@ impl Volume {
             heads.push(self.restore_head(&mut state, &key, &value)?);
         }
         state.tip = state.base.clone();
-        if self.options.locals.is_none() {
-            return Ok(heads);
-        }
         let damaged = |reason: &str| OpenError::Local { volume: self.id, reason: reason.into() };
-        for (_, value) in store.scan(Space::Local, &self.id.0)? {
+        let locals = store.scan(Space::Local, &self.id.0)?;
+        if self.options.locals.is_none() {
+            // This replica would move the base on under them.
+            let unpushed = OpenError::Unpushed { volume: self.id, locals: locals.len() };
+            return if locals.is_empty() { Ok(heads) } else { Err(unpushed) };
+        }
+        let mut pages = state.base.pages();
+        for (_, value) in locals {
             let local =
                 decode_local(&value, self.page_size.bytes()).ok_or_else(|| damaged("a local commit"))?;
+            if local.pages_before != pages {
+                return Err(damaged("a local commit does not follow what is before it"));
+            }
+            pages = local.pages_after;
             state.numbers = local.number;
             state.locals.push(local);
         }

@@ -79,6 +79,14 @@ fn a_statement_that_never_ends_is_interrupted_and_the_next_one_runs() {
     guarded.within(Mode::Query, 100_000, |g| g.query("select 1", &[], LIMITS)).unwrap();
 }
 
+/// `changes()` keeps the count of an earlier statement when a table is made.
+#[test]
+fn a_statement_that_changes_no_row_answers_0() {
+    let guarded = guarded();
+    assert_eq!(guarded.within(Mode::Reducer, 1 << 20, |g| g.execute("update t set v = 1", &[])), Ok(1));
+    assert_eq!(guarded.within(Mode::Migration, 1 << 20, |g| g.execute("create table n(x)", &[])), Ok(0));
+}
+
 #[test]
 fn answers_are_bounded_and_parameters_counted() {
     let guarded = guarded();

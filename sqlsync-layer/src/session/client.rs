@@ -499,7 +499,8 @@ impl ClientSession {
         check_length(&frame)?;
         match &mut self.state {
             State::Live(live)
-                if live.in_flight < live.max_in_flight
+                if !live.leaving
+                    && live.in_flight < live.max_in_flight
                     && self.pending.range(live.sent + 1..).next().is_none() =>
             {
                 live.sent = seq;

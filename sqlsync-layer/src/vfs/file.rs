@@ -11,6 +11,15 @@
 //! sync whose buffered page 1 does not carry another counter than this connection read publishes
 //! nothing.
 //!
+//! SQLite cuts a file that became shorter only after that sync, so what a commit cuts off is known by
+//! the page count in its page 1.
+//!
+//! Two modes of SQLite that would get past all this can only be seen by what they do, where they were
+//! set by a pragma on a main database that is no volume: with `locking_mode=EXCLUSIVE` a second
+//! transaction writes without having unlocked, and without raising the counter; it is refused. Without
+//! a journal file nothing says which files a transaction changes; then every file that holds RESERVED
+//! counts as changed.
+//!
 //! Once a sync has failed, what SQLite writes to undo it is discarded until it unlocks: nothing was
 //! published, so there is nothing to undo.
 
@@ -35,6 +44,9 @@ use super::{Control, Database, WriteSet, hooks, local_payload};
 /// Reads of one page that may fault before the read fails: a fetch that succeeded and still left the
 /// page missing can only be a cache too small for one frame.
 const FETCHES_MAX: usize = 3;
+
+/// The levels at which SQLite syncs.
+const SYNCHRONOUS: [&str; 9] = ["normal", "full", "extra", "1", "2", "3", "on", "yes", "true"];
 
 /// Write transactions in progress: connection file → its journal was opened (it changes something).
 static WRITERS: Mutex<BTreeMap<u64, bool>> = Mutex::new(BTreeMap::new());
@@ -76,6 +88,8 @@ pub(super) struct VolumeFile {
     /// The lowest page count in this transaction: pages of the snapshot beyond it are cut off.
     low: u32,
     discard: bool,
+    /// A commit was published under this lock.
+    published: bool,
 }
 
 /// Runs a callback's body; a panic in it becomes SQLITE_INTERNAL.
@@ -200,6 +214,7 @@ impl Vfs for GraftVfs {
             if let Handle::Volume(mut file) = handle {
                 file.unlock(LockLevel::Unlocked);
                 hooks::closed(file.control.id);
+                file.database.open.lock().remove(&file.control.id);
             }
             Ok(())
         })
@@ -248,6 +263,7 @@ impl VolumeFile {
             pages: None,
             low: u32::MAX,
             discard: false,
+            published: false,
         }
     }
 
@@ -320,10 +336,15 @@ impl VolumeFile {
             match volume.read(snapshot, idx) {
                 Ok(page) => return Ok(page),
                 Err(ReadError::Fault(pages)) => {
-                    self.database.fetch.fetch(volume, snapshot, &pages).map_err(|error| {
-                        let damaged = matches!(error, FetchError::Damaged(_));
-                        self.failed_as(vars::SQLITE_IOERR_READ, error, damaged)
-                    })?
+                    let fetch = || self.database.fetch.fetch(volume, snapshot, &pages);
+                    catch_unwind(AssertUnwindSafe(fetch))
+                        .map_err(|_| {
+                            self.failed(vars::SQLITE_IOERR_READ, format!("fetching {pages:?} panicked"))
+                        })?
+                        .map_err(|error| {
+                            let damaged = matches!(error, FetchError::Damaged(_));
+                            self.failed_as(vars::SQLITE_IOERR_READ, error, damaged)
+                        })?;
                 }
                 // Past the end of a sparse snapshot reads as zeroes.
                 Err(ReadError::PastEnd { .. }) => return Ok(BytesMut::zeroed(self.page_bytes()).freeze()),
@@ -377,6 +398,7 @@ impl VolumeFile {
         if self.lock >= LockLevel::Reserved && level < LockLevel::Reserved {
             self.forget_writes();
             self.discard = false;
+            self.published = false;
             WRITERS.lock().remove(&self.control.id);
             let mut writer = self.database.writer.lock();
             if *writer == Some(self.control.id) {
@@ -398,6 +420,10 @@ impl VolumeFile {
     fn write(&mut self, offset: usize, data: &[u8]) -> VfsResult<()> {
         if self.discard {
             return Ok(());
+        }
+        if self.published {
+            let error = "locking_mode=EXCLUSIVE cannot be used on a volume; set it back to NORMAL on every attached database";
+            return Err(self.failed(vars::SQLITE_IOERR_WRITE, error));
         }
         let page_bytes = self.page_bytes();
         if data.len() != page_bytes || !offset.is_multiple_of(page_bytes) {
@@ -446,23 +472,31 @@ impl VolumeFile {
             self.cookie_offset = 0;
             self.lineage = Some(snapshot.lineage());
         }
+        let first = self.dirty.get(&PageIdx::FIRST);
+        // What SQLite holds of page 1 is not what is stored where it wrote a WAL's version numbers.
+        let kept = first.is_none_or(|page| !page1::says_wal(page));
+        let pages = first.and_then(|page| page1::page_count(page)).map_or(pages, |count| count.min(pages));
         let published = self.publish(&snapshot, pages);
-        if let Err(code) = published {
-            self.discard = true;
-            self.forget_writes();
-            return Err(code);
-        }
         self.forget_writes();
-        let tip = self.database.volume.tip();
-        self.cookie_seen = self.cookie_seen.max(cookie.unwrap_or(0));
-        self.counter = counter;
-        self.cached_version = Some(tip.version());
-        self.snapshot = Some(tip);
-        Ok(())
+        match published {
+            Ok(after) => {
+                self.cookie_seen = self.cookie_seen.max(cookie.unwrap_or(0));
+                self.counter = counter;
+                self.cached_version = kept.then_some(after.version());
+                self.snapshot = Some(after);
+                self.published = true;
+                Ok(())
+            }
+            Err(code) => {
+                self.discard = true;
+                Err(code)
+            }
+        }
     }
 
-    /// Makes one local commit of what differs from `snapshot`; none where nothing does.
-    fn publish(&mut self, snapshot: &Snapshot, pages: u32) -> VfsResult<()> {
+    /// Makes one local commit of what differs from `snapshot`; none where nothing does. Answers the
+    /// snapshot that holds what SQLite wrote. Not the tip: that may have moved on since.
+    fn publish(&mut self, snapshot: &Snapshot, pages: u32) -> VfsResult<Snapshot> {
         if let Some(other) = self.other_volume() {
             return Err(self.failed(
                 vars::SQLITE_IOERR_FSYNC,
@@ -473,11 +507,11 @@ impl VolumeFile {
             ));
         }
         let (change, written) = self.change(snapshot, pages)?;
-        let Some(change) = change else { return Ok(()) };
+        let Some(change) = change else { return Ok(snapshot.clone()) };
         match self.database.volume.commit(snapshot, change) {
-            Ok(_) => {
+            Ok(after) => {
                 self.control.state.lock().committed = Some(written);
-                Ok(())
+                Ok(after)
             }
             Err(error @ CommitError::Stale) => Err(self.failed(vars::SQLITE_BUSY_SNAPSHOT, error)),
             Err(error) => Err(self.failed(vars::SQLITE_IOERR_FSYNC, error)),
@@ -487,7 +521,9 @@ impl VolumeFile {
     /// Another volume that this connection's transaction changes.
     fn other_volume(&self) -> Option<u64> {
         let writers = WRITERS.lock();
-        let changing = writers.iter().filter(|(id, changes)| **changes && **id != self.control.id);
+        let journaled = writers.get(&self.control.id).copied().unwrap_or(false);
+        let changing =
+            writers.iter().filter(|(id, changes)| (**changes || !journaled) && **id != self.control.id);
         changing.map(|(id, _)| *id).find(|id| hooks::same_connection(*id, self.control.id))
     }
 
@@ -527,7 +563,7 @@ impl VolumeFile {
         }
         let mut written: PageSet = change.changes.keys().copied().collect();
         written.remove(PageIdx::FIRST);
-        written.insert_range(pages.saturating_add(1), snapshot.pages());
+        let written = graft::snapshot::graft(&written, snapshot.pages(), pages);
         let changed = !change.changes.is_empty() || pages != snapshot.pages();
         change.payload = local_payload(marks);
         Ok((changed.then_some(change), WriteSet { pages: written, marks }))
@@ -540,9 +576,10 @@ impl VolumeFile {
         match (pragma.name.to_ascii_lowercase().as_str(), arg.as_deref()) {
             // A volume needs none of SQLite's modes: it answers with the one in force.
             ("journal_mode", _) => Ok(Some("delete".into())),
-            ("synchronous", Some("off" | "0" | "no" | "false")) => refuse(
-                "synchronous=OFF is refused: a volume publishes a transaction when SQLite syncs it".into(),
-            ),
+            // SQLite takes any number here, modulo 8, so that 8 and 256 mean OFF as well.
+            ("synchronous", Some(level)) if !SYNCHRONOUS.contains(&level) => refuse(format!(
+                "synchronous={level} is refused: a volume publishes a transaction when SQLite syncs it; give NORMAL, FULL or EXTRA"
+            )),
             ("locking_mode", Some("exclusive")) => refuse(
                 "locking_mode=EXCLUSIVE is refused: a volume's readers never wait, so it would gain nothing"
                     .into(),

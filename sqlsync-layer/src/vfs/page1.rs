@@ -4,6 +4,7 @@
 //! |------:|-----------|
 //! | 24–27 change counter, 92–95 version-valid-for, 96–99 writer version | zero as stored, synthesised on read |
 //! | 28–39 page count, freelist head, freelist count | the *allocator* mark |
+//! | 18, 19 write and read version | stored as 1: a database copied from one in WAL mode says 2, and a volume has no WAL |
 //! | everything else | the *schema* mark |
 //!
 //! The synthesised counter belongs to a connection: it changes whenever the connection must drop its
@@ -20,6 +21,7 @@ use std::ops::Range;
 /// Bytes that SQLite rewrites on every commit.
 const VOLATILE: [Range<usize>; 2] = [24..28, 92..100];
 const ALLOCATOR: Range<usize> = 28..40;
+const VERSIONS: Range<usize> = 18..20;
 
 /// What of page 1 a transaction changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -65,6 +67,21 @@ pub fn normalise(page: &mut [u8]) {
             bytes.fill(0);
         }
     }
+    if says_wal(page)
+        && let Some(versions) = page.get_mut(VERSIONS)
+    {
+        versions.fill(1);
+    }
+}
+
+/// Whether the header says that the database is in WAL mode.
+pub fn says_wal(page: &[u8]) -> bool {
+    page.get(VERSIONS).is_some_and(|versions| versions.contains(&2))
+}
+
+/// The database's page count in the header; `None` where it holds none.
+pub fn page_count(page: &[u8]) -> Option<u32> {
+    Some(big_endian(page, 28)).filter(|count| *count > 0)
 }
 
 /// Makes the stored form into what SQLite reads.
@@ -129,5 +146,17 @@ mod tests {
         assert_eq!(counter(&page), 77);
         normalise(&mut page);
         assert_eq!(page, stored);
+    }
+
+    #[test]
+    fn a_volume_is_never_in_wal_mode() {
+        for (found, wal) in [(0, false), (1, false), (2, true)] {
+            let mut page = vec![0u8; 512];
+            page[VERSIONS].fill(found);
+            assert_eq!(says_wal(&page), wal);
+            normalise(&mut page);
+            assert_eq!(page[VERSIONS], [if wal { 1 } else { found }; 2]);
+        }
+        assert!(!says_wal(&[]));
     }
 }

@@ -1,3 +1,8 @@
+mod modes;
+mod remote;
+mod rules;
+mod threads;
+
 use std::sync::Arc;
 
 use graft::snapshot::Snapshot;

@@ -1,0 +1,61 @@
+use std::collections::BTreeMap;
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use super::*;
+
+fn page(idx: u32) -> PageIdx {
+    PageIdx::new(idx).unwrap()
+}
+
+fn byte_at(snapshot: &Snapshot, idx: u32) -> Option<u8> {
+    snapshot.location(page(idx)).map(|location| match location {
+        Location::Local(bytes) => bytes[0],
+        Location::Frame(_) => panic!("no frames here"),
+    })
+}
+
+/// Page tables of any history equal a map, and older ones stay as they were.
+#[test]
+fn snapshots_read_like_their_model_for_ever() {
+    for seed in 0..200 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut model: BTreeMap<u32, u8> = BTreeMap::new();
+        let mut taken = vec![(Snapshot::empty(PageSize::DEFAULT), model.clone())];
+        for version in 1..30 {
+            let last = taken.last().unwrap().0.clone();
+            let pages = match rng.random_range(0..4) {
+                0 => rng.random_range(0..1200),
+                1 => rng.random_range(250..260),
+                _ => last.pages(),
+            };
+            let cut = pages.min(last.pages());
+            model.retain(|idx, _| *idx <= cut);
+            let mut changes = BTreeMap::new();
+            for _ in 0..if pages == 0 { 0 } else { rng.random_range(0..20) } {
+                let (idx, byte) = (rng.random_range(1..=pages), rng.random());
+                changes.insert(page(idx), Bytes::from(vec![byte]));
+                model.insert(idx, byte);
+            }
+            let next = last.with_local(changes.iter().map(|(idx, bytes)| (*idx, bytes)), pages, version);
+            taken.push((next, model.clone()));
+        }
+        for (snapshot, model) in &taken {
+            for idx in 1..=1300 {
+                assert_eq!(
+                    byte_at(snapshot, idx),
+                    model.get(&idx).copied(),
+                    "seed {seed}, page {idx}, {snapshot:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_graft_is_what_was_written_and_what_was_cut_off() {
+    let set = PageSet::from_ranges([2..=3]);
+    assert_eq!(graft(&set, 5, 9), set);
+    assert_eq!(graft(&set, 9, 5), PageSet::from_ranges([2..=3, 6..=9]));
+    assert_eq!(graft(&PageSet::new(), u32::MAX, u32::MAX), PageSet::new());
+}

@@ -1,0 +1,203 @@
+//! The whole system in one process, one thread and virtual time, from one seed.
+//!
+//! Real are: coordinators' [`Actor`](sqlsync_layer::actor::Actor)s with SQLite on volumes, both halves of
+//! the sync session, publishing, pulling and opening. Simulated are the object store, the network, time,
+//! processes and the apps. `docs/simulation.md` says what is modelled and what is not.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`world`] | everything together, and the loop that lets the next thing happen |
+//! | [`random`], [`queue`], [`tasks`] | chance, virtual time, futures polled by hand |
+//! | [`store`] | the object store with latencies and faults |
+//! | [`network`] | connections: order, delay, cuts |
+//! | [`coordinators`], [`clients`], [`writers`] | who takes part |
+//! | [`bank`] | the app: reducers, queries, what always holds |
+//! | [`truth`] | who made, was told and was shown what |
+//! | [`oracle`] | the serial replay that all of it is compared with |
+//! | [`plant`] | bugs of the world that must be found |
+//! | [`history`] | what happened, readable |
+//!
+//! Invariant: a run depends on its [`Config`] and nothing else; the same config gives the same history.
+
+pub mod bank;
+pub mod clients;
+pub mod coordinators;
+pub mod history;
+pub mod network;
+pub mod oracle;
+pub mod plant;
+pub mod queue;
+pub mod random;
+pub mod store;
+pub mod tasks;
+pub mod truth;
+pub mod world;
+pub mod writers;
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use self::plant::Plant;
+use self::world::World;
+
+/// What a run depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    /// Everything random comes from here.
+    pub seed: u64,
+    /// Events of the storm; the store's are not counted.
+    pub steps: u64,
+    /// A bug of the world.
+    pub plant: Option<Plant>,
+    /// Print the history as it happens.
+    pub loud: bool,
+}
+
+impl Config {
+    /// A quiet run without a plant.
+    pub fn new(seed: u64, steps: u64) -> Config {
+        Config { seed, steps, plant: None, loud: false }
+    }
+}
+
+/// What happened in a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// The seed.
+    pub seed: u64,
+    /// Events, those after the storm included.
+    pub steps: u64,
+    /// How long it was in the world, in milliseconds.
+    pub virtual_ms: u64,
+    /// Coordinators that died.
+    pub crashes: u64,
+    /// Faults of the store.
+    pub faults: u64,
+    /// Commits in the log.
+    pub lsns: u64,
+    /// Of those, by direct writers.
+    pub direct: u64,
+    /// LSNs that a coordinator lost, and replayed for.
+    pub lsns_lost: u64,
+    /// Mutations made.
+    pub made: u64,
+    /// Of those, durable.
+    pub durable: u64,
+    /// And rejected.
+    pub rejected: u64,
+    /// Executions of live queries.
+    pub query_runs: u64,
+    /// Different sets of rows shown to clients.
+    pub shown: u64,
+    /// Of those, compared with the durable state that they claim to be.
+    pub shown_checked: u64,
+    /// Equal for equal histories.
+    pub fingerprint: u64,
+}
+
+impl Summary {
+    /// Adds another run.
+    pub fn add(&mut self, other: &Summary) {
+        let Summary {
+            seed: _,
+            steps,
+            virtual_ms,
+            crashes,
+            faults,
+            lsns,
+            direct,
+            lsns_lost,
+            made,
+            durable,
+            rejected,
+            query_runs,
+            shown,
+            shown_checked,
+            fingerprint: _,
+        } = other;
+        self.steps += steps;
+        self.virtual_ms += virtual_ms;
+        self.crashes += crashes;
+        self.faults += faults;
+        self.lsns += lsns;
+        self.direct += direct;
+        self.lsns_lost += lsns_lost;
+        self.made += made;
+        self.durable += durable;
+        self.rejected += rejected;
+        self.query_runs += query_runs;
+        self.shown += shown;
+        self.shown_checked += shown_checked;
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} steps, {} virtual s, {} crashes, {} store faults, {} lsns ({} direct), {} lost and replayed, \
+             {} mutations ({} durable, {} rejected), {} live query runs, {} row sets shown ({} checked)",
+            self.steps,
+            self.virtual_ms / 1000,
+            self.crashes,
+            self.faults,
+            self.lsns,
+            self.direct,
+            self.lsns_lost,
+            self.made,
+            self.durable,
+            self.rejected,
+            self.query_runs,
+            self.shown,
+            self.shown_checked
+        )
+    }
+}
+
+/// A run that showed a bug.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// How to see it again.
+    pub config: Config,
+    /// At which event.
+    pub step: u64,
+    /// What does not hold.
+    pub what: String,
+    /// The last of what happened.
+    pub history: Vec<String>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Config { seed, steps, plant, .. } = self.config;
+        for line in &self.history {
+            writeln!(f, "{line}")?;
+        }
+        writeln!(f, "seed {seed}, step {}: {}", self.step, self.what)?;
+        write!(f, "again: cargo xtask sim --seed {seed} --steps {steps}")?;
+        plant.map_or(Ok(()), |plant| write!(f, " --plant {plant}"))
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Runs one world to its end.
+///
+/// # Errors
+///
+/// [`Failure`]: something did not hold, or the product panicked.
+pub fn run(config: Config) -> Result<Summary, Box<Failure>> {
+    let failure = |step, what, history| Box::new(Failure { config, step, what, history });
+    let mut world = World::new(&config).map_err(|what| failure(0, what, Vec::new()))?;
+    // After a panic nothing of the world is used again but its diary.
+    let lived = catch_unwind(AssertUnwindSafe(|| world.live(config.steps)));
+    let panic = lived.err().map(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        format!("a panic: {}", text.unwrap_or_else(|| "(without a text)".into()))
+    });
+    match world.violation.take().or(panic) {
+        Some(what) => Err(failure(world.summary.steps, what, world.history.last())),
+        None => Ok(Summary { fingerprint: world.history.fingerprint(), ..world.summary }),
+    }
+}

@@ -1,0 +1,303 @@
+//! The oracle: what is stored, replayed serially in a plain SQLite, against the volume and against
+//! everything that anyone was told or shown.
+//!
+//! | checked | by |
+//! | --- | --- |
+//! | the log has no gaps and each commit names its predecessor's hash | reading every log entry |
+//! | each commit is one that somebody made; an acknowledged one is there | [`Truth`] |
+//! | each client's seqs are recorded once, in order, with what the client made | the payloads |
+//! | every outcome is what a serial run gives | [`replay::Plain`] |
+//! | each answer is recorded so | the payloads |
+//! | rows shown of a durable state are the query's answer at that state | [`replay::Plain`] |
+//! | the volume, opened fresh, equals the replay and passes `integrity_check` | a dump of both |
+//!
+//! Rows say to which epoch and LSN they belong. Where that epoch published that LSN they are to equal
+//! the answer after some record of that commit (a tip moves in batches, of which the commit holds
+//! several), and the state's last seq of the receiver is to be the one that came with them.
+
+mod dump;
+mod replay;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use graft::format::commit::Head;
+use graft::remote::{MemoryRemote, Remote as _, SharedRemote};
+use graft::{ChainHash, CommitId, Lsn, VolumeId, key};
+use sqlsync_layer::payload::{Mutation, Op, Outcome, Payload};
+
+use self::replay::Plain;
+use super::bank;
+use super::clients;
+use super::truth::{Claim, Shown, Told, Truth};
+
+/// What a clean run holds.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Verdict {
+    /// Commits in the log.
+    pub lsns: u64,
+    /// Of those, by direct writers.
+    pub direct: u64,
+    /// Mutations applied.
+    pub applied: u64,
+    /// Mutations recorded as rejected.
+    pub rejected: u64,
+    /// Sets of rows compared with the state that they claim.
+    pub shown_checked: u64,
+}
+
+/// Checks everything. An error says what does not hold.
+pub fn check(objects: &Arc<MemoryRemote>, volume: VolumeId, truth: &Truth) -> Result<Verdict, String> {
+    let heads = read_log(objects, volume)?;
+    let mut judge = Judge::new(truth, &heads)?;
+    for head in &heads {
+        judge.commit(head)?;
+    }
+    judge.answers()?;
+    let remote: SharedRemote = objects.clone();
+    let found = dump::of_volume(&remote, volume)?;
+    let expected = dump::of_connection(judge.plain.connection())?;
+    dump::compare(&expected, &found)?;
+    Ok(judge.verdict)
+}
+
+/// Every log entry, oldest first: no gaps, each naming its predecessor's hash.
+fn read_log(objects: &MemoryRemote, volume: VolumeId) -> Result<Vec<Head>, String> {
+    let mut heads: Vec<Head> = Vec::new();
+    let prefix = key::log_prefix(volume);
+    let mut entries: Vec<_> =
+        objects.objects().into_iter().filter(|(key, _)| key.starts_with(&prefix)).collect();
+    entries.reverse();
+    for (expected, (key, body)) in (1..).zip(entries) {
+        let lsn = Lsn(expected);
+        if key != key::log(volume, lsn) {
+            return Err(format!("the log has {key} where lsn {lsn} should be"));
+        }
+        let head = Head::decode(volume, lsn, &body).map_err(|error| format!("lsn {lsn}: {error:?}"))?;
+        let parent = heads.last().map_or(ChainHash::ZERO, |head| head.hash);
+        if head.parent != parent {
+            return Err(format!("lsn {lsn} names {:?} as its parent, which is {parent:?}", head.parent));
+        }
+        for part in 1..=head.segments.len() {
+            let key = key::segment(volume, lsn, head.id, part as u32);
+            if !matches!(objects.get(&key).now_or_never(), Some(Ok(_))) {
+                return Err(format!("lsn {lsn} names the segment {key}, which is not stored"));
+            }
+        }
+        heads.push(head);
+    }
+    Ok(heads)
+}
+
+struct Judge<'a> {
+    truth: &'a Truth,
+    plain: Plain,
+    ids: BTreeMap<CommitId, Lsn>,
+    /// The last seq recorded for each client, and how each ended.
+    last: Vec<u64>,
+    outcomes: Vec<BTreeMap<u64, Told>>,
+    deploys: Vec<(u32, Lsn)>,
+    shown: BTreeMap<Lsn, Vec<&'a Shown>>,
+    verdict: Verdict,
+}
+
+impl<'a> Judge<'a> {
+    fn new(truth: &'a Truth, heads: &[Head]) -> Result<Judge<'a>, String> {
+        let mut shown: BTreeMap<Lsn, Vec<&Shown>> = BTreeMap::new();
+        for rows in &truth.shown {
+            shown.entry(rows.lsn).or_default().push(rows);
+        }
+        Ok(Judge {
+            truth,
+            plain: Plain::new()?,
+            ids: heads.iter().map(|head| (head.id, head.lsn)).collect(),
+            last: vec![0; truth.made.len()],
+            outcomes: vec![BTreeMap::new(); truth.made.len()],
+            deploys: Vec::new(),
+            shown,
+            verdict: Verdict::default(),
+        })
+    }
+
+    /// Replays one commit and compares what was shown of its states.
+    fn commit(&mut self, head: &Head) -> Result<(), String> {
+        let lsn = head.lsn;
+        self.verdict.lsns += 1;
+        let payload = Payload::decode(head).map_err(|error| format!("lsn {lsn}: {error}"))?;
+        let mut claims = self.claims(head)?;
+        if let Some(texts) = self.truth.direct.get(&head.id) {
+            self.verdict.direct += 1;
+            if !payload.records.is_empty() {
+                return Err(format!("lsn {lsn} is a direct write, and records mutations"));
+            }
+            for text in texts {
+                self.plain.direct(text).map_err(|error| format!("lsn {lsn}: direct SQL: {error}"))?;
+            }
+        } else if self.truth.published.contains_key(&head.id) {
+            for record in &payload.records {
+                self.record(lsn, &record.op, &record.outcome)?;
+                self.settle_claims(&mut claims, false)?;
+            }
+        } else {
+            return Err(format!("lsn {lsn} was made by nobody: {:?}", head.id));
+        }
+        self.settle_claims(&mut claims, true)?;
+        match claims.first() {
+            None => Ok(()),
+            Some(shown) => Err(format!(
+                "client {} was shown rows of {:?} that lsn {lsn} never had ({:?}): {}\nat its end they are {}",
+                shown.client,
+                shown.ask,
+                shown.claim,
+                shown.rows,
+                self.plain.ask(shown.ask).unwrap_or_else(|error| error)
+            )),
+        }
+    }
+
+    /// What was shown as a state of this commit, and must therefore be one.
+    fn claims(&mut self, head: &Head) -> Result<Vec<&'a Shown>, String> {
+        let mut claims = Vec::new();
+        for shown in self.shown.remove(&head.lsn).unwrap_or_default() {
+            let must = match shown.claim {
+                Claim::Exactly => true,
+                Claim::At { epoch, .. } => {
+                    let Some(began) = self.truth.epochs.get(&epoch) else {
+                        return Err(format!(
+                            "client {} was told of epoch {epoch}, which never was",
+                            shown.client
+                        ));
+                    };
+                    if shown.lsn < *began {
+                        return Err(format!(
+                            "epoch {epoch} began at lsn {began}, and showed lsn {}",
+                            shown.lsn
+                        ));
+                    }
+                    shown.lsn == *began || self.truth.published.get(&head.id) == Some(&epoch)
+                }
+            };
+            if must {
+                claims.push(shown);
+            }
+        }
+        self.verdict.shown_checked += claims.len() as u64;
+        Ok(claims)
+    }
+
+    /// Takes off the claims that the present state meets.
+    fn settle_claims(&mut self, claims: &mut Vec<&Shown>, end: bool) -> Result<(), String> {
+        let mut answers = BTreeMap::new();
+        let mut unmet = Vec::with_capacity(claims.len());
+        for shown in claims.drain(..) {
+            let met = match shown.claim {
+                Claim::Exactly => end,
+                Claim::At { epoch, seq } => {
+                    // What an epoch found when it began is whole commits.
+                    let whole = self.truth.epochs.get(&epoch) == Some(&shown.lsn);
+                    (end || !whole) && self.last[shown.client] == seq
+                }
+            };
+            let answer = match (met, answers.get(&shown.ask)) {
+                (false, _) => None,
+                (true, Some(answer)) => Some(answer),
+                (true, None) => {
+                    let answer: String = self.plain.ask(shown.ask)?;
+                    Some(&*answers.entry(shown.ask).or_insert(answer))
+                }
+            };
+            if answer != Some(&shown.rows) {
+                unmet.push(shown);
+            }
+        }
+        *claims = unmet;
+        Ok(())
+    }
+
+    fn record(&mut self, lsn: Lsn, op: &Op, recorded: &Outcome) -> Result<(), String> {
+        let code = match recorded {
+            Outcome::Applied => None,
+            Outcome::Rejected(reason) => Some(reason.code.as_str()),
+        };
+        let replayed = match op {
+            Op::Mutation(mutation) => {
+                self.sequence(lsn, mutation, code.is_none())?;
+                self.plain.mutation(mutation)?
+            }
+            Op::Deploy { module, schema, clock, seed } => {
+                let version = bank::version(*module).ok_or_else(|| format!("lsn {lsn} deploys {module}"))?;
+                if code.is_none() {
+                    self.deploys.push((version, lsn));
+                }
+                self.plain.deploy(version, *schema, *clock, seed.0)?
+            }
+        };
+        if replayed.as_deref() != code {
+            return Err(format!(
+                "lsn {lsn}: {op:?} is recorded as {recorded:?}; run serially it ends with {replayed:?}"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Exactly once, in order, and what the client made.
+    fn sequence(&mut self, lsn: Lsn, mutation: &Mutation, applied: bool) -> Result<(), String> {
+        let found = (0..self.last.len()).find(|at| clients::id(*at) == mutation.client);
+        let client = found.ok_or_else(|| format!("lsn {lsn} records a stranger: {mutation:?}"))?;
+        let expected = self.last[client] + 1;
+        if mutation.seq != expected {
+            return Err(format!("lsn {lsn} records {mutation:?} where seq {expected} should be"));
+        }
+        self.last[client] = expected;
+        let made = self.truth.made[client].get(&mutation.seq);
+        let made = made.ok_or_else(|| format!("lsn {lsn} records {mutation:?}, which was never made"))?;
+        let args = serde_json::Value::Object(made.args.clone()).to_string();
+        let same = (&made.reducer, &args, made.clock, made.seed)
+            == (&mutation.reducer, &mutation.args, mutation.clock, mutation.seed);
+        if !same {
+            return Err(format!("lsn {lsn} records {mutation:?}; its client made {made:?}"));
+        }
+        if applied {
+            self.verdict.applied += 1;
+        } else {
+            self.verdict.rejected += 1;
+        }
+        let told = if applied { Told::Durable(lsn) } else { Told::Rejected(lsn) };
+        self.outcomes[client].insert(mutation.seq, told);
+        Ok(())
+    }
+
+    /// What clients, writers and deployers were told, against the log; and nobody waits for an answer.
+    fn answers(&self) -> Result<(), String> {
+        for (client, made) in self.truth.made.iter().enumerate() {
+            for seq in made.keys() {
+                let (told, recorded) = (self.truth.told[client].get(seq), self.outcomes[client].get(seq));
+                if told.is_none() || told != recorded {
+                    return Err(format!(
+                        "client {client} was told {told:?} of its mutation {seq}; the log says {recorded:?}"
+                    ));
+                }
+            }
+        }
+        for (id, lsn) in &self.truth.direct_durable {
+            if self.ids.get(id) != Some(lsn) {
+                return Err(format!("a direct write was acknowledged under lsn {lsn} and is not there"));
+            }
+        }
+        for (version, lsn) in &self.truth.deployed {
+            let found = self.deploys.iter().any(|(found, at)| found == version && at <= lsn);
+            if !found {
+                return Err(format!(
+                    "a deploy of version {version} was acknowledged under lsn {lsn} and is not there"
+                ));
+            }
+        }
+        match self.shown.values().flatten().find(|shown| shown.claim == Claim::Exactly) {
+            Some(shown) => {
+                Err(format!("a coordinator was at lsn {}, which the log does not have", shown.lsn))
+            }
+            None => Ok(()),
+        }
+    }
+}

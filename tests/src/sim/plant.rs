@@ -1,0 +1,73 @@
+//! Bugs planted in the world, never in the product: the simulation must find each of them.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A bug of the world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plant {
+    /// A client's driver gives a mutation that it sends again the next seq.
+    ResendRenumbers,
+    /// A create of a key that exists replaces the object and reports success.
+    StoreOverwrites,
+    /// An acknowledged log entry is gone a while later.
+    StoreLoses,
+    /// A coordinator says durable where it only accepted.
+    AckBeforePublish,
+    /// The network loses one frame of a connection and delivers the ones after it.
+    NetworkLosesFrame,
+    /// A reducer depends on how often it has run.
+    ImpureReducer,
+    /// A direct writer that lost its LSN commits its pages under the next one as they are.
+    BlindMerge,
+}
+
+impl Plant {
+    /// All of them.
+    pub const ALL: [Plant; 7] = [
+        Plant::ResendRenumbers,
+        Plant::StoreOverwrites,
+        Plant::StoreLoses,
+        Plant::AckBeforePublish,
+        Plant::NetworkLosesFrame,
+        Plant::ImpureReducer,
+        Plant::BlindMerge,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Plant::ResendRenumbers => "resend-renumbers",
+            Plant::StoreOverwrites => "store-overwrites",
+            Plant::StoreLoses => "store-loses",
+            Plant::AckBeforePublish => "ack-before-publish",
+            Plant::NetworkLosesFrame => "network-loses-frame",
+            Plant::ImpureReducer => "impure-reducer",
+            Plant::BlindMerge => "blind-merge",
+        }
+    }
+}
+
+impl fmt::Display for Plant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// No plant has this name.
+#[derive(Debug)]
+pub struct UnknownPlant(String);
+
+impl fmt::Display for UnknownPlant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = Plant::ALL.into_iter().map(Plant::name).collect();
+        write!(f, "there is no plant `{}`; there are {}", self.0, names.join(", "))
+    }
+}
+impl std::error::Error for UnknownPlant {}
+
+impl FromStr for Plant {
+    type Err = UnknownPlant;
+    fn from_str(text: &str) -> Result<Plant, UnknownPlant> {
+        Plant::ALL.into_iter().find(|plant| plant.name() == text).ok_or_else(|| UnknownPlant(text.into()))
+    }
+}

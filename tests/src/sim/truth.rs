@@ -1,0 +1,95 @@
+//! What the world knows and no part of the product does: who made which commit, what each client made
+//! and was told, which rows it was shown. The oracle compares it with the log.
+
+use std::collections::BTreeMap;
+
+use graft::{CommitId, Lsn};
+use serde_json::{Map, Value as Json};
+use sqlsync_layer::protocol::{At, Seed, WireRow};
+
+use super::bank::Ask;
+
+/// A mutation as its client made it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Made {
+    /// The reducer.
+    pub reducer: String,
+    /// Its arguments.
+    pub args: Map<String, Json>,
+    /// The client's clock.
+    pub clock: i64,
+    /// The seed.
+    pub seed: Seed,
+}
+
+/// A final answer that a client was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// Durable under this LSN.
+    Durable(Lsn),
+    /// Rejected, recorded under this LSN.
+    Rejected(Lsn),
+}
+
+/// Which state rows should be of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Claim {
+    /// What the server said: a tip in an epoch, with the receiver's last applied seq.
+    At {
+        /// The epoch.
+        epoch: u64,
+        /// The receiver's last applied seq.
+        seq: u64,
+    },
+    /// The state right after the commit, nothing else will do.
+    Exactly,
+}
+
+/// Rows as text, to compare.
+pub fn rows_text(rows: &[WireRow]) -> String {
+    serde_json::json!(rows).to_string()
+}
+
+/// Rows that a client was shown.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Shown {
+    /// Which LSN they are said to belong to.
+    pub lsn: Lsn,
+    /// The query.
+    pub ask: Ask,
+    /// The claim about the state.
+    pub claim: Claim,
+    /// To whom.
+    pub client: usize,
+    /// The rows, as JSON.
+    pub rows: String,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Truth {
+    /// The epoch in which a coordinator published a commit.
+    pub published: BTreeMap<CommitId, u64>,
+    /// The durable commit that each epoch began on.
+    pub epochs: BTreeMap<u64, Lsn>,
+    /// What a direct commit ran.
+    pub direct: BTreeMap<CommitId, Vec<String>>,
+    /// What each client made, by seq.
+    pub made: Vec<BTreeMap<u64, Made>>,
+    /// What each client was told, by seq.
+    pub told: Vec<BTreeMap<u64, Told>>,
+    /// What clients were shown. Equal ones once.
+    pub shown: std::collections::BTreeSet<Shown>,
+    /// Direct commits acknowledged to their writer.
+    pub direct_durable: BTreeMap<CommitId, Lsn>,
+    /// Deploys acknowledged: the module's version and the LSN.
+    pub deployed: Vec<(u32, Lsn)>,
+}
+
+impl Truth {
+    /// Notes rows that a client was shown.
+    pub fn show(&mut self, client: usize, ask: Ask, at: At, rows: String) {
+        let claim = Claim::At { epoch: at.epoch, seq: at.seq };
+        self.shown.insert(Shown { lsn: at.lsn, ask, claim, client, rows });
+    }
+}

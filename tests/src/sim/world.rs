@@ -1,0 +1,444 @@
+//! The world: everything that is simulated, and the loop that lets the next thing happen.
+//!
+//! ```text
+//!   storm: `steps` events with faults ─→ calm: faults end, everything comes to rest (bounded)
+//!        ─→ one coordinator alone, one more mutation by each client ─→ rest ─→ the oracle
+//! ```
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`nodes`] | driving the coordinators' actors |
+//! | [`people`] | driving the clients' sessions, and checking at once what they are told and shown |
+//! | [`wires`] | frames and the ends of connections |
+//! | [`chaos`] | what goes wrong beside the store, and how much of it a seed has |
+//!
+//! Invariants: nothing here looks at a clock, a thread or the order of a hash map; every choice comes
+//! from the seed. The first violation ends the run.
+
+pub mod chaos;
+mod nodes;
+mod people;
+mod wires;
+
+use std::sync::Arc;
+
+use futures::executor::block_on;
+use graft::format::meta::Meta;
+use graft::remote::{MemoryRemote, SharedRemote};
+use graft::volume::{Options, RemoteFetch, Volume};
+use graft::{CommitId, Lsn, PageSize, VolumeId, VolumeName, catalog};
+use sqlsync_layer::actor::{Actor, Input, Limits, Output, RequestId};
+
+use self::chaos::Profile;
+use super::bank::{self, Shelf};
+use super::clients::Client;
+use super::coordinators::{Coordinator, Ended};
+use super::history::History;
+use super::network::{ConnId, Network};
+use super::oracle;
+use super::plant::Plant;
+use super::queue::Queue;
+use super::random::Random;
+use super::store::{Bucket, StoreEvent, Weather};
+use super::tasks::Tasks;
+use super::truth::{Claim, Shown, Truth, rows_text};
+use super::writers::Desk;
+use super::{Config, Summary};
+
+/// The volume of every world.
+pub const VOLUME: VolumeId = VolumeId([0x5E; 16]);
+
+/// When every world begins, ms since 1970.
+const EPOCH_MS: i64 = 1_700_000_000_000;
+
+/// How long the world may take to come to rest once nothing fails any more, in virtual milliseconds.
+const REST_MS: u64 = 20 * 60 * 1000;
+
+/// And in events.
+const REST_EVENTS: u64 = 1_000_000;
+
+/// What will happen.
+#[derive(Debug)]
+enum Event {
+    /// The object store.
+    Store(StoreEvent),
+    /// A dial ends.
+    Dialled { client: usize, life: u64, dial: u64 },
+    /// A frame reaches the server.
+    ToServer { conn: ConnId, text: String },
+    /// A frame reaches the client.
+    ToClient { conn: ConnId, text: String },
+    /// The client learns that its connection is over.
+    EndAtClient { conn: ConnId },
+    /// The server learns it.
+    EndAtServer { conn: ConnId },
+    /// A slow client reads again.
+    Relieved { conn: ConnId },
+    /// A session's timer rings.
+    Timer { client: usize, life: u64, timer: u64 },
+    /// An app does something.
+    ClientActs(usize),
+    /// Somebody runs SQL beside the coordinators.
+    WriterActs(usize),
+    /// A client's process starts again.
+    StartClient(usize),
+    /// A coordinator starts.
+    StartNode(usize),
+    /// A coordinator has no more inputs at hand.
+    Flush { node: usize, life: u64 },
+    /// A wait of a coordinator is over.
+    Woken { node: usize, life: u64 },
+    /// Somebody reaches the store again.
+    Reachable(usize),
+    /// Something goes wrong.
+    Chaos,
+}
+
+/// Whose a task is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Owner {
+    /// A coordinator in one of its lives.
+    Node(usize, u64),
+    /// A direct writer.
+    Writer(usize),
+}
+
+/// How a task ended.
+#[derive(Debug)]
+enum Done {
+    /// A coordinator's.
+    Node(Ended),
+    /// A direct writer's.
+    Writer(String),
+}
+
+/// Who asks the object store on behalf of writer `at`.
+fn writer_asker(at: usize) -> usize {
+    1000 + at
+}
+
+/// Everything. See the module.
+#[derive(Debug)]
+pub struct World {
+    queue: Queue<Event>,
+    random: Random,
+    pub(super) history: History,
+    bucket: Bucket,
+    objects: Arc<MemoryRemote>,
+    shelf: Arc<Shelf>,
+    tasks: Tasks<Owner, Done>,
+    /// Whether a task may be able to go on.
+    stirred: bool,
+    nodes: Vec<Coordinator>,
+    clients: Vec<Client>,
+    writers: Vec<(Desk, bool)>,
+    network: Network,
+    truth: Truth,
+    profile: Profile,
+    plant: Option<Plant>,
+    /// Faults and new work happen.
+    storm: bool,
+    /// The coordinator that is left at the end.
+    alone: Option<usize>,
+    epochs: u64,
+    tags: u64,
+    pub(super) violation: Option<String>,
+    pub(super) summary: Summary,
+}
+
+impl World {
+    /// A world at its beginning: a volume with the first module in force, nobody running yet.
+    pub fn new(config: &Config) -> Result<World, String> {
+        let mut random = Random::new(config.seed);
+        let profile = Profile::draw(&mut random);
+        let bucket = Bucket::new(random.fork(), config.plant);
+        bucket.set_weather(profile.weather);
+        let impure = config.plant == Some(Plant::ImpureReducer);
+        let shelf = Arc::new(Shelf::new(random.fork(), profile.module_fails, impure));
+        let nodes = (0..profile.nodes).map(|_| Coordinator::new(&mut random)).collect();
+        let clients: Vec<Client> = (0..profile.clients).map(|at| Client::new(at, random.fork())).collect();
+        let writers = (0..profile.writers).map(|_| (Desk::new(random.chance(0.4)), false)).collect();
+        let truth = Truth {
+            made: vec![Default::default(); clients.len()],
+            told: vec![Default::default(); clients.len()],
+            ..Truth::default()
+        };
+        let mut world = World {
+            queue: Queue::default(),
+            random,
+            history: History::new(config.loud),
+            objects: bucket.objects(),
+            bucket,
+            shelf,
+            tasks: Tasks::default(),
+            stirred: false,
+            nodes,
+            clients,
+            writers,
+            network: Network::default(),
+            truth,
+            profile,
+            plant: config.plant,
+            storm: true,
+            alone: None,
+            epochs: 1,
+            tags: 0,
+            violation: None,
+            summary: Summary { seed: config.seed, ..Summary::default() },
+        };
+        world.found()?;
+        Ok(world)
+    }
+
+    /// Makes the volume and deploys the first module, before time begins.
+    fn found(&mut self) -> Result<(), String> {
+        let remote: SharedRemote = self.objects.clone();
+        let name: VolumeName = "bank".parse().map_err(|error| format!("{error}"))?;
+        let page_size = PageSize::new(self.profile.page_bytes).ok_or("not a page size")?;
+        let meta = Meta { page_size, parent: None };
+        block_on(catalog::create(&*remote, &name, VOLUME, meta)).map_err(|error| error.to_string())?;
+        let options = Options { locals: None, ..Options::default() };
+        let opened = block_on(Volume::open(&*remote, VOLUME, options)).map_err(|error| error.to_string())?;
+        let fetch = Arc::new(RemoteFetch::new(remote.clone()));
+        let modules = Arc::new(Shelf::new(Random::new(0), 0.0, false));
+        let mut actor = Actor::open(opened, fetch, modules, Limits::default(), self.epochs)
+            .map_err(|error| error.to_string())?;
+        let (module, now_ms) = (bank::module(1), self.now_ms());
+        actor.handle(Input::Deploy { request: RequestId(0), module, now_ms, seed: 7 });
+        actor.flush(now_ms, CommitId(self.random.bytes16()));
+        for output in actor.take_outputs() {
+            if let Output::Publish(prepared) = output {
+                self.truth.published.insert(prepared.head.id, self.epochs);
+                block_on(graft::publish::publish(&*remote, &prepared)).map_err(|error| error.to_string())?;
+            }
+        }
+        self.truth.epochs.insert(self.epochs, Lsn::ZERO);
+        for node in 0..self.nodes.len() {
+            let delay = self.random.below(300);
+            self.queue.after(delay, Event::StartNode(node));
+        }
+        for client in 0..self.clients.len() {
+            let delay = self.random.below(500);
+            self.queue.after(delay, Event::StartClient(client));
+            self.queue.after(delay + 1, Event::ClientActs(client));
+        }
+        for writer in 0..self.writers.len() {
+            let delay = self.random.between(500, 5_000);
+            self.queue.after(delay, Event::WriterActs(writer));
+        }
+        self.queue.after(1_000, Event::Chaos);
+        Ok(())
+    }
+
+    /// The world's clock, ms since 1970.
+    fn now_ms(&self) -> i64 {
+        EPOCH_MS + self.queue.now() as i64
+    }
+
+    fn note(&mut self, line: String) {
+        self.history.note(self.queue.now(), line);
+    }
+
+    /// The first one counts.
+    fn violate(&mut self, what: String) {
+        self.note(format!("VIOLATION: {what}"));
+        self.violation.get_or_insert(what);
+    }
+
+    /// Lives through the whole script. The oracle's verdict is in the summary or the violation.
+    pub fn live(&mut self, steps: u64) {
+        while self.summary.steps < steps && self.violation.is_none() {
+            if !self.step() {
+                return self.violate("nothing will ever happen again".into());
+            }
+        }
+        self.calm();
+        self.rest("after the storm");
+        self.show_settled();
+        if self.violation.is_none() {
+            self.leave_one_alone();
+            self.rest("with one coordinator left");
+            self.show_settled();
+        }
+        self.judge();
+    }
+
+    /// Lets the next event happen. False where there is none.
+    fn step(&mut self) -> bool {
+        let Some(event) = self.queue.pop() else { return false };
+        self.summary.steps += u64::from(!matches!(event, Event::Store(_)));
+        match event {
+            Event::Store(event) => self.stirred |= self.bucket.happen(event),
+            Event::Dialled { client, life, dial } => self.dialled(client, life, dial),
+            Event::ToServer { conn, text } => self.to_server(conn, &text),
+            Event::ToClient { conn, text } => self.to_client(conn, text),
+            Event::EndAtClient { conn } => self.end_at_client(conn),
+            Event::EndAtServer { conn } => self.end_at_server(conn),
+            Event::Relieved { conn } => self.relieved(conn),
+            Event::Timer { client, life, timer } => self.timer(client, life, timer),
+            Event::ClientActs(client) => self.client_acts(client),
+            Event::WriterActs(writer) => self.writer_acts(writer),
+            Event::StartClient(client) => self.start_client(client),
+            Event::StartNode(node) => self.start_node(node),
+            Event::Flush { node, life } => self.flush(node, life),
+            Event::Woken { node, life } => self.woken(node, life),
+            Event::Reachable(asker) => self.bucket.set_unreachable(asker, false),
+            Event::Chaos => self.chaos(),
+        }
+        while std::mem::take(&mut self.stirred) {
+            for (owner, done) in self.tasks.poll() {
+                self.stirred = true;
+                match (owner, done) {
+                    (Owner::Node(node, life), Done::Node(ended)) => self.node_ended(node, life, ended),
+                    (Owner::Writer(writer), Done::Writer(how)) => {
+                        self.writers[writer].1 = false;
+                        self.note(format!("writer {writer}: {how}"));
+                    }
+                    (Owner::Node(..), Done::Writer(_)) | (Owner::Writer(_), Done::Node(_)) => {
+                        self.violate("a task ended as another's".into());
+                    }
+                }
+            }
+            for (delay, event) in self.bucket.take_schedule() {
+                self.queue.after(delay, Event::Store(event));
+            }
+        }
+        for (delay, event) in self.bucket.take_schedule() {
+            self.queue.after(delay, Event::Store(event));
+        }
+        true
+    }
+
+    fn spawn(&mut self, owner: Owner, task: impl Future<Output = Done> + Send + 'static) {
+        self.tasks.spawn(owner, task);
+        self.stirred = true;
+    }
+
+    /// Faults end; nobody begins anything new.
+    fn calm(&mut self) {
+        self.note("the storm is over".into());
+        self.storm = false;
+        self.bucket.set_weather(Weather::default());
+        self.shelf.calm();
+        for asker in (0..self.nodes.len()).chain((0..self.writers.len()).map(writer_asker)) {
+            self.bucket.set_unreachable(asker, false);
+        }
+    }
+
+    /// Runs until nothing is under way. It must come to that.
+    fn rest(&mut self, when: &str) {
+        let (deadline, mut events) = (self.queue.now() + REST_MS, 0);
+        while self.violation.is_none() && !self.is_at_rest() {
+            events += 1;
+            if self.queue.now() > deadline || events > REST_EVENTS || !self.step() {
+                let why = self.unrest();
+                return self.violate(format!("the world does not come to rest {when}: {why}"));
+            }
+        }
+    }
+
+    fn is_at_rest(&self) -> bool {
+        self.network.in_flight == 0
+            && self.tasks.is_empty()
+            && self.clients.iter().all(|client| {
+                let conn = client.conn.and_then(|conn| self.network.connections.get(&conn));
+                client.is_settled() && conn.is_some_and(|conn| conn.is_healthy())
+            })
+            && (0..self.nodes.len()).all(|node| self.node_is_at_rest(node))
+            && self.bucket.is_quiet()
+    }
+
+    /// What is still under way, for the report.
+    fn unrest(&self) -> String {
+        let clients: Vec<String> = self
+            .clients
+            .iter()
+            .enumerate()
+            .filter(|(_, client)| !client.is_settled())
+            .map(|(at, c)| {
+                let (pending, live) = (c.session.pending(), c.live);
+                format!(
+                    "client {at} (live {live}, {pending} pending, {} subscriptions and {} questions unanswered)",
+                    c.unanswered.len(),
+                    c.questions.len()
+                )
+            })
+            .collect();
+        let nodes: Vec<String> = (0..self.nodes.len())
+            .filter(|node| !self.node_is_at_rest(*node))
+            .map(|node| format!("coordinator {node} {:?}", self.nodes[node].stage))
+            .collect();
+        format!(
+            "{} frames in flight, tasks {:?}, store quiet {}, {} {}",
+            self.network.in_flight,
+            self.tasks,
+            self.bucket.is_quiet(),
+            clients.join(", "),
+            nodes.join(", ")
+        )
+    }
+
+    /// At rest, a subscription's rows are exactly the answer at its coordinator's durable commit.
+    fn show_settled(&mut self) {
+        if self.violation.is_some() {
+            return;
+        }
+        for at in 0..self.clients.len() {
+            let client = &self.clients[at];
+            let node = client.conn.and_then(|conn| self.network.connections.get(&conn)).map(|c| c.node.0);
+            let Some(lsn) = node.and_then(|node| self.nodes[node].actor()).map(|a| a.volume().base().lsn())
+            else {
+                continue;
+            };
+            let client = &self.clients[at];
+            for (sub, ask) in &client.subscriptions {
+                let rows = client.session.rows(*sub).map(|rows| rows_text(rows.rows())).unwrap_or_default();
+                let shown = Shown { lsn, ask: *ask, claim: Claim::Exactly, client: at, rows };
+                self.truth.shown.insert(shown);
+            }
+        }
+    }
+
+    /// One coordinator stays; every client goes to it and makes one more mutation.
+    fn leave_one_alone(&mut self) {
+        let alone = self.random.index(self.nodes.len());
+        self.alone = Some(alone);
+        self.note(format!("coordinator {alone} is left alone"));
+        for node in (0..self.nodes.len()).filter(|node| *node != alone) {
+            self.crash_node(node);
+        }
+        for client in 0..self.clients.len() {
+            self.mutate(client);
+        }
+    }
+
+    /// Lets the oracle look at what is stored.
+    fn judge(&mut self) {
+        for (desk, _) in &self.writers {
+            let (sealed, durable) = desk.take();
+            self.truth.direct.extend(sealed);
+            self.truth.direct_durable.extend(durable);
+        }
+        for node in &self.nodes {
+            let metrics = node.metrics();
+            self.summary.lsns_lost += metrics.replays;
+            self.summary.query_runs += metrics.query_runs;
+        }
+        self.summary.faults = self.bucket.faults();
+        self.summary.virtual_ms = self.queue.now();
+        self.summary.shown = self.truth.shown.len() as u64;
+        if self.violation.is_some() {
+            return;
+        }
+        match oracle::check(&self.objects, VOLUME, &self.truth) {
+            Ok(verdict) => {
+                self.summary.lsns = verdict.lsns;
+                self.summary.direct = verdict.direct;
+                self.summary.durable = verdict.applied;
+                self.summary.rejected = verdict.rejected;
+                self.summary.shown_checked = verdict.shown_checked;
+            }
+            Err(what) => self.violate(what),
+        }
+    }
+}
