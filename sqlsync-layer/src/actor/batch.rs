@@ -117,7 +117,7 @@ impl Writer {
         schema: u32,
         culprits: &BTreeMap<usize, Reason>,
     ) -> Result<Done, Stop> {
-        let _ = self.control.take_failure();
+        let _ = self.control.take_io_failure();
         let _ = self.control.take_committed();
         self.internal("BEGIN IMMEDIATE")?;
         let result = self.operations(ops, module, schema, culprits);
@@ -128,7 +128,7 @@ impl Writer {
         let mut done = result?;
         if let Err(error) = self.guarded.connection().execute_batch("COMMIT") {
             let failure =
-                self.control.take_failure().map_or_else(|| Blocked::passing(error.to_string()), Blocked);
+                self.control.take_io_failure().map_or_else(|| Blocked::passing(error.to_string()), Blocked);
             if !self.guarded.connection().is_autocommit() {
                 self.internal("ROLLBACK")?;
             }
@@ -141,7 +141,7 @@ impl Writer {
     /// A statement of our own; it fails only where the world does.
     fn internal(&self, sql: &str) -> Result<(), Blocked> {
         self.guarded.connection().execute_batch(sql).map_err(|error| {
-            let failure = self.control.take_failure();
+            let failure = self.control.take_io_failure();
             failure.map_or_else(|| Blocked::passing(format!("{sql}: {error}")), Blocked)
         })
     }
@@ -349,7 +349,7 @@ impl Port<'_> {
         }
         let result = run(&self.writer.guarded);
         if let Err(error) = &result {
-            if let Some(failure) = self.writer.control.take_failure() {
+            if let Some(failure) = self.writer.control.take_io_failure() {
                 self.blocked = Some(Blocked(failure));
             } else if self.writer.guarded.connection().is_autocommit() {
                 self.ended = Some(error.message.clone());

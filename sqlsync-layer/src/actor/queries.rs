@@ -51,12 +51,12 @@ impl Actor {
     }
 
     fn ask(&self, mode: Mode, sql: &str, params: &Params) -> Result<reducers_abi::Rows, QueryFailure> {
-        let _ = self.reader.control.take_failure();
+        let _ = self.reader.control.take_io_failure();
         let asked = self
             .reader
             .guarded
             .within(mode, self.limits.query_steps_max, |g| g.ask(sql, params, self.row_limits()));
-        asked.map_err(|error| match self.reader.control.take_failure() {
+        asked.map_err(|error| match self.reader.control.take_io_failure() {
             Some(failure) => QueryFailure::Blocked(failure),
             None if error.code == rusqlite::ffi::SQLITE_INTERRUPT => QueryFailure::Refused(Reason::new(
                 codes::LIMIT,
