@@ -173,6 +173,9 @@ pub struct Sql {
     /// Allow changes, and commit them to the store before ending.
     #[arg(long)]
     pub write: bool,
+    /// Drop changes of earlier runs that are kept in the data directory and could not be pushed.
+    #[arg(long, requires = "data")]
+    pub discard_kept: bool,
     /// A directory for the replica, kept for the next time. [default: a temporary one]
     #[arg(long, env = "GRAFT_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,

@@ -59,11 +59,22 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
     }
     let fetch = Arc::new(RemoteFetch::new(remote.clone()));
     let database = Database::new(volume.clone(), fetch);
+    if args.discard_kept {
+        let dropped = volume.reset()?.len();
+        eprintln!("dropped {}", output::count(dropped, "kept change"));
+        let pulled = volume.pull(&*remote).await?;
+        volume.absorb(pulled)?;
+    } else if args.write && volume.status().ahead > 0 {
+        push_kept(&name, &remote, &volume).await?;
+    }
     let mut tries = 0;
     let (answer, lsn) = loop {
-        let kept = volume.status().ahead;
         let (database, sql, write) = (database.clone(), args.sql.clone(), args.write);
         let ran = tokio::task::spawn_blocking(move || execute(&database, &sql, write)).await?;
+        if ran.is_err() && args.write {
+            // Statements before the one that failed are not to be pushed by a later run.
+            volume.reset()?;
+        }
         let answer = ran.with_context(|| format!("volume `{name}`"))?;
         if !args.write {
             break (answer, volume.status().lsn);
@@ -73,7 +84,7 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
             Ok(Some(lsn)) => break (answer, lsn),
             Ok(None) => break (answer, volume.status().lsn),
             // Another writer committed first, so nothing of ours happened: run it again on top.
-            Err(PushError::Publish(PublishError::Rejected { .. })) if kept == 0 && tries < TRIES_MAX => {
+            Err(PushError::Publish(PublishError::Rejected { .. })) if tries < TRIES_MAX => {
                 volume.reset()?;
                 let pulled = volume.pull(&*remote).await?;
                 volume.absorb(pulled)?;
@@ -103,6 +114,26 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
         output::line(&format!("{} changed, lsn {lsn}", output::count(answer.changes as usize, "row")))?;
     }
     Ok(Outcome::Done)
+}
+
+/// Pushes what an earlier run could not. Nothing new runs before that is settled.
+async fn push_kept(name: &VolumeName, remote: &SharedRemote, volume: &Volume) -> anyhow::Result<()> {
+    let kept = output::count(volume.status().ahead, "change");
+    match publish(remote, volume).await {
+        Ok(_) => {
+            let pulled = volume.pull(&**remote).await?;
+            volume.absorb(pulled)?;
+            Ok(())
+        }
+        Err(PushError::Publish(PublishError::Rejected { .. })) => bail!(
+            "volume `{name}`: {kept} kept in the data directory cannot be pushed any more, because another writer \
+             committed meanwhile; read what you need with `graft sql` and the same --data, then drop them with \
+             --discard-kept and run the SQL again"
+        ),
+        Err(error) => {
+            bail!("volume `{name}`: {kept} kept in the data directory could not be pushed yet: {error}")
+        }
+    }
 }
 
 /// Pushes what is local. `None` where there was nothing.

@@ -196,6 +196,15 @@ fn every_command_does_what_its_page_says() {
     let kept = server.ok(&["sql", "SELECT title, done FROM tasks", "--json"]);
     assert_eq!(documented("sql", &kept)["rows"], serde_json::json!([["Renamed", 1]]));
 
+    // A script that fails commits nothing, now or with a later run on the same directory.
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().to_str().unwrap();
+    let half = "UPDATE tasks SET title = 'Half'; UPDATE nowhere SET x = 1";
+    server.fails(1, &["sql", half, "--write", "--data", data]);
+    let whole = "UPDATE tasks SET done = 0; SELECT title FROM tasks";
+    let wrote = documented("sql", &server.ok(&["sql", whole, "--write", "--data", data, "--json"]));
+    assert_eq!(wrote["rows"], serde_json::json!([["Renamed"]]));
+
     assert_eq!(
         documented("volume-ls", &server.ok(&["volume", "ls", "--json"]))["volumes"][0]["name"],
         "todo"

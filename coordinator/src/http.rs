@@ -5,8 +5,12 @@
 //! | `GET /v1/health` | says what this is and what it serves |
 //! | `GET /v1/volumes/{name}/sync` | upgrades to the protocol of `docs/protocol.md` |
 //! | `POST /v1/volumes/{name}/modules` | deploys the wasm module in the body |
+//! | `GET /v1/volumes/{name}` | says how the volume stands and what its reducers take |
+//! | `POST /v1/volumes/{name}/query` | asks once; see `volume` |
+//! | `POST /v1/volumes/{name}/mutate` | runs a reducer; see `mutate` |
 //!
-//! Whatever can be refused is refused before a socket is upgraded.
+//! Whatever can be refused is refused before a socket is upgraded. Every error becomes a status and a
+//! code here, in [`ApiError`].
 
 use std::sync::Arc;
 
@@ -21,12 +25,21 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use graft::VolumeName;
 use graft::ids::InvalidName;
-use serde::Serialize;
-use sqlsync_layer::actor::Deployed;
+use serde::de::DeserializeOwned;
+use sqlsync_layer::actor::{AskError, Deployed, NotAToken};
 use sqlsync_layer::protocol::{FRAME_BYTES_MAX, Reason, codes};
 
 use crate::volumes::{OpenVolumeError, Volumes};
 use crate::{origin, sync};
+
+mod mutate;
+mod volume;
+mod wire;
+
+pub use self::wire::{
+    ErrorBody, Health, MutateAnswer, MutateRequest, ParamInfo, ParamType, QueryAnswer, QueryRequest,
+    ReducerInfo, VolumeInfo, Wait, reducers,
+};
 
 /// Why a request was not served.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -61,7 +74,7 @@ pub enum ApiError {
         message: String,
     },
     /// The body could not be read, or is too large.
-    #[error("the module was not received: {message}; at most {max} bytes are accepted")]
+    #[error("the body was not received: {message}; at most {max} bytes are accepted")]
     Body {
         /// What went wrong.
         message: String,
@@ -70,6 +83,15 @@ pub enum ApiError {
         /// Whether it is too large.
         too_large: bool,
     },
+    /// The body is not what this route takes.
+    #[error("the body is not what this route takes: {message}; see docs/protocol.md")]
+    Request {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// `after` is not a token.
+    #[error("`after`: {0}")]
+    Token(#[from] NotAToken),
     /// The body is not a module that can run.
     #[error("{message}")]
     Module {
@@ -82,12 +104,33 @@ pub enum ApiError {
     /// The deploy was refused by the volume's actor.
     #[error("{}", .0.message)]
     Deploy(Reason),
+    /// A query was not answered.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// A mutation was not taken, and is not recorded.
+    #[error("{}", .0.message)]
+    Refused(Reason),
+}
+
+/// The status of what the actor says.
+fn status_of(code: &str) -> StatusCode {
+    match code {
+        codes::UNAVAILABLE | codes::SHUTDOWN => StatusCode::SERVICE_UNAVAILABLE,
+        codes::DAMAGED => StatusCode::INTERNAL_SERVER_ERROR,
+        codes::SEQ_GAP | codes::SEQ_REUSED | codes::SEQ_FORGOTTEN => StatusCode::CONFLICT,
+        codes::TOO_MANY_IN_FLIGHT => StatusCode::TOO_MANY_REQUESTS,
+        _refusal => StatusCode::UNPROCESSABLE_ENTITY,
+    }
 }
 
 impl ApiError {
     fn status(&self) -> StatusCode {
         match self {
-            ApiError::Name(_) | ApiError::Path | ApiError::NotUpgrade { .. } => StatusCode::BAD_REQUEST,
+            ApiError::Name(_)
+            | ApiError::Path
+            | ApiError::NotUpgrade { .. }
+            | ApiError::Request { .. }
+            | ApiError::Token(_) => StatusCode::BAD_REQUEST,
             ApiError::Forbidden { .. } => StatusCode::FORBIDDEN,
             ApiError::NoRoute => StatusCode::NOT_FOUND,
             ApiError::Method => StatusCode::METHOD_NOT_ALLOWED,
@@ -99,11 +142,13 @@ impl ApiError {
             ApiError::Volume(OpenVolumeError::Unavailable { .. } | OpenVolumeError::Shutdown) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            ApiError::Deploy(reason) => match reason.code.as_str() {
-                codes::UNAVAILABLE | codes::SHUTDOWN => StatusCode::SERVICE_UNAVAILABLE,
-                codes::DAMAGED => StatusCode::INTERNAL_SERVER_ERROR,
-                _refusal => StatusCode::UNPROCESSABLE_ENTITY,
-            },
+            ApiError::Ask(AskError::Lost { .. }) => StatusCode::CONFLICT,
+            ApiError::Ask(AskError::TooMany) => StatusCode::TOO_MANY_REQUESTS,
+            ApiError::Deploy(reason)
+            | ApiError::Refused(reason)
+            | ApiError::Ask(AskError::Failed(reason)) => status_of(&reason.code),
+            // Also what the actor will be able to say in a later version.
+            ApiError::Ask(AskError::NotReached | _) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -116,55 +161,48 @@ impl ApiError {
             ApiError::Method => "method_not_allowed",
             ApiError::NotUpgrade { .. } => "not_a_websocket",
             ApiError::Body { too_large: true, .. } => "too_large",
-            ApiError::Body { too_large: false, .. } => "bad_body",
+            ApiError::Body { too_large: false, .. } | ApiError::Request { .. } => "bad_body",
+            ApiError::Token(_) => "bad_token",
             ApiError::Module { .. } => "invalid_module",
             ApiError::Volume(OpenVolumeError::NoSuchVolume { .. }) => "unknown_volume",
             ApiError::Volume(OpenVolumeError::Damaged { .. }) => codes::DAMAGED,
             ApiError::Volume(OpenVolumeError::Unavailable { .. }) => codes::UNAVAILABLE,
             ApiError::Volume(OpenVolumeError::Shutdown) => codes::SHUTDOWN,
-            ApiError::Deploy(reason) => &reason.code,
+            ApiError::Ask(AskError::Lost { .. }) => "token_lost",
+            ApiError::Ask(AskError::TooMany) => "too_many_waiting",
+            ApiError::Deploy(reason)
+            | ApiError::Refused(reason)
+            | ApiError::Ask(AskError::Failed(reason)) => &reason.code,
+            ApiError::Ask(AskError::NotReached | _) => "not_reached",
         }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        #[derive(Serialize)]
-        struct Body {
-            error: Reason,
-        }
         let status = self.status();
         if status.is_server_error() {
             tracing::warn!(code = self.code(), error = %self, "request failed");
         }
-        (status, Json(Body { error: Reason::new(self.code(), self.to_string()) })).into_response()
+        (status, Json(ErrorBody { error: Reason::new(self.code(), self.to_string()) })).into_response()
     }
 }
 
 /// The routes.
 pub(crate) fn router(volumes: Arc<Volumes>) -> Router {
     let modules = post(deploy).layer(DefaultBodyLimit::max(volumes.limits().module_bytes_max));
+    let body = DefaultBodyLimit::max(FRAME_BYTES_MAX);
     Router::new()
         .route("/v1/health", get(health))
+        .route("/v1/volumes/{name}", get(volume::info))
+        .route("/v1/volumes/{name}/query", post(volume::query).layer(body))
+        .route("/v1/volumes/{name}/mutate", post(mutate::mutate).layer(body))
         .route("/v1/volumes/{name}/sync", get(connect))
         .route("/v1/volumes/{name}/modules", modules)
         .fallback(async || ApiError::NoRoute)
         .method_not_allowed_fallback(async || ApiError::Method)
         .layer(axum::middleware::from_fn(origin::check))
         .with_state(volumes)
-}
-
-/// Answer of `GET /v1/health`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
-pub struct Health {
-    /// `ok`, or `stopping`.
-    pub status: String,
-    /// This build's version.
-    pub version: String,
-    /// The object store, without credentials.
-    pub store: String,
-    /// How many volumes are open.
-    pub volumes_open: usize,
 }
 
 async fn health(State(volumes): State<Arc<Volumes>>) -> Json<Health> {
@@ -179,6 +217,23 @@ async fn health(State(volumes): State<Arc<Volumes>>) -> Json<Health> {
 fn name(path: Result<Path<String>, PathRejection>) -> Result<VolumeName, ApiError> {
     let Path(name) = path.map_err(|_| ApiError::Path)?;
     Ok(name.parse()?)
+}
+
+fn received(body: Result<Bytes, BytesRejection>, max: usize) -> Result<Bytes, ApiError> {
+    body.map_err(|error| ApiError::Body {
+        message: error.body_text(),
+        max,
+        too_large: error.status() == StatusCode::PAYLOAD_TOO_LARGE,
+    })
+}
+
+/// The body as JSON, whatever its content type says: `curl -d` says that it is a form.
+fn json<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, ApiError> {
+    serde_json::from_slice(&received(body, FRAME_BYTES_MAX)?).map_err(|error| {
+        // The parser quotes what it did not expect, however long that was.
+        let message: String = error.to_string().chars().take(300).collect();
+        ApiError::Request { message }
+    })
 }
 
 async fn connect(
@@ -205,10 +260,6 @@ async fn deploy(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Deployed>, ApiError> {
     let name = name(path)?;
-    let body = body.map_err(|error| ApiError::Body {
-        message: error.body_text(),
-        max: volumes.limits().module_bytes_max,
-        too_large: error.status() == StatusCode::PAYLOAD_TOO_LARGE,
-    })?;
+    let body = received(body, volumes.limits().module_bytes_max)?;
     volumes.deploy(&name, body).await.map(Json)
 }

@@ -2,7 +2,7 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | [`http`](mod@http) | routes, and errors as typed JSON |
+//! | [`http`](mod@http) | routes, queries and mutations without a socket, errors as typed JSON |
 //! | `origin` | who may talk to a server without authentication |
 //! | `sync` | one WebSocket: frames in, frames out, back-pressure |
 //! | `outbox` | the bounded queue in front of a socket |
@@ -64,6 +64,17 @@ pub struct Limits {
     pub drain_max: Duration,
     /// Of each connection.
     pub session: SessionLimits,
+    /// Of each HTTP request.
+    pub http: HttpLimits,
+}
+
+/// Bounds of one HTTP request.
+#[derive(Debug, Clone, Copy)]
+pub struct HttpLimits {
+    /// How long a query waits for the state that its token names.
+    pub after_max: Duration,
+    /// How long a mutation waits for its answer.
+    pub answer_max: Duration,
 }
 
 /// Bounds of one connection.
@@ -97,6 +108,7 @@ impl Default for Limits {
                 outbox_bytes: 1 << 20,
                 outbox_bytes_max: 256 << 20,
             },
+            http: HttpLimits { after_max: Duration::from_secs(5), answer_max: Duration::from_secs(30) },
         }
     }
 }
@@ -173,7 +185,8 @@ impl Coordinator {
         let listener =
             TcpListener::bind(listen).await.map_err(|source| StartError::Bind { listen, source })?;
         let addr = listener.local_addr().map_err(|source| StartError::Bind { listen, source })?;
-        graft::remote::probe::probe(&*store, &clock::random_name()).await?;
+        let probed = graft::remote::probe_once(&*store, &clock::random_name(), clock::now_ms()).await?;
+        tracing::debug!(store = %store.url(), ?probed, "the store keeps a second creator out");
         let cache = data.map(|dir| modules::open_data(&dir)).transpose()?;
         let host = Host::new(limits.host)?;
         let modules = Arc::new(StoreModules::new(store.clone(), host));

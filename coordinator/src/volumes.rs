@@ -15,9 +15,12 @@ use graft::pull::PullError;
 use graft::remote::SharedRemote;
 use graft::store::SharedStore;
 use graft::volume::{OpenError, Options, RemoteFetch, Volume};
-use graft::{CommitId, PageSize, VolumeId, VolumeName};
+use graft::{CommitId, ModuleHash, PageSize, VolumeId, VolumeName};
 use parking_lot::Mutex;
-use sqlsync_layer::actor::{Actor, Deployed, Input, Modules, Output, SessionId};
+use reducers_abi::Runtime;
+use sqlsync_layer::actor::{
+    Actor, Ask, Asked, Deployed, Input, ModuleError, Modules, Output, SessionId, Standing,
+};
 use sqlsync_layer::protocol::{Reason, codes};
 use sqlsync_layer::vfs::IoFailure;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -272,6 +275,43 @@ impl Volumes {
         Ok(deployed)
     }
 
+    /// Asks once.
+    pub(crate) async fn ask(&self, name: &VolumeName, lease: &Lease, ask: Ask) -> Result<Asked, ApiError> {
+        let (reply, asked) = oneshot::channel();
+        Ok(request(name, lease, Work::Ask { ask, reply }, asked).await??)
+    }
+
+    /// How the volume stands.
+    pub(crate) async fn inspect(
+        &self,
+        name: &VolumeName,
+        lease: &Lease,
+    ) -> Result<Standing, OpenVolumeError> {
+        let (reply, standing) = oneshot::channel();
+        request(name, lease, Work::Inspect { reply }, standing).await
+    }
+
+    /// The module, ready to run.
+    pub(crate) async fn load(
+        &self,
+        name: &VolumeName,
+        module: ModuleHash,
+    ) -> Result<Arc<dyn Runtime>, OpenVolumeError> {
+        let modules = self.modules.clone();
+        let name = name.clone();
+        match tokio::task::spawn_blocking(move || modules.load(module)).await {
+            Ok(Ok(loaded)) => Ok(loaded),
+            Ok(Err(error @ ModuleError::Invalid { .. })) => {
+                Err(OpenVolumeError::Damaged { name, message: error.to_string() })
+            }
+            Ok(Err(error)) => Err(OpenVolumeError::Unavailable { name, message: error.to_string() }),
+            Err(panic) => {
+                tracing::error!(%panic, "loading a module panicked");
+                Err(OpenVolumeError::Unavailable { name, message: "its module could not be loaded".into() })
+            }
+        }
+    }
+
     async fn create_if_new(&self, name: &VolumeName) -> Result<(), OpenVolumeError> {
         match self.resolve(name).await {
             Ok(_) => return Ok(()),
@@ -346,6 +386,19 @@ impl Volumes {
         }
         drained
     }
+}
+
+/// Gives work to a volume's worker and waits for its reply.
+async fn request<T>(
+    name: &VolumeName,
+    lease: &Lease,
+    work: Work,
+    reply: oneshot::Receiver<T>,
+) -> Result<T, OpenVolumeError> {
+    let gone =
+        || OpenVolumeError::Unavailable { name: name.clone(), message: "its worker ended; try again".into() };
+    lease.worker.send(work).await.map_err(|_| gone())?;
+    reply.await.map_err(|_| gone())
 }
 
 /// Waits until a worker has nothing that is not durable.

@@ -23,7 +23,7 @@ use graft::volume::Volume;
 use graft::{CommitId, ModuleHash};
 use rand::Rng as _;
 use rand::rngs::StdRng;
-use sqlsync_layer::actor::{Deployed, Input, Output, RequestId, SessionId};
+use sqlsync_layer::actor::{Ask, AskError, Asked, Deployed, Input, Output, RequestId, SessionId, Standing};
 use sqlsync_layer::protocol::{ClientId, ClientMessage, Reason, codes};
 use sqlsync_layer::vfs::IoFailure;
 use tokio::runtime::Handle;
@@ -65,9 +65,17 @@ pub(crate) enum Work {
         module: ModuleHash,
         reply: oneshot::Sender<Result<Deployed, Reason>>,
     },
+    Ask {
+        ask: Ask,
+        reply: oneshot::Sender<Result<Asked, AskError>>,
+    },
+    Inspect {
+        reply: oneshot::Sender<Standing>,
+    },
     Published(Result<Published, PublishError>),
     Pulled(Result<Pulled, PullError>),
     Woken,
+    Reminded,
     /// Take no more mutations; answer when everything accepted is durable.
     Shutdown {
         drained: oneshot::Sender<()>,
@@ -136,6 +144,8 @@ pub(crate) async fn start(name: &str, open: OpenMachine) -> Result<mpsc::Sender<
             rng: clock::rng(),
             sessions: HashMap::new(),
             deploys: HashMap::new(),
+            asks: HashMap::new(),
+            inspections: HashMap::new(),
             requests: 0,
             drained: Vec::new(),
         };
@@ -166,6 +176,8 @@ struct Worker {
     rng: StdRng,
     sessions: HashMap<SessionId, Arc<Outbox>>,
     deploys: HashMap<RequestId, oneshot::Sender<Result<Deployed, Reason>>>,
+    asks: HashMap<RequestId, oneshot::Sender<Result<Asked, AskError>>>,
+    inspections: HashMap<RequestId, oneshot::Sender<Standing>>,
     requests: u64,
     drained: Vec<oneshot::Sender<()>>,
 }
@@ -214,20 +226,35 @@ impl Worker {
                 Input::Relieved { session }
             }
             Work::Deploy { module, reply } => {
-                self.requests += 1;
-                let request = RequestId(self.requests);
+                let request = self.next_request();
                 self.deploys.insert(request, reply);
                 Input::Deploy { request, module, now_ms: clock::now_ms(), seed: self.rng.random() }
+            }
+            Work::Ask { ask, reply } => {
+                let request = self.next_request();
+                self.asks.insert(request, reply);
+                Input::Ask { request, ask }
+            }
+            Work::Inspect { reply } => {
+                let request = self.next_request();
+                self.inspections.insert(request, reply);
+                Input::Inspect { request }
             }
             Work::Published(result) => Input::Published(result),
             Work::Pulled(result) => Input::Pulled(result),
             Work::Woken => Input::Woken,
+            Work::Reminded => Input::Reminded,
             Work::Shutdown { drained } => {
                 self.drained.push(drained);
                 Input::Shutdown
             }
         };
         self.machine.handle(input);
+    }
+
+    fn next_request(&mut self) -> RequestId {
+        self.requests += 1;
+        RequestId(self.requests)
     }
 
     /// Carries out outputs until there are none.
@@ -277,6 +304,20 @@ impl Worker {
                     tell(reply, result);
                 }
             }
+            Output::Asked { request, result } => {
+                if let Some(reply) = self.asks.remove(&request) {
+                    tell(reply, result);
+                }
+            }
+            Output::Inspected { request, standing } => {
+                if let Some(reply) = self.inspections.remove(&request) {
+                    tell(reply, standing);
+                }
+            }
+            Output::Remind { after_ms } => self.report(async move {
+                tokio::time::sleep(Duration::from_millis(after_ms)).await;
+                Work::Reminded
+            }),
             Output::Drained => {
                 for drained in self.drained.drain(..) {
                     tell(drained, ());

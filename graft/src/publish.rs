@@ -16,7 +16,7 @@
 use bytes::Bytes;
 
 use crate::format::Damaged;
-use crate::format::commit::{FrameEntry, Head};
+use crate::format::commit::{FrameEntry, HEAD_BYTES_MAX, Head};
 use crate::format::frame::{self, FRAME_PAGES_MAX, PageHash};
 use crate::ids::{ChainHash, CommitId, Lsn, PageIdx, VolumeId, key};
 use crate::page_set::PageSet;
@@ -25,6 +25,9 @@ use crate::remote::{Remote, RemoteError};
 
 /// Frames up to this many bytes in all ride inside the commit; more go to segments.
 pub const INLINE_BYTES_MAX: usize = 256 << 10;
+
+/// The most that a caller may give as a commit's payload.
+pub const PAYLOAD_BYTES_MAX: usize = 64 << 20;
 
 /// A segment is closed once it has this many bytes.
 const SEGMENT_BYTES: usize = 16 << 20;
@@ -66,6 +69,11 @@ pub struct Draft {
 }
 
 /// Compresses and hashes pages into a commit. `pages` ascend and lie within `draft.pages`.
+///
+/// # Panics
+///
+/// If the head would be longer than readers accept (256 MiB): such a commit would make the volume
+/// unreadable for ever. The layers above bound payloads ([`PAYLOAD_BYTES_MAX`]) and transactions.
 pub fn prepare(draft: Draft, pages: &[(PageIdx, Bytes)]) -> Prepared {
     let chunks: Vec<&[(PageIdx, Bytes)]> = pages.chunks(FRAME_PAGES_MAX).collect();
     let frames: Vec<Bytes> =
@@ -106,6 +114,7 @@ pub fn prepare(draft: Draft, pages: &[(PageIdx, Bytes)]) -> Prepared {
         encoded: Bytes::new(),
     };
     let mut object = head.encode().to_vec();
+    assert!(object.len() as u64 <= HEAD_BYTES_MAX, "a head of {} bytes: nobody could read it", object.len());
     object.extend_from_slice(&body);
     let segments = segments
         .into_iter()

@@ -44,7 +44,7 @@ pub use directory::DirectoryRemote;
 pub use faulty::{Fault, Faults, Faulty};
 pub use memory::MemoryRemote;
 pub use object::ObjectRemote;
-pub use probe::{ProbeError, probe};
+pub use probe::{ProbeError, Probed, probe, probe_once};
 
 /// Why a request to the object store did not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -117,6 +117,12 @@ pub trait Remote: Send + Sync + fmt::Debug {
 
     /// The URL this remote was opened by, without credentials, for messages.
     fn url(&self) -> String;
+
+    /// Where requests go: the URL and, where that leaves it open, the server. What was found out
+    /// about a store at one place says nothing about another.
+    fn place(&self) -> String {
+        self.url()
+    }
 }
 
 /// A shared remote.

@@ -168,6 +168,14 @@ pub enum OpenError {
         /// How many.
         locals: usize,
     },
+    /// It is a fork, and reads through to its parent: this version would read zeroes instead.
+    #[error("volume {volume} is a fork of {parent}, which this version cannot read; use a newer one")]
+    Fork {
+        /// Which volume.
+        volume: VolumeId,
+        /// The volume it was forked from.
+        parent: VolumeId,
+    },
     /// What the local store holds of it is damaged.
     #[error(
         "the local store's record of volume {volume} is damaged: {reason}; remove the data directory if it holds no unpushed work"
@@ -250,6 +258,9 @@ impl Volume {
     /// that the local store does not have.
     pub async fn open(remote: &dyn Remote, id: VolumeId, options: Options) -> Result<Opened, OpenError> {
         let meta = catalog::meta(remote, id).await?;
+        if let Some((parent, _)) = meta.parent {
+            return Err(OpenError::Fork { volume: id, parent });
+        }
         let mut opened = Volume::load(id, meta.page_size, options)?;
         if opened.volume.status().ahead == 0 {
             let pulled = opened.volume.pull(remote).await?;
@@ -528,7 +539,10 @@ impl Volume {
         }
         let pages = frame::decode(bytes, self.page_size, &frame.pages, &frame.hashes)
             .map_err(|reason| Damaged::new(&frame.key, reason))?;
-        self.store_pages(frame, &pages)?;
+        if let Err(error) = self.store_pages(frame, &pages) {
+            // The store is a cache here: the page was read, and can be fetched again.
+            tracing::warn!(volume = %self.id, %error, "a fetched page could not be kept");
+        }
         let mut cache = self.cache.lock();
         for (page, bytes) in frame.pages.iter().zip(pages) {
             cache.put(*page, frame.lsn, bytes);

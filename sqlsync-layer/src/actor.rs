@@ -27,11 +27,13 @@
 //! publication is in flight; seqs of a client are applied in order and once.
 
 mod args;
+mod ask;
 mod batch;
 mod core;
 mod queries;
 #[cfg(test)]
 mod tests;
+mod token;
 
 use std::fmt;
 use std::sync::Arc;
@@ -39,14 +41,16 @@ use std::sync::Arc;
 use graft::{Lsn, ModuleHash};
 use reducers_abi::Runtime;
 
+pub use self::ask::{Ask, AskError, Asked, Standing, WAITING_MAX};
 pub use self::core::{Actor, Metrics, OpenError};
+pub use self::token::{NotAToken, Token};
 use crate::protocol::{At, ClientId, ClientMessage, Reason, SERVER_FRAME_BYTES_MAX, ServerMessage};
 
 /// A connection, numbered by the driver; never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SessionId(pub u64);
 
-/// A request by the driver's own callers (deploy, shutdown), numbered by the driver.
+/// A request by the driver's own callers (deploy, ask, inspect), numbered by the driver.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RequestId(pub u64);
 
@@ -97,6 +101,20 @@ pub enum Input {
         /// A seed for the migrations.
         seed: u64,
     },
+    /// A query from outside of a session.
+    Ask {
+        /// Comes back in [`Output::Asked`].
+        request: RequestId,
+        /// The query.
+        ask: Ask,
+    },
+    /// How does the volume stand?
+    Inspect {
+        /// Comes back in [`Output::Inspected`].
+        request: RequestId,
+    },
+    /// A wait asked for by [`Output::Remind`] is over.
+    Reminded,
     /// How the publication asked for by [`Output::Publish`] ended.
     Published(Result<graft::publish::Published, graft::publish::PublishError>),
     /// What the pull asked for by [`Output::Pull`] found.
@@ -132,6 +150,25 @@ pub enum Output {
         request: RequestId,
         /// The LSN and schema version, or why not.
         result: Result<Deployed, Reason>,
+    },
+    /// A query ended.
+    Asked {
+        /// Which.
+        request: RequestId,
+        /// Its rows, or why not.
+        result: Result<Asked, AskError>,
+    },
+    /// How the volume stands.
+    Inspected {
+        /// Which.
+        request: RequestId,
+        /// How.
+        standing: Standing,
+    },
+    /// Answer [`Input::Reminded`] after this many milliseconds: queries wait for a state.
+    Remind {
+        /// How long.
+        after_ms: u64,
     },
     /// After [`Input::Shutdown`]: nothing accepted is waiting any more.
     Drained,

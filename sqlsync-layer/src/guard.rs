@@ -149,6 +149,14 @@ impl Guarded {
         &self.connection
     }
 
+    /// Forgets the schema that SQLite has in memory. To be called when the volume moved under the
+    /// connection: SQLite finds that out by the schema cookie, but only after it has parsed a statement,
+    /// and a parser that goes by a dropped schema may refuse what is right.
+    pub fn forget_schema(&self) -> Result<(), SqlError> {
+        let reset = self.connection.execute_batch("PRAGMA writable_schema=RESET");
+        reset.map_err(|error| sql_error(&error))
+    }
+
     /// Runs `body` in `mode` with a budget of virtual machine steps.
     pub fn within<T>(&self, mode: Mode, steps: u64, body: impl FnOnce(&Guarded) -> T) -> T {
         // A statement is authorised when it is prepared: what one mode prepared, another must not find.
@@ -314,16 +322,22 @@ fn bind(statement: &mut Statement<'_>, params: &Params) -> Result<(), SqlError> 
 }
 
 fn rows(statement: &mut Statement<'_>, limits: RowLimits) -> Result<Rows, SqlError> {
-    let columns: Vec<String> = statement.column_names().map(String::from).collect();
-    let mut answer = Rows { rows: Vec::new(), columns };
+    let names = |statement: &Statement<'_>| statement.column_names().map(String::from).collect();
+    let mut columns: Vec<String> = names(statement);
+    let mut answer: Vec<Vec<Value>> = Vec::new();
     let mut bytes = 0usize;
     let mut rows = statement.raw_query();
+    let mut begun = false;
     while let Some(row) = rows.next().map_err(|error| sql_error(&error))? {
-        if answer.rows.len() >= limits.rows_max {
+        if !std::mem::replace(&mut begun, true) {
+            // The first step prepares the statement anew where the schema has changed.
+            columns = names(row.as_ref());
+        }
+        if answer.len() >= limits.rows_max {
             return Err(refusal(&format!("the answer has more than {} rows; add a LIMIT", limits.rows_max)));
         }
-        let mut values = Vec::with_capacity(answer.columns.len());
-        for column in 0..answer.columns.len() {
+        let mut values = Vec::with_capacity(columns.len());
+        for column in 0..columns.len() {
             let value = match row.get_ref(column).map_err(|error| sql_error(&error))? {
                 ValueRef::Null => Value::Null,
                 ValueRef::Integer(i) => Value::Integer(i),
@@ -344,9 +358,13 @@ fn rows(statement: &mut Statement<'_>, limits: RowLimits) -> Result<Rows, SqlErr
                 limits.bytes_max
             )));
         }
-        answer.rows.push(values);
+        answer.push(values);
     }
-    Ok(answer)
+    drop(rows);
+    if !begun {
+        columns = names(statement);
+    }
+    Ok(Rows { columns, rows: answer })
 }
 
 /// Whether a text's first word is PRAGMA.

@@ -200,6 +200,11 @@ impl<S: Ord + Clone> LiveQueries<S> {
         self.queries.iter().filter(|(_, query)| query.stale).map(|(id, _)| *id).collect()
     }
 
+    /// Whether a query's rows are older than the tip.
+    pub fn is_stale(&self, id: QueryId) -> bool {
+        self.queries.get(&id).is_some_and(|query| query.stale)
+    }
+
     /// What to run for a query.
     pub fn text(&self, id: QueryId) -> Option<(Arc<Identity>, Params)> {
         self.queries.get(&id).map(|query| (query.identity.clone(), query.params.clone()))

@@ -82,6 +82,27 @@ pub struct Mutation {
     pub content: [u8; 16],
 }
 
+impl Op {
+    /// About how many bytes it takes in a payload.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Op::Mutation(mutation) => 128 + mutation.reducer.len() + mutation.args.len(),
+            Op::Deploy { .. } => 64,
+        }
+    }
+}
+
+impl Record {
+    /// About how many bytes it takes in a payload.
+    pub(crate) fn bytes(&self) -> usize {
+        let outcome = match &self.outcome {
+            Outcome::Applied => 0,
+            Outcome::Rejected(reason) => reason.code.len() + reason.message.len(),
+        };
+        self.op.bytes() + outcome
+    }
+}
+
 impl Payload {
     /// The bytes stored.
     pub fn encode(&self) -> Bytes {

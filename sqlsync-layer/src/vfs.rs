@@ -171,7 +171,7 @@ impl Database {
         match ready {
             Ok(connection) => Ok((connection, control)),
             Err(error) => {
-                Err(control.take_io_failure().map_or(ConnectError::Sqlite(error), ConnectError::Volume))
+                Err(control.take_failure().map_or(ConnectError::Sqlite(error), ConnectError::Volume))
             }
         }
     }
@@ -264,13 +264,8 @@ impl Control {
     }
 
     /// What really happened when SQLite said "disk I/O error", since this was last asked.
-    pub fn take_io_failure(&self) -> Option<IoFailure> {
+    pub fn take_failure(&self) -> Option<IoFailure> {
         self.state.lock().failure.take()
-    }
-
-    /// The same as text.
-    pub fn take_failure(&self) -> Option<String> {
-        self.take_io_failure().map(|failure| failure.message)
     }
 
     fn fail(&self, message: impl fmt::Display, damaged: bool) {

@@ -6,9 +6,11 @@
 //! | --- | --- |
 //! | [`places`] | the project's folder, the programs and modules that `cargo xtask test` built, test data |
 //! | [`process`] | `graft serve`, `graft subscribe` and the rest as real processes |
+//! | [`s3`] | a real S3 server on loopback, started and stopped by the test |
 //! | [`raw`] | HTTP and frames by hand, and whether a server is still well |
 //! | `tests/tests/end_to_end.rs` | the whole path by the command line |
 //! | `tests/tests/crash.rs` | durability under `kill -9` |
+//! | `tests/tests/s3.rs` | the whole path on a real S3 server, and `kill -9` of both |
 //! | `tests/tests/bad_input.rs`, `bad_modules.rs`, `bad_stores.rs` | hostile clients, modules and stores |
 //! | `tests/tests/demo.rs` | what `cargo xtask demo` shows |
 //! | [`sim`] | the whole system simulated from one seed, with its oracle |
@@ -19,6 +21,7 @@
 pub mod places;
 pub mod process;
 pub mod raw;
+pub mod s3;
 pub mod sim;
 
 /// The README's samples, compiled: each of its Rust blocks is a doctest of this item.

@@ -49,6 +49,9 @@ pub struct Config {
     pub steps: u64,
     /// A bug of the world.
     pub plant: Option<Plant>,
+    /// Clients also go to coordinators that do not know what another has told them. The product ends
+    /// their sessions; see `docs/simulation.md`.
+    pub any_route: bool,
     /// Print the history as it happens.
     pub loud: bool,
 }
@@ -56,7 +59,7 @@ pub struct Config {
 impl Config {
     /// A quiet run without a plant.
     pub fn new(seed: u64, steps: u64) -> Config {
-        Config { seed, steps, plant: None, loud: false }
+        Config { seed, steps, plant: None, any_route: false, loud: false }
     }
 }
 
@@ -169,12 +172,15 @@ pub struct Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { seed, steps, plant, .. } = self.config;
+        let Config { seed, steps, plant, any_route, loud: _ } = self.config;
         for line in &self.history {
             writeln!(f, "{line}")?;
         }
         writeln!(f, "seed {seed}, step {}: {}", self.step, self.what)?;
         write!(f, "again: cargo xtask sim --seed {seed} --steps {steps}")?;
+        if any_route {
+            write!(f, " --any-route")?;
+        }
         plant.map_or(Ok(()), |plant| write!(f, " --plant {plant}"))
     }
 }

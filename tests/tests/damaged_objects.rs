@@ -412,7 +412,7 @@ fn a_damaged_page_is_an_io_error_and_other_pages_stay_readable() {
         let error = read(300).unwrap_err();
         assert_eq!(error.sqlite_error_code(), Some(ErrorCode::SystemIoFailure), "{error}");
         let failure = control.take_failure().unwrap();
-        assert!(failure.contains(&key) && failure.contains("damaged"), "{failure}");
+        assert!(failure.damaged && failure.message.contains(&key), "{failure}");
         let scan = connection.query_row("select sum(length(v)) from t", [], |row| row.get::<_, i64>(0));
         assert_eq!(scan.unwrap_err().sqlite_error_code(), Some(ErrorCode::SystemIoFailure));
         control.take_failure().unwrap();

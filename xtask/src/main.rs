@@ -16,6 +16,7 @@
 //! | [`artifacts`] | the programs and modules other steps need: `graft`, guests, wasm32 libraries |
 //! | [`test`] | the steps of `test`, and the sum over all test programs |
 //! | [`demo`] | a server and two scripted clients in one terminal |
+//! | [`web`] | npm packages, checks and tests of `client/` |
 
 #![allow(clippy::disallowed_methods, reason = "a driver: it times its steps by the real clock")]
 
@@ -24,6 +25,7 @@ mod demo;
 mod run;
 mod setup;
 mod test;
+mod web;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -44,7 +46,7 @@ const COMMANDS: &[Command] = &[
     Command {
         name: "setup",
         usage: "",
-        what: "find or install what the build needs beyond Rust",
+        what: "find or install what the build needs beyond Rust, and npm's packages",
         run: setup,
     },
     Command {
@@ -56,7 +58,7 @@ const COMMANDS: &[Command] = &[
     Command {
         name: "test",
         usage: "[--quick] [FILTER]",
-        what: "all checks and tests; --quick or a FILTER leaves out fmt, clippy and the wasm32 libraries",
+        what: "all checks and tests; --quick or a FILTER leaves out fmt, clippy and the wasm32 libraries, a FILTER also client/",
         run: test::run,
     },
     Command {
@@ -141,7 +143,8 @@ fn no_arguments(args: &[String]) -> anyhow::Result<()> {
 
 fn setup(root: &Path, args: &[String]) -> anyhow::Result<()> {
     no_arguments(args)?;
-    setup::setup(root).map(drop)
+    setup::setup(root)?;
+    web::install(root)
 }
 
 fn build(root: &Path, args: &[String]) -> anyhow::Result<()> {

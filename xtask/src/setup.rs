@@ -5,12 +5,14 @@
 //! | libclang with its headers | bindgen, which `sqlite-plugin` runs |
 //! | clang that compiles for wasm32, llvm-ar | SQLite's C in the wasm32 build |
 //! | the wasm32 target | reducers, and `graft` and `sqlsync-layer` for the browser |
+//! | an S3 server (Ceph) | the tests of `s3://` stores; only [`setup_for_tests`] asks for it |
 //!
 //! Invariants: what is there is used and never installed again, so a second run only looks; nothing
 //! is installed without saying what and why; `apt-get update` runs at most once, and only before an
 //! installation. Without root or apt, nothing is changed and the error names the packages.
 
 mod apt;
+mod ceph;
 mod libclang;
 mod wasm;
 
@@ -63,12 +65,26 @@ impl Tools {
 ///
 /// Something is missing and cannot be installed here: the message names what to install and why.
 pub fn setup(root: &Path) -> anyhow::Result<Tools> {
+    find(root, |_| Ok(()))
+}
+
+/// As [`setup`], and what only tests need.
+///
+/// # Errors
+///
+/// As [`setup`]; without an S3 server only where `CI=true`.
+pub fn setup_for_tests(root: &Path) -> anyhow::Result<Tools> {
+    find(root, ceph::find_or_install)
+}
+
+fn find(root: &Path, more: impl FnOnce(&mut Apt) -> anyhow::Result<()>) -> anyhow::Result<Tools> {
     let mut apt = Apt::new(root);
     let libclang = libclang::find_or_install(&mut apt)?;
     found("libclang", &libclang.display().to_string());
     let wasm = wasm::find_or_install(root, &mut apt)?;
     found("clang for wasm32", &wasm.clang.display().to_string());
     found("wasm32 target", &wasm.to_string());
+    more(&mut apt)?;
     if apt.changed {
         println!("setup: done");
     } else {

@@ -1,10 +1,10 @@
 //! `cargo xtask test`: every check in order, each timed, stopping at the first that fails.
 //!
 //! Tests run under `cargo test`, which every Rust installation has. Its output passes through as it
-//! comes; the sums over all test programs are printed at the end.
+//! comes; the sums over all test programs, and over the tests of `client/`, are printed at the end.
 //!
 //! Invariants: the exit code is 0 only if every step succeeded and at least one test ran; within the
-//! last step all test programs run, so that one run shows every failure.
+//! step `tests` all test programs run, so that one run shows every failure.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -16,6 +16,7 @@ use anyhow::{Context, bail};
 use crate::artifacts;
 use crate::run::Run;
 use crate::setup;
+use crate::web;
 
 /// Runs everything, or with a filter only what those tests need.
 pub fn run(root: &Path, args: &[String]) -> anyhow::Result<()> {
@@ -46,7 +47,13 @@ fn all(
     steps: &mut Steps,
     counts: &mut Counts,
 ) -> anyhow::Result<()> {
-    let tools = steps.run("setup", || setup::setup(root))?;
+    let tools = steps.run("setup", || {
+        let tools = setup::setup_for_tests(root)?;
+        if filter.is_none() {
+            web::install(root)?;
+        }
+        Ok(tools)
+    })?;
     if !quick {
         steps.run("fmt", || Run::cargo(root, ["fmt", "--all", "--check"]).check())?;
         steps.run("clippy", || {
@@ -60,9 +67,20 @@ fn all(
         let test = tools
             .cargo(["test", "--workspace", "--no-fail-fast"])
             .args(filter)
-            .env("GRAFT_BIN", graft)
-            .env("GRAFT_REDUCERS", modules);
+            .env("GRAFT_BIN", &graft)
+            .env("GRAFT_REDUCERS", &modules);
         cargo_test(&test, counts, &mut std::io::stdout().lock())
+    })?;
+    if filter.is_some() {
+        return Ok(());
+    }
+    steps.run("client", || {
+        let mut ran = web::Counts { passed: 0, failed: 0, skipped: 0 };
+        let result = web::test(root, &graft, &modules, &mut ran);
+        counts.passed += ran.passed;
+        counts.failed += ran.failed;
+        counts.skipped += ran.skipped;
+        result
     })
 }
 

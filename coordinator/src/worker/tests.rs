@@ -43,6 +43,9 @@ impl Machine for Fake {
             | Input::Disconnect { .. }
             | Input::Congested { .. }
             | Input::Relieved { .. }
+            | Input::Ask { .. }
+            | Input::Inspect { .. }
+            | Input::Reminded
             | Input::Published(_)
             | Input::Pulled(_) => {}
         }
@@ -65,6 +68,9 @@ fn kind(input: &Input) -> &'static str {
         Input::Deploy { .. } => "deploy",
         Input::Published(_) => "published",
         Input::Pulled(_) => "pulled",
+        Input::Ask { .. } => "ask",
+        Input::Inspect { .. } => "inspect",
+        Input::Reminded => "reminded",
         Input::Woken => "woken",
         Input::Shutdown => "shutdown",
     }

@@ -46,7 +46,7 @@ pub const PREFIX_BYTES: u64 = 4096;
 const HASH_AT: usize = 128;
 const FRAME_ENTRY_BYTES: usize = 20;
 /// A head longer than this is damage, not data: it describes 60 GiB of pages.
-const HEAD_BYTES_MAX: u64 = 256 << 20;
+pub(crate) const HEAD_BYTES_MAX: u64 = 256 << 20;
 
 /// Where one frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

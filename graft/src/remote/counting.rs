@@ -146,4 +146,8 @@ impl Remote for Counting {
     fn url(&self) -> String {
         self.inner.url()
     }
+
+    fn place(&self) -> String {
+        self.inner.place()
+    }
 }

@@ -306,6 +306,10 @@ impl Remote for Faulty {
     fn url(&self) -> String {
         self.inner.url()
     }
+
+    fn place(&self) -> String {
+        self.inner.place()
+    }
 }
 
 /// Steele, Lea and Flood's SplitMix64 (OOPSLA 2014): small, and the same on every platform.

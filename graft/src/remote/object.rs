@@ -26,6 +26,7 @@ pub struct ObjectRemote {
     /// Empty, or ends in `/`.
     prefix: String,
     url: String,
+    place: String,
 }
 
 impl ObjectRemote {
@@ -36,7 +37,14 @@ impl ObjectRemote {
     pub fn new(store: Arc<dyn ObjectStore>, prefix: &str, url: String) -> ObjectRemote {
         let prefix = prefix.trim_matches('/');
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        ObjectRemote { store, pages: None, prefix, url }
+        let place = url.clone();
+        ObjectRemote { store, pages: None, prefix, url, place }
+    }
+
+    /// Names the server as well: two of them may have a bucket of one name. See [`Remote::place`].
+    #[must_use]
+    pub fn with_place(self, place: String) -> ObjectRemote {
+        ObjectRemote { place, ..self }
     }
 
     /// Lists by single requests that carry the limit, so that the newest commit's key costs one
@@ -139,37 +147,55 @@ impl ObjectRemote {
 
     fn failure(&self, key: &str, error: Error) -> RemoteError {
         let key = key.to_string();
+        // Error codes are looked for with their tags: a key, which is a person's choice, has none.
+        let text = chain(&error);
+        let refused =
+            |next: &str| RemoteError::Refused { key: key.clone(), message: format!("{text}; {next}") };
         match &error {
-            Error::NotFound { .. } if chain(&error).contains("NoSuchBucket") => RemoteError::Refused {
-                key,
-                message: format!(
-                    "the bucket of `{}` does not exist; create it, or correct the URL",
-                    self.url
-                ),
-            },
+            Error::NotFound { .. } if text.contains("<Code>NoSuchBucket</Code>") => self.no_bucket(key),
             Error::NotFound { .. } => RemoteError::NotFound { key },
             Error::AlreadyExists { source, .. } if is_conflict(source.as_ref()) => RemoteError::Unavailable {
                 key,
                 message: "409, another create of this key is in flight".into(),
             },
             Error::AlreadyExists { .. } | Error::Precondition { .. } => RemoteError::AlreadyExists { key },
-            Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => RemoteError::Refused {
-                key,
-                message: format!(
-                    "{}; check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and that they may read, \
-                     list, write and delete in `{}`",
-                    chain(&error),
-                    self.url
-                ),
-            },
+            Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
+                refused(&self.check_credentials())
+            }
             Error::InvalidPath { .. }
             | Error::NotSupported { .. }
             | Error::NotImplemented { .. }
-            | Error::UnknownConfigurationKey { .. } => {
-                RemoteError::Refused { key, message: format!("{}; use another store", chain(&error)) }
+            | Error::UnknownConfigurationKey { .. } => refused("use another store"),
+            // The answers to some requests, listings above all, come without a kind of their own.
+            _ if text.contains("<Code>NoSuchBucket</Code>") => self.no_bucket(key),
+            _ if ["status code: 401", "status code: 403"].iter().any(|status| text.contains(status)) => {
+                refused(&self.check_credentials())
             }
-            other => RemoteError::Unavailable { key, message: chain(other) },
+            _ if [
+                "redirect without LOCATION",
+                "<Code>AuthorizationHeaderMalformed<",
+                "<Code>PermanentRedirect<",
+            ]
+            .iter()
+            .any(|sign| text.contains(sign)) =>
+            {
+                refused("check AWS_REGION and AWS_ENDPOINT_URL: the bucket is elsewhere")
+            }
+            _ => RemoteError::Unavailable { key, message: text },
         }
+    }
+
+    fn no_bucket(&self, key: String) -> RemoteError {
+        let message = format!("the bucket of `{}` does not exist; create it, or correct the URL", self.url);
+        RemoteError::Refused { key, message }
+    }
+
+    fn check_credentials(&self) -> String {
+        format!(
+            "check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and that they may read, list, \
+             write and delete in `{}`",
+            self.url
+        )
     }
 }
 
@@ -270,6 +296,10 @@ impl Remote for ObjectRemote {
 
     fn url(&self) -> String {
         self.url.clone()
+    }
+
+    fn place(&self) -> String {
+        self.place.clone()
     }
 }
 

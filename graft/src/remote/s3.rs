@@ -2,7 +2,11 @@
 //!
 //! Credentials, region and endpoint come from the `AWS_*` variables, as every S3 tool reads them:
 //! `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`,
-//! `AWS_ENDPOINT_URL`, and `AWS_ALLOW_HTTP=true` for an endpoint without TLS.
+//! `AWS_ENDPOINT_URL`, and `AWS_ALLOW_HTTP=true` for an endpoint without TLS. `docs/operations.md`
+//! is the page for whoever runs it.
+//!
+//! Bounds: a request that nobody answers fails after [`REQUEST_TIMEOUT`], and what may be repeated
+//! is repeated for 10 s at most, so no request takes longer than 40 s unless the environment says so.
 
 use std::sync::{Arc, Once};
 use std::time::Duration;
@@ -55,8 +59,9 @@ pub(super) fn open(url: &str, shown: String) -> Result<ObjectRemote, OpenRemoteE
     let configuration = |message: String| OpenRemoteError::Configuration { url: shown.clone(), message };
     let builder = AmazonS3Builder::from_env();
     let setting = |key| builder.get_config_value(&key).unwrap_or_default();
+    let endpoint = setting(AmazonS3ConfigKey::Endpoint);
     let allow_http = AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp);
-    if setting(AmazonS3ConfigKey::Endpoint).starts_with("http://") && setting(allow_http) != "true" {
+    if endpoint.starts_with("http://") && setting(allow_http) != "true" {
         let message = "the endpoint has no TLS: set AWS_ALLOW_HTTP=true if you mean it, or use https://";
         return Err(configuration(message.into()));
     }
@@ -84,7 +89,11 @@ pub(super) fn open(url: &str, shown: String) -> Result<ObjectRemote, OpenRemoteE
         .build()
         .map_err(|e| configuration(e.to_string()))?;
     let store = Arc::new(store);
-    Ok(ObjectRemote::new(store.clone(), prefix.as_ref(), shown.clone()).with_pages(store))
+    let place = match endpoint.trim_end_matches('/') {
+        "" => shown.clone(),
+        endpoint => format!("{shown} at {endpoint}"),
+    };
+    Ok(ObjectRemote::new(store.clone(), prefix.as_ref(), shown).with_pages(store).with_place(place))
 }
 
 /// Says once which implementation of TLS's ciphers this process uses: ring. Without it the first
@@ -130,16 +139,7 @@ mod tests {
         // Bound and closed again, so that nobody listens there.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let endpoint = format!("http://127.0.0.1:{port}");
-        passes(
-            "child_meets_a_closed_port",
-            &[
-                ("AWS_ACCESS_KEY_ID", "id"),
-                ("AWS_SECRET_ACCESS_KEY", "hush"),
-                ("AWS_REGION", "us-east-1"),
-                ("AWS_ENDPOINT_URL", &endpoint),
-                ("AWS_ALLOW_HTTP", "true"),
-            ],
-        );
+        passes("child_meets_a_closed_port", &settings(&endpoint));
     }
 
     #[tokio::test]
@@ -159,6 +159,102 @@ mod tests {
             assert!(matches!(error, RemoteError::Unavailable { .. }), "{error:?}");
         };
         tokio::time::timeout(bound, requests).await.expect("bounded");
+    }
+
+    fn settings(endpoint: &str) -> Vec<(&'static str, &str)> {
+        vec![
+            ("AWS_ACCESS_KEY_ID", "id"),
+            ("AWS_SECRET_ACCESS_KEY", "hush"),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_ENDPOINT_URL", endpoint),
+            ("AWS_ALLOW_HTTP", "true"),
+        ]
+    }
+
+    /// Whoever connects is never answered: a gateway that hangs.
+    #[test]
+    fn an_endpoint_that_never_answers_is_unavailable_in_time() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let mut settings = settings(&endpoint);
+        // The default is 30 s; this also shows that it can be set.
+        settings.push(("AWS_TIMEOUT", "1 second"));
+        passes("child_meets_silence", &settings);
+    }
+
+    #[tokio::test]
+    #[ignore = "a child process of the test above, which sets its environment"]
+    async fn child_meets_silence() {
+        let remote = super::super::open("s3://bucket").unwrap();
+        let requests = async {
+            // It may have happened, so it is not sent again here.
+            let error = remote.create("a/b", "x".into()).await.expect_err("silence");
+            assert!(matches!(error, RemoteError::Unavailable { .. }), "{error:?}");
+            let error = remote.get("a/b").await.expect_err("silence");
+            assert!(matches!(error, RemoteError::Unavailable { .. }), "{error:?}");
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), requests).await.expect("bounded");
+    }
+
+    /// A server that answers what the key says, as stores do; the words are from theirs.
+    fn answering() -> String {
+        use std::io::{Read as _, Write as _};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                // The bodies here are empty, so a request is its head.
+                let (mut head, mut byte) = (Vec::new(), [0]);
+                while !head.ends_with(b"\r\n\r\n") {
+                    stream.read_exact(&mut byte).unwrap();
+                    head.extend(byte);
+                }
+                let head = String::from_utf8_lossy(&head).into_owned();
+                let (status, code) = match head.split('/').nth(2).unwrap_or_default().split(' ').next() {
+                    Some("conflict") => ("409 Conflict", "ConditionalRequestConflict"),
+                    Some("taken") => ("412 Precondition Failed", "PreconditionFailed"),
+                    Some("busy") => ("503 Slow Down", "SlowDown"),
+                    Some("elsewhere") => ("400 Bad Request", "AuthorizationHeaderMalformed"),
+                    Some("moved") => ("301 Moved Permanently", "PermanentRedirect"),
+                    Some("bucketless") => ("404 Not Found", "NoSuchBucket"),
+                    Some("denied") => ("403 Forbidden", "AccessDenied"),
+                    other => panic!("{other:?}: {head}"),
+                };
+                let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code></Error>");
+                let length = body.len();
+                let answer = format!(
+                    "HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+                );
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        endpoint
+    }
+
+    /// What real answers become on their way through the client: a racing creator's 409 above all.
+    #[test]
+    fn answers_keep_their_meaning() {
+        passes("child_meets_answers", &settings(&answering()));
+    }
+
+    #[tokio::test]
+    #[ignore = "a child process of the test above, which sets its environment"]
+    async fn child_meets_answers() {
+        let remote = super::super::open("s3://bucket").unwrap();
+        for (key, meaning, words) in [
+            ("conflict", "Unavailable", "in flight"),
+            ("taken", "AlreadyExists", "exists already"),
+            ("busy", "Unavailable", "SlowDown"),
+            ("elsewhere", "Refused", "AWS_REGION"),
+            ("moved", "Refused", "AWS_REGION"),
+            ("bucketless", "Refused", "the bucket of `s3://bucket` does not exist"),
+            ("denied", "Refused", "AWS_SECRET_ACCESS_KEY"),
+        ] {
+            let error = remote.create(key, bytes::Bytes::new()).await.expect_err(key);
+            assert!(format!("{error:?}").starts_with(meaning), "{key}: {error:?}");
+            assert!(error.to_string().contains(words) && error.key() == key, "{key}: {error}");
+        }
     }
 
     #[test]

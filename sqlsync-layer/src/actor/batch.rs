@@ -92,6 +92,11 @@ impl Writer {
         Ok(Writer { guarded, control, modules, loaded: None, limits, rowid_max })
     }
 
+    /// The volume moved other than by this writer's own commits.
+    pub(super) fn forget_schema(&self) {
+        forget_schema(&self.guarded);
+    }
+
     /// Runs `ops` with `module` in force at schema version `schema`, and commits them locally.
     pub(super) fn run(
         &mut self,
@@ -117,7 +122,7 @@ impl Writer {
         schema: u32,
         culprits: &BTreeMap<usize, Reason>,
     ) -> Result<Done, Stop> {
-        let _ = self.control.take_io_failure();
+        let _ = self.control.take_failure();
         let _ = self.control.take_committed();
         self.internal("BEGIN IMMEDIATE")?;
         let result = self.operations(ops, module, schema, culprits);
@@ -128,7 +133,7 @@ impl Writer {
         let mut done = result?;
         if let Err(error) = self.guarded.connection().execute_batch("COMMIT") {
             let failure =
-                self.control.take_io_failure().map_or_else(|| Blocked::passing(error.to_string()), Blocked);
+                self.control.take_failure().map_or_else(|| Blocked::passing(error.to_string()), Blocked);
             if !self.guarded.connection().is_autocommit() {
                 self.internal("ROLLBACK")?;
             }
@@ -141,7 +146,7 @@ impl Writer {
     /// A statement of our own; it fails only where the world does.
     fn internal(&self, sql: &str) -> Result<(), Blocked> {
         self.guarded.connection().execute_batch(sql).map_err(|error| {
-            let failure = self.control.take_io_failure();
+            let failure = self.control.take_failure();
             failure.map_or_else(|| Blocked::passing(format!("{sql}: {error}")), Blocked)
         })
     }
@@ -313,6 +318,13 @@ impl Writer {
     }
 }
 
+/// Makes a connection read the schema anew.
+pub(super) fn forget_schema(guarded: &Guarded) {
+    if let Err(error) = guarded.forget_schema() {
+        tracing::error!(%error, "SQLite would not forget its schema");
+    }
+}
+
 fn no_module() -> Reason {
     Reason::new(
         codes::NO_MODULE,
@@ -349,7 +361,7 @@ impl Port<'_> {
         }
         let result = run(&self.writer.guarded);
         if let Err(error) = &result {
-            if let Some(failure) = self.writer.control.take_io_failure() {
+            if let Some(failure) = self.writer.control.take_failure() {
                 self.blocked = Some(Blocked(failure));
             } else if self.writer.guarded.connection().is_autocommit() {
                 self.ended = Some(error.message.clone());

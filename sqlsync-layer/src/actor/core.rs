@@ -14,16 +14,23 @@ use graft::store::StoreError;
 use graft::volume::{Change, Fetch, Opened, Volume};
 use graft::{CommitId, Lsn, ModuleHash, PageIdx};
 
+use super::ask::Asks;
 use super::batch::{Blocked, Done, Writer};
 use super::queries::Reader;
 use super::{Deployed, Input, Limits, Modules, Outgoing, Output, RequestId, SessionId};
 use crate::ledger::{Entry, Ledger, Standing};
-use crate::live::LiveQueries;
-use crate::payload::{Mutation, Op, Outcome, Payload};
+use crate::live::{LiveQueries, QueryId};
+use crate::payload::{Mutation, Op, Outcome, Payload, Record};
 use crate::protocol::{
     At, ClientId, ClientMessage, IN_FLIGHT_MAX, PROTOCOL, Reason, Seed, ServerMessage, codes,
 };
 use crate::vfs::{ConnectError, Database, IoFailure, Marks, WriteSet, local_payload};
+
+/// Bytes of reducers' names and arguments after which a batch takes no more operations, and a commit no
+/// more batches. Every record goes into its commit's head, and no reader takes a head above 256 MiB; one
+/// operation is at most a frame of 4 MiB.
+const BATCH_BYTES: usize = 4 << 20;
+const COMMIT_BYTES: usize = 16 << 20;
 
 /// First and longest wait before the object store is tried again, in milliseconds.
 const RETRY_MS: (u64, u64) = (50, 5_000);
@@ -116,7 +123,7 @@ pub struct Actor {
     pub(super) epoch: u64,
     /// What object storage holds, and with every local commit on top.
     durable: Ledger,
-    tip: Ledger,
+    pub(super) tip: Ledger,
     inbox: VecDeque<Queued>,
     /// The greatest seq of each client in the inbox.
     queued: BTreeMap<ClientId, u64>,
@@ -127,10 +134,17 @@ pub struct Actor {
     /// A page or module is missing: nothing runs before the next `Woken`.
     blocked: bool,
     failures: u32,
-    shutting_down: bool,
+    /// A [`Output::Wake`] is out: whatever else fails waits for the same one.
+    waking: bool,
+    /// Live queries that cannot run for now: not tried before the next `Woken`.
+    pub(super) held_back: BTreeSet<QueryId>,
+    pub(super) shutting_down: bool,
     drained: bool,
     pub(super) sessions: BTreeMap<SessionId, Session>,
     pub(super) live: LiveQueries<(SessionId, u64)>,
+    pub(super) asks: Asks,
+    /// Subscriptions whose snapshot waits until their query has run at the tip.
+    pub(super) owed: BTreeSet<(SessionId, u64)>,
     outputs: Vec<Output>,
     pub(super) metrics: Metrics,
 }
@@ -175,10 +189,14 @@ impl Actor {
             phase: Phase::Idle,
             blocked: false,
             failures: 0,
+            waking: false,
+            held_back: BTreeSet::new(),
             shutting_down: false,
             drained: false,
             sessions: BTreeMap::new(),
             live: LiveQueries::default(),
+            asks: Asks::default(),
+            owed: BTreeSet::new(),
             outputs: Vec::new(),
             metrics: Metrics::default(),
         })
@@ -217,6 +235,9 @@ impl Actor {
             }
             Input::Relieved { session } => self.relieved(session),
             Input::Deploy { request, module, now_ms, seed } => self.deploy(request, module, now_ms, seed),
+            Input::Ask { request, ask } => self.ask(request, ask),
+            Input::Inspect { request } => self.inspect(request),
+            Input::Reminded => self.reminded(),
             Input::Published(result) => self.published(result),
             Input::Pulled(result) => self.pulled(result),
             Input::Woken => self.woken(),
@@ -230,6 +251,10 @@ impl Actor {
         self.run_inbox();
         self.refresh();
         self.seal(now_ms, id);
+        if self.settle_waiting(now_ms) && matches!(self.phase, Phase::Idle) {
+            self.phase = Phase::Pulling;
+            self.output(Output::Pull);
+        }
         if self.shutting_down && !self.drained && self.is_drained() {
             self.drained = true;
             self.output(Output::Drained);
@@ -257,13 +282,18 @@ impl Actor {
     }
 
     /// The LSN that the tip's last commit has or will have.
-    fn tip_lsn(&self) -> Lsn {
+    pub(super) fn tip_lsn(&self) -> Lsn {
         let in_flight = match &self.phase {
             Phase::Publishing(prepared) | Phase::PublishLater(prepared) => prepared.locals,
             Phase::Idle | Phase::Pulling | Phase::PullLater => 0,
         };
         let base = self.volume.base().lsn().0;
         Lsn(base + u64::from(in_flight > 0) + u64::from(self.unpublished.len() > in_flight))
+    }
+
+    /// Whether the tip holds what is not durable.
+    pub(super) fn is_ahead(&self) -> bool {
+        !self.unpublished.is_empty()
     }
 
     pub(super) fn at(&self, client: &ClientId) -> At {
@@ -287,6 +317,7 @@ impl Actor {
     fn disconnect(&mut self, session: SessionId) {
         if let Some(gone) = self.sessions.remove(&session) {
             for (sub, query) in gone.subscriptions {
+                self.owed.remove(&(session, sub));
                 self.live.leave(query, &(session, sub));
             }
         }
@@ -360,8 +391,12 @@ impl Actor {
                     Standing::Known(entry) => (entry.outcome == Outcome::Applied)
                         .then_some(ServerMessage::Accepted { seq, lsn: entry.lsn }),
                     Standing::Reused => Some(refused(codes::SEQ_REUSED, reused(client, seq))),
-                    Standing::Next | Standing::Gap { .. } | Standing::Forgotten => {
-                        Some(refused(codes::SEQ_FORGOTTEN, forgotten(client, seq)))
+                    Standing::Forgotten => Some(refused(codes::SEQ_FORGOTTEN, forgotten(client, seq))),
+                    // Not applied: the client is to send it again, after those before it.
+                    Standing::Next | Standing::Gap { .. } => {
+                        let next = self.tip.last_seq(client) + 1;
+                        let message = format!("the next seq of client {client} is {next}, not {seq}");
+                        Some(refused(codes::SEQ_GAP, message))
                     }
                 }
             }
@@ -385,7 +420,7 @@ impl Actor {
     }
 
     /// Runs the inbox in batches, as far as nothing blocks.
-    fn run_inbox(&mut self) {
+    pub(super) fn run_inbox(&mut self) {
         let replaying = matches!(self.phase, Phase::Pulling | Phase::PullLater);
         while !self.inbox.is_empty() && !self.blocked && !replaying {
             let batch = self.next_batch();
@@ -402,9 +437,12 @@ impl Actor {
     fn next_batch(&mut self) -> Vec<Queued> {
         let mut batch = Vec::new();
         let mut scheduled: BTreeMap<ClientId, u64> = BTreeMap::new();
+        let mut bytes = 0;
         while batch.len() < self.limits.batch_mutations_max
+            && bytes < BATCH_BYTES
             && let Some(queued) = self.inbox.pop_front()
         {
+            bytes += queued.op.bytes();
             match &queued.op {
                 Op::Mutation(mutation) => {
                     let last = scheduled.get(&mutation.client).copied();
@@ -493,7 +531,16 @@ impl Actor {
             })
             .collect();
         let waiting = self.sessions.iter().filter(|(_, session)| clients.contains(&session.client));
-        for session in waiting.map(|(id, _)| *id).collect::<Vec<_>>() {
+        self.end_sessions(waiting.map(|(id, _)| *id).collect(), message);
+    }
+
+    /// The log itself is damaged: nobody can be served. It is tried again, and so are clients told again.
+    fn tell_all_of_damage(&mut self, message: &str) {
+        self.end_sessions(self.sessions.keys().copied().collect(), message);
+    }
+
+    fn end_sessions(&mut self, sessions: Vec<SessionId>, message: &str) {
+        for session in sessions {
             let reason = Reason::new(codes::DAMAGED, message);
             self.send(session, ServerMessage::Error { reason });
         }
@@ -515,7 +562,14 @@ impl Actor {
         if !matches!(self.phase, Phase::Idle) || self.unpublished.is_empty() {
             return;
         }
-        match self.volume.seal(self.unpublished.len(), self.payload(), id, now_ms) {
+        let mut bytes = 0;
+        let fitting = self.unpublished.iter().take_while(|batch| {
+            let fits = bytes < COMMIT_BYTES;
+            bytes += batch.done.records.iter().map(Record::bytes).sum::<usize>();
+            fits
+        });
+        let count = fitting.count();
+        match self.volume.seal(count, self.payload(count), id, now_ms) {
             Ok(Some(prepared)) => {
                 self.phase = Phase::Publishing(prepared.clone());
                 self.output(Output::Publish(prepared));
@@ -528,10 +582,11 @@ impl Actor {
         }
     }
 
-    fn payload(&self) -> Bytes {
+    /// The payload of a commit that rolls up the first `count` local commits.
+    fn payload(&self, count: usize) -> Bytes {
         let mut payload = Payload::default();
         let mut marks = Marks::default();
-        for Unpublished { done, .. } in &self.unpublished {
+        for Unpublished { done, .. } in &self.unpublished[..count] {
             marks = marks.union(done.written.as_ref().map_or(Marks::default(), |written| written.marks));
             payload.records.extend(done.records.iter().cloned());
         }
@@ -539,27 +594,21 @@ impl Actor {
         payload.encode()
     }
 
-    /// Asks to be woken, later the more often in a row the store has failed.
+    /// Asks to be woken, later the more often in a row the store has failed. One wait serves all.
     pub(super) fn wake(&mut self) {
+        if self.waking {
+            return;
+        }
+        self.waking = true;
         let after_ms = RETRY_MS.1.min(RETRY_MS.0 << self.failures.min(10));
         self.failures += 1;
         self.output(Output::Wake { after_ms });
     }
 
-    /// A live query could not be refreshed because of the world: try again when woken.
-    pub(super) fn block(&mut self) {
-        if !self.blocked {
-            self.blocked = true;
-            self.wake();
-        }
-    }
-
-    pub(super) fn is_blocked(&self) -> bool {
-        self.blocked
-    }
-
     fn woken(&mut self) {
+        self.waking = false;
         self.blocked = false;
+        self.held_back.clear();
         match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::PublishLater(prepared) => {
                 self.phase = Phase::Publishing(prepared.clone());
@@ -598,6 +647,9 @@ impl Actor {
             }
             Err(error) => {
                 tracing::warn!(volume = %self.volume.id(), %error, "publishing failed and will be tried again");
+                if let PublishError::Damaged(damaged) = &error {
+                    self.tell_all_of_damage(&damaged.to_string());
+                }
                 self.phase = Phase::PublishLater(prepared);
                 self.wake();
             }
@@ -646,8 +698,12 @@ impl Actor {
     }
 
     fn pulled(&mut self, result: Result<Pulled, PullError>) {
+        if let Err(error @ (PullError::Damaged(_) | PullError::Diverged { .. })) = &result {
+            self.tell_all_of_damage(&error.to_string());
+        }
         let replay = result.map_err(|error| error.to_string()).and_then(|pulled| {
-            if pulled.heads.is_empty() {
+            // A pull for waiting queries may find nothing new.
+            if pulled.heads.is_empty() && self.is_ahead() {
                 return Err("the lsn was lost, and the log shows no other commit".into());
             }
             let payloads: Result<Vec<Payload>, Damaged> = pulled.heads.iter().map(Payload::decode).collect();
@@ -658,6 +714,12 @@ impl Actor {
         match replayed {
             Ok(()) => {
                 self.failures = 0;
+                self.phase = Phase::Idle;
+                self.run_inbox();
+            }
+            // Only waiting queries asked for it, and they ask again.
+            Err(error) if !self.is_ahead() => {
+                tracing::warn!(volume = %self.volume.id(), error, "pulling for a query failed");
                 self.phase = Phase::Idle;
                 self.run_inbox();
             }
@@ -676,9 +738,13 @@ impl Actor {
         let heads = pulled.heads.clone();
         self.volume.reset()?;
         self.volume.absorb(pulled)?;
-        self.metrics.replays += 1;
-        self.epoch += 1;
+        self.writer.forget_schema();
+        self.reader.forget_schema();
         let dropped = std::mem::take(&mut self.unpublished);
+        if !dropped.is_empty() {
+            self.metrics.replays += 1;
+            self.epoch += 1;
+        }
         for written in dropped.iter().filter_map(|unpublished| unpublished.done.written.clone()) {
             self.live.committed(written);
         }
@@ -691,6 +757,11 @@ impl Actor {
         self.tip = self.durable.clone();
         for Unpublished { done, requests } in dropped.into_iter().rev() {
             for (record, request) in done.records.into_iter().zip(requests).rev() {
+                if let Op::Mutation(mutation) = &record.op {
+                    // It waits again: a copy that its client resends meanwhile is not to be queued, too.
+                    let queued = self.queued.entry(mutation.client.clone()).or_default();
+                    *queued = mutation.seq.max(*queued);
+                }
                 self.inbox.push_front(Queued { op: record.op, request });
             }
         }

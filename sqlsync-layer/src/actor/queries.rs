@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::batch::forget_schema;
 use super::core::Actor;
 use super::{Outgoing, Output, SessionId};
 use crate::guard::{Guarded, Mode, RowLimits};
@@ -21,7 +22,7 @@ pub(super) struct Reader {
 }
 
 /// Why a query was not answered.
-enum QueryFailure {
+pub(super) enum QueryFailure {
     /// The query's own fault.
     Refused(Reason),
     /// The world's: it may be answered later.
@@ -29,7 +30,7 @@ enum QueryFailure {
 }
 
 impl QueryFailure {
-    fn reason(self) -> Reason {
+    pub(super) fn reason(self) -> Reason {
         match self {
             QueryFailure::Refused(reason) => reason,
             QueryFailure::Blocked(failure) if failure.damaged => Reason::new(codes::DAMAGED, failure.message),
@@ -43,6 +44,11 @@ impl Reader {
         let (connection, control) = database.connect_read_only()?;
         Ok(Reader { guarded: Guarded::new(connection)?, control })
     }
+
+    /// The volume moved other than forward.
+    pub(super) fn forget_schema(&self) {
+        forget_schema(&self.guarded);
+    }
 }
 
 impl Actor {
@@ -50,13 +56,18 @@ impl Actor {
         RowLimits { rows_max: self.limits.query_rows_max, bytes_max: self.limits.query_bytes_max }
     }
 
-    fn ask(&self, mode: Mode, sql: &str, params: &Params) -> Result<reducers_abi::Rows, QueryFailure> {
-        let _ = self.reader.control.take_io_failure();
+    pub(super) fn run_query(
+        &self,
+        mode: Mode,
+        sql: &str,
+        params: &Params,
+    ) -> Result<reducers_abi::Rows, QueryFailure> {
+        let _ = self.reader.control.take_failure();
         let asked = self
             .reader
             .guarded
             .within(mode, self.limits.query_steps_max, |g| g.ask(sql, params, self.row_limits()));
-        asked.map_err(|error| match self.reader.control.take_io_failure() {
+        asked.map_err(|error| match self.reader.control.take_failure() {
             Some(failure) => QueryFailure::Blocked(failure),
             None if error.code == rusqlite::ffi::SQLITE_INTERRUPT => QueryFailure::Refused(Reason::new(
                 codes::LIMIT,
@@ -68,7 +79,7 @@ impl Actor {
 
     pub(super) fn query(&mut self, session: SessionId, id: u64, sql: &str, params: &Params) {
         let Some(at) = self.sessions.get(&session).map(|s| self.at(&s.client)) else { return };
-        let message = match self.ask(Mode::Query, sql, params) {
+        let message = match self.run_query(Mode::Query, sql, params) {
             Ok(rows) => ServerMessage::Rows { id, at, rows: wire_rows(&rows.rows), columns: rows.columns },
             Err(failure) => ServerMessage::QueryError { id, reason: failure.reason() },
         };
@@ -117,6 +128,7 @@ impl Actor {
     pub(super) fn unsubscribe(&mut self, session: SessionId, sub: u64) {
         let Some(open) = self.sessions.get_mut(&session) else { return };
         open.missed.remove(&sub);
+        self.owed.remove(&(session, sub));
         match open.subscriptions.remove(&sub) {
             Some(query) => self.live.leave(query, &(session, sub)),
             None => {
@@ -131,7 +143,7 @@ impl Actor {
         self.metrics.query_runs += 1;
         let clock_reads = scope::clock_reads();
         self.reader.control.record();
-        let rows = self.ask(Mode::Query, &identity.sql, params);
+        let rows = self.run_query(Mode::Query, &identity.sql, params);
         let reads = self.reader.control.recorded();
         let rows = rows?;
         let refused = |message: String| QueryFailure::Refused(Reason::new(codes::BAD_QUERY, message));
@@ -147,10 +159,10 @@ impl Actor {
 
     /// Re-runs the queries that commits have touched, and sends what changed.
     pub(super) fn refresh(&mut self) {
-        if self.is_blocked() {
-            return;
-        }
         for query in self.live.stale() {
+            if self.held_back.contains(&query) {
+                continue;
+            }
             let Some((identity, params)) = self.live.text(query) else { continue };
             match self.run_live(&identity, &params) {
                 Ok(answer) => match self.live.refreshed(query, answer) {
@@ -162,20 +174,31 @@ impl Actor {
                         }
                     }
                 },
-                Err(QueryFailure::Blocked(IoFailure { message: why, .. })) => {
-                    tracing::warn!(volume = %self.volume.id(), why, "a live query is blocked and will be tried again");
-                    return self.block();
+                Err(QueryFailure::Blocked(IoFailure { message: why, damaged: false })) => {
+                    tracing::warn!(volume = %self.volume.id(), why, "a live query is held back and will be tried again");
+                    self.held_back.insert(query);
+                    self.wake();
                 }
-                Err(QueryFailure::Refused(reason)) => {
-                    for (session, sub) in self.live.remove(query) {
-                        if let Some(open) = self.sessions.get_mut(&session) {
-                            open.subscriptions.remove(&sub);
-                            open.missed.remove(&sub);
-                        }
-                        self.send(session, ServerMessage::SubscriptionError { sub, reason: reason.clone() });
-                    }
-                }
+                Err(failure) => self.close_query(query, &failure.reason()),
             }
+        }
+        for (session, sub) in std::mem::take(&mut self.owed) {
+            let query = self.sessions.get(&session).and_then(|open| open.subscriptions.get(&sub)).copied();
+            if let Some(query) = query {
+                self.send_snapshot(query, session, sub);
+            }
+        }
+    }
+
+    /// A live query cannot go on: its subscribers are told why.
+    fn close_query(&mut self, query: QueryId, reason: &Reason) {
+        for (session, sub) in self.live.remove(query) {
+            if let Some(open) = self.sessions.get_mut(&session) {
+                open.subscriptions.remove(&sub);
+                open.missed.remove(&sub);
+            }
+            self.owed.remove(&(session, sub));
+            self.send(session, ServerMessage::SubscriptionError { sub, reason: reason.clone() });
         }
     }
 
@@ -187,6 +210,9 @@ impl Actor {
                 open.missed.insert(sub);
                 continue;
             }
+            if self.owed.contains(&(session, sub)) {
+                continue;
+            }
             let at = self.sessions.get(&session).map(|s| self.at(&s.client));
             let Some(at) = at else { continue };
             self.metrics.row_messages += 1;
@@ -195,7 +221,13 @@ impl Actor {
         }
     }
 
+    /// Sends a query's rows to one subscriber; later where they are older than the tip that they would be
+    /// said to be of.
     fn send_snapshot(&mut self, query: QueryId, session: SessionId, sub: u64) {
+        if self.live.is_stale(query) {
+            self.owed.insert((session, sub));
+            return;
+        }
         let at = self.sessions.get(&session).map(|s| self.at(&s.client));
         if let (Some(body), Some(at)) = (self.live.snapshot_body(query), at) {
             self.metrics.row_messages += 1;

@@ -38,12 +38,15 @@ use sqlite_plugin::vars;
 use sqlite_plugin::vfs::{Pragma, PragmaErr, Vfs, VfsHandle, VfsResult};
 
 use super::page1::{self, Marks};
-use super::scratch::{Scratch, names_super_journal};
+use super::scratch::{Full, Scratch, names_super_journal};
 use super::{Control, Database, WriteSet, hooks, local_payload};
 
 /// Reads of one page that may fault before the read fails: a fetch that succeeded and still left the
 /// page missing can only be a cache too small for one frame.
 const FETCHES_MAX: usize = 3;
+
+/// Bytes of pages that one transaction may write: they are held in memory until COMMIT.
+const TRANSACTION_BYTES_MAX: usize = 1 << 30;
 
 /// The levels at which SQLite syncs.
 const SYNCHRONOUS: [&str; 9] = ["normal", "full", "extra", "1", "2", "3", "on", "yes", "true"];
@@ -166,7 +169,9 @@ impl Vfs for GraftVfs {
                 Handle::Journal(_) if names_super_journal(offset, data) => {
                     return Err(vars::SQLITE_IOERR_WRITE);
                 }
-                Handle::Journal(scratch) | Handle::Scratch(scratch) => scratch.write(offset, data),
+                Handle::Journal(scratch) | Handle::Scratch(scratch) => {
+                    scratch.write(offset, data).map_err(|Full| vars::SQLITE_FULL)?;
+                }
             }
             Ok(data.len())
         })
@@ -435,6 +440,10 @@ impl VolumeFile {
         }
         let idx = u32::try_from(offset / page_bytes + 1).ok().and_then(PageIdx::new);
         let idx = idx.ok_or(vars::SQLITE_FULL)?;
+        if self.dirty.len() >= TRANSACTION_BYTES_MAX / page_bytes && !self.dirty.contains_key(&idx) {
+            tracing::warn!(volume = %self.database.volume.id(), "a transaction writes more than 1 GiB; it fails");
+            return Err(vars::SQLITE_FULL);
+        }
         self.pages = Some(self.size_pages().max(idx.get()));
         self.dirty.insert(idx, Bytes::copy_from_slice(data));
         Ok(())
@@ -473,6 +482,15 @@ impl VolumeFile {
             self.lineage = Some(snapshot.lineage());
         }
         let first = self.dirty.get(&PageIdx::FIRST);
+        let named = first.map_or(self.page_bytes(), |page| page1::page_bytes(page));
+        if named != self.page_bytes() {
+            // VACUUM and backups copy a database of other pages byte by byte, and its count with it.
+            let own = self.page_bytes();
+            let error = format!("the volume's pages have {own} bytes, what was copied into it has {named}");
+            self.forget_writes();
+            self.discard = true;
+            return Err(self.failed(vars::SQLITE_IOERR_FSYNC, error));
+        }
         // What SQLite holds of page 1 is not what is stored where it wrote a WAL's version numbers.
         let kept = first.is_none_or(|page| !page1::says_wal(page));
         let pages = first.and_then(|page| page1::page_count(page)).map_or(pages, |count| count.min(pages));
@@ -507,6 +525,14 @@ impl VolumeFile {
             ));
         }
         let (change, written) = self.change(snapshot, pages)?;
+        if change.is_some()
+            && let Some(schema) = hooks::other_file_written(self.control.id)
+        {
+            let error = format!(
+                "this transaction also writes the file of `{schema}`, which is no volume; write one at a time"
+            );
+            return Err(self.failed(vars::SQLITE_IOERR_FSYNC, error));
+        }
         let Some(change) = change else { return Ok(snapshot.clone()) };
         match self.database.volume.commit(snapshot, change) {
             Ok(after) => {

@@ -11,13 +11,14 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::{LazyLock, OnceLock};
 
 use parking_lot::Mutex;
 use rusqlite::ffi::{
-    SQLITE_ERROR, SQLITE_FCNTL_PDB, SQLITE_OK, sqlite3_file, sqlite3_int64, sqlite3_io_methods, sqlite3_vfs,
-    sqlite3_vfs_find,
+    SQLITE_ERROR, SQLITE_FCNTL_PDB, SQLITE_FCNTL_VFS_POINTER, SQLITE_OK, SQLITE_TXN_WRITE, sqlite3,
+    sqlite3_db_filename, sqlite3_db_name, sqlite3_file, sqlite3_file_control, sqlite3_int64,
+    sqlite3_io_methods, sqlite3_txn_state, sqlite3_vfs, sqlite3_vfs_find,
 };
 
 use super::scope;
@@ -66,6 +67,43 @@ pub(super) fn closed(id: u64) {
 pub(super) fn same_connection(a: u64, b: u64) -> bool {
     let owners = OWNERS.lock();
     owners.get(&a).is_some_and(|owner| owners.get(&b) == Some(owner))
+}
+
+/// The schema of another database, with a file and no volume, that the connection of a volume file
+/// writes in its present transaction. Only for use inside of a callback of that connection.
+pub(super) fn other_file_written(id: u64) -> Option<String> {
+    let owner = *OWNERS.lock().get(&id)?;
+    let db = std::ptr::with_exposed_provenance_mut::<sqlite3>(owner);
+    if db.is_null() {
+        return None;
+    }
+    (0..)
+        .map_while(|index| {
+            // SAFETY: the callback runs inside a call on this connection, so `db` is open and its mutex is
+            // ours; SQLite answers null past the last schema, else strings that live until it is detached.
+            let name = unsafe { sqlite3_db_name(db, index) };
+            (!name.is_null()).then_some(name)
+        })
+        .find_map(|name| {
+            // SAFETY: as above; the file control answers the VFS that serves the schema, or fails.
+            let (writes, file, vfs) = unsafe {
+                let writes = sqlite3_txn_state(db, name) == SQLITE_TXN_WRITE;
+                let file = sqlite3_db_filename(db, name);
+                let mut vfs: *mut sqlite3_vfs = std::ptr::null_mut();
+                sqlite3_file_control(db, name, SQLITE_FCNTL_VFS_POINTER, (&raw mut vfs).cast());
+                (writes, file, vfs)
+            };
+            // SAFETY: a filename is a NUL-terminated string; a temporary database has an empty one.
+            let has_file = !file.is_null() && unsafe { *file } != 0;
+            // SAFETY: a registered VFS lives on; ours is told by the function that only it has.
+            let ours = unsafe { vfs.as_ref() }
+                .is_some_and(|vfs| vfs.xOpen.is_some_and(|open| std::ptr::fn_addr_eq(open, x_open as XOpen)));
+            if !(writes && has_file) || ours {
+                return None;
+            }
+            // SAFETY: a schema's name is a NUL-terminated string.
+            Some(unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
+        })
 }
 
 /// Puts our functions in front of the registered VFS's.
@@ -117,7 +155,7 @@ unsafe extern "C" fn x_file_control(file: *mut sqlite3_file, op: c_int, arg: *mu
     };
     if op == SQLITE_FCNTL_PDB {
         // SAFETY: for this operation SQLite passes the address of its `sqlite3*`.
-        let owner = unsafe { arg.cast::<*mut c_void>().as_ref() }.map_or(0, |db| db.addr());
+        let owner = unsafe { arg.cast::<*mut c_void>().as_ref() }.map_or(0, |db| db.expose_provenance());
         if let Some(id) = FILES.lock().get(&file.addr()).copied() {
             OWNERS.lock().insert(id, owner);
         }

@@ -93,6 +93,15 @@ pub fn synthesise(page: &mut [u8], counter: u32, sqlite_version: u32) {
     }
 }
 
+/// The size of the database's pages that page 1 names (bytes 16–17; 1 stands for 65536).
+pub fn page_bytes(page: &[u8]) -> usize {
+    match page.get(16..18).and_then(|bytes| bytes.first_chunk()).map_or(0, |bytes| u16::from_be_bytes(*bytes))
+    {
+        1 => 65536,
+        bytes => usize::from(bytes),
+    }
+}
+
 /// The schema cookie in page 1.
 pub fn cookie(page: &[u8]) -> u32 {
     big_endian(page, 40)

@@ -8,6 +8,13 @@
 /// The last eight bytes of a super-journal record: SQLite's journal magic, written alone.
 const JOURNAL_MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
 
+/// The longest such file: they lie in memory.
+const SCRATCH_BYTES_MAX: usize = 1 << 30;
+
+/// The file would be longer than it may be.
+#[derive(Debug)]
+pub(super) struct Full;
+
 /// A file in memory.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
@@ -26,12 +33,16 @@ impl Scratch {
         count
     }
 
-    pub(super) fn write(&mut self, offset: usize, data: &[u8]) {
+    pub(super) fn write(&mut self, offset: usize, data: &[u8]) -> Result<(), Full> {
         let end = offset.saturating_add(data.len());
+        if end > SCRATCH_BYTES_MAX {
+            return Err(Full);
+        }
         if self.bytes.len() < end {
             self.bytes.resize(end, 0);
         }
         self.bytes[offset..end].copy_from_slice(data);
+        Ok(())
     }
 
     pub(super) fn truncate(&mut self, size: usize) {

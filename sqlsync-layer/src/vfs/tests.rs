@@ -140,7 +140,7 @@ fn a_failed_publish_fails_commit_rolls_back_and_leaves_no_lock() {
     // Somebody else moves the volume on under the transaction, as a reset does.
     db.volume().reset().unwrap();
     let error = a.execute_batch("commit").unwrap_err();
-    assert!(control.take_failure().unwrap().contains("moved on"), "{error}");
+    assert!(control.take_failure().unwrap().message.contains("moved on"), "{error}");
     assert!(a.is_autocommit());
     assert_eq!(db.volume().status().pages, 0);
     b.execute_batch("create table u(v); insert into u values(5)").unwrap();

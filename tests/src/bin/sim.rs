@@ -1,4 +1,4 @@
-//! Runs the whole-system simulation: `sim [--seed N] [--steps M] [--count K] [--plant NAME] [--history]`.
+//! Runs the whole-system simulation: `sim [--seed N] [--steps M] [--count K] [--plant NAME] [--any-route] [--history]`.
 //!
 //! Runs the seeds N, N+1, … N+K-1 (0 and 20 where not given), M steps each (4,000), and prints a line for
 //! each. The first failure ends it with exit code 1, after its history and the command that repeats it.
@@ -29,8 +29,11 @@ fn parse(mut args: impl Iterator<Item = String>) -> anyhow::Result<Args> {
             "--steps" => config.steps = value()?.parse().context("--steps takes a number")?,
             "--count" => count = Some(value()?.parse().context("--count takes a number")?),
             "--plant" => config.plant = Some(value()?.parse::<Plant>()?),
+            "--any-route" => config.any_route = true,
             "--history" => config.loud = true,
-            other => bail!("unknown `{other}`; use --seed N --steps M --count K --plant NAME --history"),
+            other => bail!(
+                "unknown `{other}`; use --seed N --steps M --count K --plant NAME --any-route --history"
+            ),
         }
     }
     Ok(Args { config, count: count.unwrap_or(if one_seed { 1 } else { 20 }) })

@@ -59,7 +59,7 @@ pub enum Ended {
 
 impl Coordinator {
     /// A coordinator that is down.
-    pub fn new(random: &mut Random) -> Coordinator {
+    pub fn new(random: &mut Random, page_bytes: u32) -> Coordinator {
         let disk: Option<SharedStore> =
             random.chance(0.3).then(|| Arc::new(graft::store::memory::MemoryStore::default()) as SharedStore);
         let batch_mutations_max = if random.chance(0.5) { random.between(1, 6) as usize } else { 256 };
@@ -72,7 +72,8 @@ impl Coordinator {
             draining: false,
             past: Metrics::default(),
             disk,
-            cache_bytes: if random.chance(0.5) { 32 << 10 } else { 4 << 20 },
+            // One frame of 64 pages must fit into half of it.
+            cache_bytes: if random.chance(0.5) { 160 * page_bytes as usize } else { 4 << 20 },
             limits: Limits { batch_mutations_max, ..Limits::default() },
         }
     }

@@ -12,11 +12,11 @@ impl Random {
 
     /// A stream of its own, so that what one part of the world draws does not shift another's.
     pub fn fork(&mut self) -> Random {
-        Random(self.next())
+        Random(self.draw())
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -26,7 +26,7 @@ impl Random {
 
     /// From 0 up to, not including, `end`; 0 where `end` is 0.
     pub fn below(&mut self, end: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
+        ((u128::from(self.draw()) * u128::from(end)) >> 64) as u64
     }
 
     /// From `low` to `high`, both included.
@@ -36,7 +36,7 @@ impl Random {
 
     /// True with this probability.
     pub fn chance(&mut self, probability: f64) -> bool {
-        ((self.next() >> 11) as f64 / (1_u64 << 53) as f64) < probability
+        ((self.draw() >> 11) as f64 / (1_u64 << 53) as f64) < probability
     }
 
     /// One index below `len`, which is not 0.
@@ -46,6 +46,6 @@ impl Random {
 
     /// 16 random bytes.
     pub fn bytes16(&mut self) -> [u8; 16] {
-        ((u128::from(self.next()) << 64) | u128::from(self.next())).to_be_bytes()
+        ((u128::from(self.draw()) << 64) | u128::from(self.draw())).to_be_bytes()
     }
 }

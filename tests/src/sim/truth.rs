@@ -78,6 +78,8 @@ pub struct Truth {
     pub made: Vec<BTreeMap<u64, Made>>,
     /// What each client was told, by seq.
     pub told: Vec<BTreeMap<u64, Told>>,
+    /// The newest commit that each client was told of.
+    pub told_lsn: Vec<Lsn>,
     /// What clients were shown. Equal ones once.
     pub shown: std::collections::BTreeSet<Shown>,
     /// Direct commits acknowledged to their writer.

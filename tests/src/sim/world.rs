@@ -136,8 +136,12 @@ pub struct World {
     truth: Truth,
     profile: Profile,
     plant: Option<Plant>,
+    /// Clients also go to coordinators that are behind what they were told.
+    any_route: bool,
     /// Faults and new work happen.
     storm: bool,
+    /// When they ended.
+    calm_since: u64,
     /// The coordinator that is left at the end.
     alone: Option<usize>,
     epochs: u64,
@@ -155,12 +159,13 @@ impl World {
         bucket.set_weather(profile.weather);
         let impure = config.plant == Some(Plant::ImpureReducer);
         let shelf = Arc::new(Shelf::new(random.fork(), profile.module_fails, impure));
-        let nodes = (0..profile.nodes).map(|_| Coordinator::new(&mut random)).collect();
+        let nodes = (0..profile.nodes).map(|_| Coordinator::new(&mut random, profile.page_bytes)).collect();
         let clients: Vec<Client> = (0..profile.clients).map(|at| Client::new(at, random.fork())).collect();
         let writers = (0..profile.writers).map(|_| (Desk::new(random.chance(0.4)), false)).collect();
         let truth = Truth {
             made: vec![Default::default(); clients.len()],
             told: vec![Default::default(); clients.len()],
+            told_lsn: vec![Lsn::ZERO; clients.len()],
             ..Truth::default()
         };
         let mut world = World {
@@ -179,7 +184,9 @@ impl World {
             truth,
             profile,
             plant: config.plant,
+            any_route: config.any_route,
             storm: true,
+            calm_since: 0,
             alone: None,
             epochs: 1,
             tags: 0,
@@ -270,8 +277,8 @@ impl World {
         match event {
             Event::Store(event) => self.stirred |= self.bucket.happen(event),
             Event::Dialled { client, life, dial } => self.dialled(client, life, dial),
-            Event::ToServer { conn, text } => self.to_server(conn, &text),
-            Event::ToClient { conn, text } => self.to_client(conn, text),
+            Event::ToServer { conn, text } => self.at_server(conn, &text),
+            Event::ToClient { conn, text } => self.at_client(conn, text),
             Event::EndAtClient { conn } => self.end_at_client(conn),
             Event::EndAtServer { conn } => self.end_at_server(conn),
             Event::Relieved { conn } => self.relieved(conn),
@@ -318,6 +325,7 @@ impl World {
     fn calm(&mut self) {
         self.note("the storm is over".into());
         self.storm = false;
+        self.calm_since = self.queue.now();
         self.bucket.set_weather(Weather::default());
         self.shelf.calm();
         for asker in (0..self.nodes.len()).chain((0..self.writers.len()).map(writer_asker)) {

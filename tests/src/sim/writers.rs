@@ -110,7 +110,7 @@ impl Run {
         for _ in 0..TRIES_MAX {
             let (connection, control) = database.connect().map_err(|e| e.to_string())?;
             if let Err(error) = connection.execute_batch(&self.sql) {
-                let why = control.take_failure().unwrap_or_else(|| error.to_string());
+                let why = control.take_failure().map_or_else(|| error.to_string(), |failure| failure.message);
                 volume.reset().map_err(|e| e.to_string())?;
                 return Err(why);
             }

@@ -20,11 +20,15 @@ fn answers_mean_what_a_writer_must_do() {
         (Error::AlreadyExists { path: path(), source: cause("in the map") }, "AlreadyExists"),
         (taken(), "AlreadyExists"),
         (Error::NotFound { path: path(), source: cause("404: NoSuchKey") }, "NotFound"),
-        (Error::NotFound { path: path(), source: cause("404: NoSuchBucket") }, "Refused"),
+        (Error::NotFound { path: path(), source: cause("404 names/NoSuchBucket") }, "NotFound"),
+        (Error::NotFound { path: path(), source: cause("404: <Code>NoSuchBucket</Code>") }, "Refused"),
         (Error::PermissionDenied { path: path(), source: cause("403") }, "Refused"),
         (Error::Unauthenticated { path: path(), source: cause("401") }, "Refused"),
         (Error::NotSupported { source: cause("no") }, "Refused"),
         (Error::Generic { store: "S3", source: cause("503 SlowDown") }, "Unavailable"),
+        (Error::Generic { store: "S3", source: cause("status code: 403 Forbidden: x") }, "Refused"),
+        (Error::Generic { store: "S3", source: cause("404: <Code>NoSuchBucket</Code>") }, "Refused"),
+        (Error::Generic { store: "S3", source: cause("Received redirect without LOCATION") }, "Refused"),
     ] {
         let told = format!("{error:?}");
         let meant = remote().failure("the/key", error);

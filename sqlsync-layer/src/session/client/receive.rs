@@ -267,9 +267,12 @@ impl ClientSession {
     fn subscription_error(&mut self, wire: u64, reason: Reason, random: u32) {
         let Some(sub) = self.by_wire(wire) else { return };
         match meaning(&reason.code) {
-            // The reconnect opens it again.
-            Meaning::Passing => self.hang_up(format!("subscription {sub}: {reason}"), random),
-            Meaning::Forgotten | Meaning::Fatal => {
+            // The reconnect opens it again. What is damaged for one query may be whole for all others, so
+            // that does not end the connection.
+            Meaning::Passing if reason.code != codes::DAMAGED => {
+                self.hang_up(format!("subscription {sub}: {reason}"), random)
+            }
+            Meaning::Passing | Meaning::Forgotten | Meaning::Fatal => {
                 self.subscriptions.remove(&sub);
                 self.notify(Notice::SubscriptionFailed { sub, reason });
             }

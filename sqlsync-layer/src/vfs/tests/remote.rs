@@ -117,7 +117,8 @@ fn a_failed_fetch_is_an_io_error_and_the_next_one_works() {
         let error = reader.query_row("select v from t where id = 200", [], |_| Ok(())).unwrap_err();
         assert_eq!(error.sqlite_error_code(), Some(ErrorCode::SystemIoFailure), "{fault:?}: {error}");
         let failure = control.take_failure().unwrap();
-        assert!(failure.contains("/log/"), "{fault:?}: {failure}");
+        assert!(failure.message.contains("/log/"), "{fault:?}: {failure}");
+        assert_eq!(failure.damaged, matches!(fault, Fault::Truncate | Fault::Flip), "{fault:?}");
         assert_eq!(control.take_failure(), None);
         assert_eq!(count(&second, "select count(*) from t where id < 50"), 49);
         assert_eq!(count(&reader, "select length(v) from t where id = 5"), 600);
@@ -170,7 +171,7 @@ fn a_panic_in_a_fetch_is_an_error_and_no_abort() {
             let outcome = b.connect().map_err(|e| e.to_string()).and_then(|(reader, control)| {
                 let sum =
                     reader.query_row("select sum(id) from t where v > ''", [], |row| row.get::<_, i64>(0));
-                sum.map_err(|_| control.take_failure().unwrap_or_default())
+                sum.map_err(|_| control.take_failure().map(|failure| failure.message).unwrap_or_default())
             });
             match outcome {
                 Ok(sum) => assert_eq!(sum, 200 * 201 / 2),

@@ -315,3 +315,51 @@ fn a_schema_change_reaches_other_connections_and_their_statements() {
     a.execute_batch("drop table t").unwrap();
     assert!(statement.query_row([], |row| row.get::<_, i64>(0)).is_err());
 }
+
+/// The volume's half would be published and the file's could still fail: SQLite commits the files of a
+/// transaction one after another where one of them has no rollback journal.
+#[test]
+fn a_transaction_that_writes_a_volume_and_a_file_is_refused_whole() {
+    for mode in ["wal", "memory", "delete"] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plain.db");
+        let plain = Connection::open(&path).unwrap();
+        plain.execute_batch(&format!("pragma journal_mode = {mode}; create table f(v)")).unwrap();
+        let db = database(4096);
+        let (a, _) = db.connect().unwrap();
+        a.execute_batch("create table t(v)").unwrap();
+        a.execute_batch(&format!("attach 'file:{}?vfs=unix' as plain", path.display())).unwrap();
+        a.execute_batch(&format!("pragma plain.journal_mode = {mode}")).unwrap();
+        a.execute_batch("begin; insert into t values(1); insert into plain.f values(2); commit;")
+            .unwrap_err();
+        if !a.is_autocommit() {
+            a.execute_batch("rollback").unwrap();
+        }
+        assert_eq!(count(&a, "select count(*) from t"), 0, "{mode}");
+        // One at a time, and one that is only read, is fine.
+        a.execute_batch("insert into plain.f values(3); insert into t select v from plain.f where v = 3;")
+            .unwrap();
+        assert_eq!(count(&a, "select count(*) from t"), 1, "{mode}");
+    }
+}
+
+/// VACUUM and backups copy another page size byte for byte; half of the database would be cut off.
+#[test]
+fn a_database_of_other_pages_cannot_be_copied_into_a_volume() {
+    let db = database(4096);
+    db.connect()
+        .unwrap()
+        .0
+        .execute_batch("create table t(v); insert into t values(zeroblob(100000));")
+        .unwrap();
+    let before = db.volume().tip().version();
+    let main = Connection::open_in_memory().unwrap();
+    main.execute_batch("pragma page_size = 8192").unwrap();
+    main.execute_batch(&format!("attach 'file:{}?vfs=graft' as v", db.name())).unwrap();
+    let vacuumed = main.execute_batch("vacuum v");
+    let (a, _) = db.connect().unwrap();
+    let check: String = a.query_row("pragma integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!((check.as_str(), count(&a, "select length(v) from t")), ("ok", 100_000));
+    assert!(vacuumed.is_err());
+    assert_eq!(db.volume().tip().version(), before);
+}

@@ -26,7 +26,7 @@ pub fn of_volume(remote: &SharedRemote, volume: VolumeId) -> Result<Dump, String
         Ok(answer) if answer == "ok" => {}
         Ok(answer) => return Err(format!("integrity_check says {answer}")),
         Err(error) => {
-            let why = control.take_failure().unwrap_or_else(|| error.to_string());
+            let why = control.take_failure().map_or_else(|| error.to_string(), |failure| failure.message);
             return Err(format!("integrity_check failed: {why}"));
         }
     }

@@ -64,6 +64,10 @@ impl Plain {
 
     /// Runs what a direct writer ran.
     pub fn direct(&self, text: &str) -> Result<(), String> {
+        if text == bank::VACUUM {
+            // The guard allows no second database, which VACUUM uses; content is the same without.
+            return Ok(());
+        }
         self.connection().execute_batch(text).map_err(|error| error.to_string())
     }
 

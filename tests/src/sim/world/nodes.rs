@@ -164,6 +164,9 @@ impl World {
                     self.note(format!("coordinator {at} has drained"));
                     self.stop_node(at);
                 }
+                Output::Asked { .. } | Output::Inspected { .. } | Output::Remind { .. } => {
+                    unreachable!("nobody asks by HTTP in this world")
+                }
             }
         }
     }
@@ -185,7 +188,7 @@ impl World {
         let at = self.random.index(self.nodes.len());
         let version = self.random.between(1, u64::from(bank::VERSION_MAX)) as u32;
         self.tags += 1;
-        let (request, now_ms, seed) = (RequestId(self.tags), self.now_ms(), self.random.next());
+        let (request, now_ms, seed) = (RequestId(self.tags), self.now_ms(), self.random.draw());
         self.note(format!("deploy {} of version {version} at coordinator {at}", request.0));
         self.input(at, Input::Deploy { request, module: bank::module(version), now_ms, seed });
     }

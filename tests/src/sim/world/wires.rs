@@ -48,7 +48,7 @@ impl World {
         }
     }
 
-    pub(super) fn to_server(&mut self, conn: ConnId, text: &str) {
+    pub(super) fn at_server(&mut self, conn: ConnId, text: &str) {
         self.network.in_flight -= 1;
         let Some(connection) = self.network.connections.get_mut(&conn) else { return };
         if !connection.open_at_server || connection.up.lossy {
@@ -61,7 +61,7 @@ impl World {
                 self.input(node, Input::Connect { session, client });
             }
             Step::Receive(message) => {
-                let (seed, now_ms) = (self.random.next(), self.now_ms());
+                let (seed, now_ms) = (self.random.draw(), self.now_ms());
                 self.input(node, Input::Receive { session, message, seed, now_ms });
             }
             Step::Close(message) => self.violate(format!("the server refused a client's frame: {message:?}")),
@@ -69,7 +69,7 @@ impl World {
         }
     }
 
-    pub(super) fn to_client(&mut self, conn: ConnId, text: String) {
+    pub(super) fn at_client(&mut self, conn: ConnId, text: String) {
         self.network.in_flight -= 1;
         let Some(connection) = self.network.connections.get(&conn) else { return };
         if !connection.open_at_client || connection.down.lossy {
