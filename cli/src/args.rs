@@ -46,6 +46,12 @@ pub enum Command {
     Sql(Sql),
     /// Look at the volumes of a store.
     Volume(Volume),
+    /// Write typed clients from a module's own description.
+    Codegen(Codegen),
+    /// Make a new app: a reducer crate, and a web page with Vite and TypeScript.
+    New(New),
+    /// Build an app's reducers, deploy them and write their types, now and at every save, until Ctrl-C.
+    Dev(Dev),
 }
 
 /// Which server, which volume.
@@ -228,6 +234,85 @@ pub enum VolumeCommand {
     },
 }
 
+/// `graft codegen`
+#[derive(Debug, ClapArgs)]
+pub struct Codegen {
+    /// In which language.
+    #[command(subcommand)]
+    pub language: CodegenLanguage,
+}
+
+/// A language that types can be written in.
+#[derive(Debug, Subcommand)]
+pub enum CodegenLanguage {
+    /// TypeScript, for the package graft-client.
+    Ts(CodegenTs),
+}
+
+/// `graft codegen ts`
+#[derive(Debug, ClapArgs)]
+pub struct CodegenTs {
+    /// The compiled reducer module. [default: ask the server for the volume's]
+    #[arg(value_name = "MODULE.wasm")]
+    pub module: Option<PathBuf>,
+    /// The volume whose module is described, where no MODULE.wasm is given.
+    #[arg(long, env = "GRAFT_VOLUME", value_name = "NAME")]
+    pub volume: Option<String>,
+    /// The server's URL.
+    #[arg(long, env = "GRAFT_URL", value_name = "URL", default_value = DEFAULT_URL)]
+    pub url: String,
+    /// Seconds to try to connect before giving up.
+    #[arg(long, env = "GRAFT_CONNECT_TIMEOUT", value_name = "SECONDS", default_value_t = 10)]
+    pub connect_timeout: u64,
+    /// The file to write, left alone where nothing changed. [default: print]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// The interface's name. [default: the module's or volume's, as in TodoMutations]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Leave out the declaration that types every connect() of the program: for programs that use several
+    /// modules, and say connect<TodoMutations>() themselves.
+    #[arg(long)]
+    pub no_register: bool,
+}
+
+/// `graft new`
+#[derive(Debug, ClapArgs)]
+pub struct New {
+    /// The app's name, and that of the folder to make: lower-case letters, digits and `-`.
+    pub name: String,
+    /// The checkout of this project that the app takes the SDK and the client from, until they are
+    /// published. [default: where this program was built]
+    #[arg(long, value_name = "DIR")]
+    pub path: Option<PathBuf>,
+}
+
+/// `graft dev`
+#[derive(Debug, ClapArgs)]
+pub struct Dev {
+    /// The app's folder: its reducers are the crate in DIR/reducer, or in DIR itself.
+    #[arg(value_name = "DIR", default_value = ".")]
+    pub dir: PathBuf,
+    /// Watch and deploy this module, and build nothing.
+    #[arg(long, value_name = "MODULE.wasm")]
+    pub wasm: Option<PathBuf>,
+    /// The volume's name. [default: the app's]
+    #[arg(long, env = "GRAFT_VOLUME", value_name = "NAME")]
+    pub volume: Option<String>,
+    /// Deploy to this server. [default: serve DIR/.graft here]
+    #[arg(long, env = "GRAFT_URL", value_name = "URL")]
+    pub url: Option<String>,
+    /// The address to serve on, where no --url is given; port 0 picks a free one.
+    #[arg(long, env = "GRAFT_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:4600")]
+    pub listen: SocketAddr,
+    /// Where the types go. [default: DIR/web/src/mutations.ts, if there is DIR/web]
+    #[arg(long, value_name = "FILE")]
+    pub types: Option<PathBuf>,
+    /// Seconds to try to connect before giving up.
+    #[arg(long, env = "GRAFT_CONNECT_TIMEOUT", value_name = "SECONDS", default_value_t = 10)]
+    pub connect_timeout: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -251,6 +336,11 @@ mod tests {
             "graft volume ls --store memory: --json",
             "graft volume info todo --store memory: --json",
             "graft volume log todo --store memory: --json",
+            "graft codegen ts m.wasm --out m.ts --name M --no-register",
+            "graft codegen ts --volume todo --url http://127.0.0.1:1",
+            "graft new app --path /src",
+            "graft dev app --wasm m.wasm --volume v --listen 127.0.0.1:0 --types t.ts",
+            "graft dev --url http://127.0.0.1:1",
         ] {
             assert!(Args::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

@@ -1,20 +1,21 @@
-//! `graft deploy`: one POST.
+//! `graft deploy`: one POST. And what else is asked of a server without a socket.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
+use coordinator::http::{ErrorBody, VolumeInfo};
 use graft::VolumeName;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sqlsync_layer::actor::Deployed;
-use sqlsync_layer::protocol::Reason;
 use url::Url;
 
 use crate::args::Deploy;
-use crate::{Outcome, output};
+use crate::{Outcome, codegen, output};
 
 #[derive(Serialize)]
 struct DeployedLine<'a> {
@@ -25,47 +26,73 @@ struct DeployedLine<'a> {
 
 pub async fn deploy(args: Deploy) -> anyhow::Result<Outcome> {
     let file = args.module.display();
-    let module = std::fs::read(&args.module).with_context(|| {
-        format!("cannot read `{file}`; `cargo build --target wasm32-unknown-unknown` makes a module")
-    })?;
+    let module = codegen::read_module(&args.module)?;
     let name: VolumeName = args.target.volume.parse()?;
-    let path = format!("/v1/volumes/{name}/modules");
-    let patience = Duration::from_secs(args.target.connect_timeout);
-    let (status, body) = post(&args.target.url, &path, module.into(), patience).await?;
-    if status != StatusCode::OK {
-        bail!("cannot deploy `{file}` to volume `{name}`: {}", why(status, &body));
-    }
-    let deployed: Deployed = serde_json::from_slice(&body)
-        .with_context(|| format!("{} answered something that is not a deploy's result", args.target.url))?;
+    let deployed = deploy_module(&args.target.url, &name, module, args.target.connect_timeout)
+        .await
+        .with_context(|| format!("cannot deploy `{file}` to volume `{name}`"))?;
     if args.json {
         output::json(&DeployedLine { volume: name.as_str(), deployed: &deployed })?;
     } else {
-        let module = deployed.module.to_string();
-        output::line(&format!(
-            "deployed {} to {name}: schema {} ({} run), lsn {}",
-            &module[..12],
-            deployed.schema,
-            output::count(deployed.migrations_run as usize, "migration"),
-            deployed.lsn
-        ))?;
+        output::line(&deployed_text(&name, &deployed))?;
     }
     Ok(Outcome::Done)
 }
 
+/// What a deploy did, for a person.
+pub fn deployed_text(name: &VolumeName, deployed: &Deployed) -> String {
+    format!(
+        "deployed {} to {name}: schema {} ({} run), lsn {}",
+        &deployed.module.to_string()[..12],
+        deployed.schema,
+        output::count(deployed.migrations_run as usize, "migration"),
+        deployed.lsn
+    )
+}
+
+/// Puts a module in force. `connect_timeout` is in seconds.
+pub async fn deploy_module(
+    url: &str,
+    name: &VolumeName,
+    module: Vec<u8>,
+    connect_timeout: u64,
+) -> anyhow::Result<Deployed> {
+    let path = format!("/v1/volumes/{name}/modules");
+    request(url, Method::POST, &path, module.into(), connect_timeout).await
+}
+
+/// How a volume stands, and what its reducers take. `connect_timeout` is in seconds.
+pub async fn volume_info(url: &str, name: &VolumeName, connect_timeout: u64) -> anyhow::Result<VolumeInfo> {
+    request(url, Method::GET, &format!("/v1/volumes/{name}"), Bytes::new(), connect_timeout).await
+}
+
 /// The server's words, or the status where it had none.
 fn why(status: StatusCode, body: &[u8]) -> String {
-    #[derive(Deserialize)]
-    struct Body {
-        error: Reason,
-    }
-    match serde_json::from_slice::<Body>(body) {
+    match serde_json::from_slice::<ErrorBody>(body) {
         Ok(body) => body.error.to_string(),
         Err(_) => format!("the server answered HTTP {status}; is it a graft server?"),
     }
 }
 
-async fn post(
+/// One request whose answer is JSON.
+async fn request<T: DeserializeOwned>(
     base: &str,
+    method: Method,
+    path: &str,
+    body: Bytes,
+    connect_timeout: u64,
+) -> anyhow::Result<T> {
+    let (status, body) = exchange(base, method, path, body, Duration::from_secs(connect_timeout)).await?;
+    if status != StatusCode::OK {
+        bail!(why(status, &body));
+    }
+    serde_json::from_slice(&body)
+        .with_context(|| format!("{base} answered something else; is it a graft server?"))
+}
+
+async fn exchange(
+    base: &str,
+    method: Method,
     path: &str,
     body: Bytes,
     patience: Duration,
@@ -86,7 +113,7 @@ async fn post(
     let connection = tokio::spawn(connection);
     let path = format!("{}{path}", url.path().trim_end_matches('/'));
     let request = Request::builder()
-        .method(Method::POST)
+        .method(method)
         .uri(path)
         .header(header::HOST, address)
         .header(header::CONTENT_TYPE, "application/wasm")

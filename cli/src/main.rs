@@ -8,8 +8,11 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 mod args;
+mod codegen;
+mod dev;
 mod http;
 mod live;
+mod new;
 mod output;
 mod serve;
 mod sql;
@@ -68,5 +71,8 @@ async fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Query(args) => live::query(args).await,
         Command::Sql(args) => sql::run(args).await,
         Command::Volume(args) => volume::run(args).await,
+        Command::Codegen(args) => codegen::run(args.language).await,
+        Command::New(args) => new::run(args),
+        Command::Dev(args) => dev::run(args).await,
     }
 }
