@@ -56,9 +56,9 @@ fn make_store(dir: &Path) -> PathBuf {
     root
 }
 
-/// The id of `sick`.
+/// The id of `sick`: 32 hex digits, before their checksum.
 fn sick(root: &Path) -> String {
-    std::fs::read_to_string(root.join("names/sick")).unwrap()
+    std::fs::read_to_string(root.join("names/sick")).unwrap()[..32].to_string()
 }
 
 /// The objects of `sick`, by a word for each: `meta`, `log 1` to `log 4`, `segment`.

@@ -287,10 +287,10 @@ async fn survive(servers: usize, clients: usize, kills: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_durable_survives_a_server_that_is_killed_again_and_again() {
-    survive(1, 6, 18).await;
+    survive(1, 6, 30).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_durable_survives_two_servers_on_one_store_that_are_killed() {
-    survive(2, 6, 10).await;
+    survive(2, 6, 16).await;
 }
