@@ -7,13 +7,15 @@
  */
 const CACHE = "page-1";
 
+const hashed = (path) => path.startsWith("/assets/");
+
 /** Keeps index.html and all it names; drops assets that it no longer names. */
 async function keep(response) {
   const cache = await caches.open(CACHE);
   const html = await response.clone().text();
   const named = [...html.matchAll(/(?:src|href)="(\/[^"]+)"/g)].map(([, path]) => path);
   for (const path of named) {
-    if ((await cache.match(path)) === undefined) await cache.add(path);
+    if (!hashed(path) || (await cache.match(path)) === undefined) await cache.add(path);
   }
   await cache.put("/", response);
   for (const request of await cache.keys()) {
@@ -34,8 +36,10 @@ async function page(request, event) {
   }
 }
 
-async function asset(request) {
-  return (await caches.match(request, { cacheName: CACHE })) ?? fetch(request);
+async function file(request) {
+  const kept = await caches.match(request, { cacheName: CACHE });
+  if (kept === undefined) return fetch(request);
+  return hashed(new URL(request.url).pathname) ? kept : fetch(request).catch(() => kept);
 }
 
 self.addEventListener("install", (event) => {
@@ -48,5 +52,5 @@ self.addEventListener("fetch", (event) => {
   const { origin, pathname } = new URL(request.url);
   if (request.method !== "GET" || origin !== self.location.origin || pathname.startsWith("/v1/")) return;
   if (request.mode === "navigate") event.respondWith(page(request, event));
-  else event.respondWith(asset(request));
+  else event.respondWith(file(request));
 });

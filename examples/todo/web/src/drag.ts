@@ -1,21 +1,40 @@
 /**
  * Dragging rows by their handles, with mouse, pen or finger: pointer events, since HTML's own drag and drop
- * does not work by touch. Nothing moves until the drop; a line shows where the row will go.
+ * does not work by touch. The other rows make room on the screen; nothing is written until the drop.
  */
 
 import { useCallback, useEffect, useRef, useState, type PointerEvent as ReactPointerEvent, type RefObject } from "react";
 
+/** The row in hand. */
+interface InHand {
+  readonly from: number;
+  /** It goes above the row that has this index now; the number of rows for the end. */
+  readonly gap: number;
+  /** How far it is from its place, px. */
+  readonly shift: number;
+  /** How much room it takes, px. */
+  readonly room: number;
+}
+
 /** What a row needs to know. */
 export interface Drag {
-  /** The row in hand. */
-  readonly active: { readonly from: number; readonly gap: number; readonly shift: number } | undefined;
+  readonly active: InHand | undefined;
   /** For a handle. */
   readonly start: (event: ReactPointerEvent<HTMLElement>, index: number) => void;
 }
 
+/** How far a row stands from its place while one is in hand, px. */
+export function shiftOf(active: InHand | undefined, index: number): number {
+  if (active === undefined) return 0;
+  const { from, gap, shift, room } = active;
+  if (index === from) return shift;
+  if (from < index && index < gap) return -room;
+  return gap <= index && index < from ? room : 0;
+}
+
 /** `move(from, to)` is called at the drop. */
 export function useDrag(items: RefObject<HTMLElement | null>, move: (from: number, to: number) => void): Drag {
-  const [active, setActive] = useState<Drag["active"]>(undefined);
+  const [active, setActive] = useState<InHand>();
   const stop = useRef<() => void>(undefined);
   // The rows may change while one is in hand.
   const latest = useRef(move);
@@ -44,24 +63,24 @@ export function useDrag(items: RefObject<HTMLElement | null>, move: (from: numbe
       };
       stop.current = () => end(false);
       const follow = ({ pointerId: id, clientY }: PointerEvent) => {
-        if (id !== pointerId) return;
-        const rows = [...(items.current?.children ?? [])];
-        const below = rows.findIndex((row, index) => index !== from && clientY < middle(row));
+        const list = items.current;
+        if (id !== pointerId || list === null) return;
+        // By the places in the list, not by where rows stand that are making room.
+        const rows = [...list.children].filter((row) => row instanceof HTMLElement);
+        const y = clientY - list.getBoundingClientRect().top;
+        const below = rows.findIndex((row, index) => index !== from && y < row.offsetTop + row.offsetHeight / 2);
         gap = below === -1 ? rows.length : below;
-        setActive({ from, gap, shift: clientY - startY });
+        const row = rows[from];
+        const room = row === undefined ? 0 : row.offsetHeight + parseFloat(getComputedStyle(row).marginBottom);
+        setActive({ from, gap, shift: clientY - startY, room });
       };
       window.addEventListener("pointermove", follow, { signal });
       window.addEventListener("pointerup", ({ pointerId: id }) => id === pointerId && end(true), { signal });
       window.addEventListener("pointercancel", ({ pointerId: id }) => id === pointerId && end(false), { signal });
       window.addEventListener("keydown", ({ key }) => key === "Escape" && end(false), { signal });
-      setActive({ from, gap, shift: 0 });
+      setActive({ from, gap, shift: 0, room: 0 });
     },
     [items],
   );
   return { active, start };
-}
-
-function middle(row: Element): number {
-  const { top, height } = row.getBoundingClientRect();
-  return top + height / 2;
 }

@@ -3,7 +3,7 @@
 import { useMutation } from "graft-client/react";
 import { useEffect, useRef, useState, type KeyboardEvent, type ReactNode } from "react";
 
-import type { Drag } from "./drag.js";
+import { shiftOf, type Drag } from "./drag.js";
 import { Mark } from "./mark.js";
 import type { Shown, Task } from "./model.js";
 import { clearNote, useNote } from "./notes.js";
@@ -36,10 +36,7 @@ export function TaskRow(props: {
   const classes = ["item"];
   if (task.done === 1) classes.push("done");
   if (inHand) classes.push("in-hand");
-  // Above itself and below itself it stays where it is.
-  const goesTo = active === undefined || active.gap === active.from || active.gap === active.from + 1 ? undefined : active.gap;
-  if (goesTo === index) classes.push("drop-above");
-  if (goesTo === count && index === count - 1) classes.push("drop-below");
+  const shift = shiftOf(active, index);
 
   const onHandleKey = (event: KeyboardEvent) => {
     const to = { ArrowUp: index - 1, ArrowDown: index + 1, Home: 0, End: count - 1 }[event.key];
@@ -49,7 +46,7 @@ export function TaskRow(props: {
   };
 
   return (
-    <li className={classes.join(" ")} data-id={task.id} style={inHand ? { translate: `0 ${active.shift}px` } : undefined}>
+    <li className={classes.join(" ")} data-id={task.id} style={shift === 0 ? undefined : { translate: `0 ${shift}px` }}>
       <div className="row">
         <button
           type="button"
