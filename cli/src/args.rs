@@ -87,6 +87,9 @@ pub struct Serve {
     /// A directory that keeps fetched pages across restarts. [default: memory alone]
     #[arg(long, env = "GRAFT_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
+    /// A directory of static files to serve at `/`: an app's built page. [default: none]
+    #[arg(long, env = "GRAFT_WEB", value_name = "DIR")]
+    pub web: Option<PathBuf>,
 }
 
 /// `graft deploy`
@@ -327,7 +330,7 @@ mod tests {
     #[test]
     fn the_documented_lines_parse() {
         for line in [
-            "graft serve --store memory: --listen 127.0.0.1:0 --data d",
+            "graft serve --store memory: --listen 127.0.0.1:0 --data d --web w",
             "graft deploy m.wasm --volume todo --url http://127.0.0.1:1",
             "graft mutate add {} --volume todo --wait accepted --json --client c",
             "graft subscribe SELECT --volume todo --params [] --json",

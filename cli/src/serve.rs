@@ -10,6 +10,7 @@ pub async fn run(args: Serve) -> anyhow::Result<Outcome> {
     let store = graft::remote::open(&args.store.store)?;
     let mut config = Config::new(store, args.listen);
     config.data = args.data;
+    config.web = args.web;
     let mut stop = Signals::new()?;
     let running = tokio::select! {
         running = Coordinator::start(config) => running?,

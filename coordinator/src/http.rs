@@ -8,6 +8,7 @@
 //! | `GET /v1/volumes/{name}` | says how the volume stands and what its reducers take |
 //! | `POST /v1/volumes/{name}/query` | asks once; see `volume` |
 //! | `POST /v1/volumes/{name}/mutate` | runs a reducer; see `mutate` |
+//! | `GET` of anything else | a file of the app's page, where one is served; see `web` |
 //!
 //! Whatever can be refused is refused before a socket is upgraded. Every error becomes a status and a
 //! code here, in [`ApiError`].
@@ -20,7 +21,7 @@ use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{DefaultBodyLimit, Json, Path, State};
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use graft::VolumeName;
@@ -30,6 +31,7 @@ use sqlsync_layer::actor::{AskError, Deployed, NotAToken};
 use sqlsync_layer::protocol::{FRAME_BYTES_MAX, Reason, codes};
 
 use crate::volumes::{OpenVolumeError, Volumes};
+use crate::web::Web;
 use crate::{origin, sync};
 
 mod mutate;
@@ -92,6 +94,14 @@ pub enum ApiError {
     /// `after` is not a token.
     #[error("`after`: {0}")]
     Token(#[from] NotAToken),
+    /// A file of the page is there and cannot be read.
+    #[error("{path} cannot be read: {message}")]
+    File {
+        /// The request's path, shortened.
+        path: String,
+        /// What the system said.
+        message: String,
+    },
     /// The body is not a module that can run.
     #[error("{message}")]
     Module {
@@ -134,6 +144,7 @@ impl ApiError {
             ApiError::Forbidden { .. } => StatusCode::FORBIDDEN,
             ApiError::NoRoute => StatusCode::NOT_FOUND,
             ApiError::Method => StatusCode::METHOD_NOT_ALLOWED,
+            ApiError::File { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             ApiError::Body { too_large: true, .. } => StatusCode::PAYLOAD_TOO_LARGE,
             ApiError::Body { too_large: false, .. } => StatusCode::BAD_REQUEST,
             ApiError::Module { .. } => StatusCode::UNPROCESSABLE_ENTITY,
@@ -159,6 +170,7 @@ impl ApiError {
             ApiError::Forbidden { .. } => "forbidden",
             ApiError::NoRoute => "not_found",
             ApiError::Method => "method_not_allowed",
+            ApiError::File { .. } => "unreadable",
             ApiError::NotUpgrade { .. } => "not_a_websocket",
             ApiError::Body { too_large: true, .. } => "too_large",
             ApiError::Body { too_large: false, .. } | ApiError::Request { .. } => "bad_body",
@@ -188,8 +200,9 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// The routes.
-pub(crate) fn router(volumes: Arc<Volumes>) -> Router {
+/// The routes, and the page's files where there are some.
+pub(crate) fn router(volumes: Arc<Volumes>, web: Option<Web>) -> Router {
+    let web = web.map(Arc::new);
     let modules = post(deploy).layer(DefaultBodyLimit::max(volumes.limits().module_bytes_max));
     let body = DefaultBodyLimit::max(FRAME_BYTES_MAX);
     Router::new()
@@ -199,7 +212,12 @@ pub(crate) fn router(volumes: Arc<Volumes>) -> Router {
         .route("/v1/volumes/{name}/mutate", post(mutate::mutate).layer(body))
         .route("/v1/volumes/{name}/sync", get(connect))
         .route("/v1/volumes/{name}/modules", modules)
-        .fallback(async || ApiError::NoRoute)
+        .fallback(move |method: Method, uri: Uri| async move {
+            match web {
+                Some(web) => web.serve(&method, uri.path()).await,
+                None => Err(ApiError::NoRoute),
+            }
+        })
         .method_not_allowed_fallback(async || ApiError::Method)
         .layer(axum::middleware::from_fn(origin::check))
         .with_state(volumes)

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`http`](mod@http) | routes, queries and mutations without a socket, errors as typed JSON |
 //! | `origin` | who may talk to a server without authentication |
+//! | `web` | the static files of an app's page |
 //! | `sync` | one WebSocket: frames in, frames out, back-pressure |
 //! | `outbox` | the bounded queue in front of a socket |
 //! | `volumes` | which volumes are open; opening and closing them |
@@ -42,10 +43,12 @@ mod origin;
 mod outbox;
 mod sync;
 mod volumes;
+mod web;
 mod worker;
 
 use self::modules::StoreModules;
 use self::volumes::Volumes;
+use self::web::Web;
 
 /// Bounds of a coordinator.
 #[derive(Debug, Clone, Copy)]
@@ -122,14 +125,16 @@ pub struct Config {
     pub listen: SocketAddr,
     /// A directory for a cache of pages that survives restarts; memory alone where `None`.
     pub data: Option<PathBuf>,
+    /// A directory of static files to serve at `/`; none where `None`.
+    pub web: Option<PathBuf>,
     /// Bounds.
     pub limits: Limits,
 }
 
 impl Config {
-    /// The default bounds, no data directory.
+    /// The default bounds, no data directory, no page.
     pub fn new(store: SharedRemote, listen: SocketAddr) -> Config {
-        Config { store, listen, data: None, limits: Limits::default() }
+        Config { store, listen, data: None, web: None, limits: Limits::default() }
     }
 }
 
@@ -162,6 +167,14 @@ pub enum StartError {
     /// The data directory cannot be used.
     #[error(transparent)]
     Data(#[from] graft::store::StoreError),
+    /// The page's directory is not there, or holds no `index.html`.
+    #[error("no page in {}: {source}; build it first, it must hold index.html", .dir.display())]
+    Web {
+        /// The directory asked for.
+        dir: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The wasm engine did not start.
     #[error(transparent)]
     Host(#[from] reducers_host::HostError),
@@ -178,10 +191,13 @@ impl Coordinator {
     ///
     /// Any [`StartError`].
     pub async fn start(config: Config) -> Result<Running, StartError> {
-        let Config { store, listen, data, limits } = config;
+        let Config { store, listen, data, web, limits } = config;
         if !listen.ip().is_loopback() {
             return Err(StartError::NotLoopback { listen });
         }
+        let web = web
+            .map(|dir| Web::open(&dir).map_err(|source| StartError::Web { dir, source }))
+            .transpose()?;
         let listener =
             TcpListener::bind(listen).await.map_err(|source| StartError::Bind { listen, source })?;
         let addr = listener.local_addr().map_err(|source| StartError::Bind { listen, source })?;
@@ -194,7 +210,7 @@ impl Coordinator {
 
         let (stop, stopped) = watch::channel(false);
         let idle = tokio::spawn(volumes::close_idle(volumes.clone(), stopped.clone()));
-        let router = http::router(volumes.clone());
+        let router = http::router(volumes.clone(), web);
         // Messages are small and somebody waits for each.
         let listener = listener.tap_io(|stream| {
             if let Err(error) = stream.set_nodelay(true) {

@@ -2,7 +2,7 @@
 //!
 //! Alice and Bob each hold a live query (`graft subscribe`) and call reducers (`graft mutate`); every
 //! line says who did or saw what. After the script the server stays up for the reader's own
-//! commands, in another terminal, until Ctrl-C.
+//! commands, in another terminal, and for the example's page in a browser, until Ctrl-C.
 //!
 //! Invariants: the script waits for what it announces and fails, naming it, if it does not come;
 //! whatever happens, the processes started here are stopped. They get a process group of their own,
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use crate::run::quoted;
-use crate::{artifacts, setup};
+use crate::{artifacts, setup, web};
 use list::List;
 use process::Process;
 
@@ -62,9 +62,9 @@ pub fn run(root: &Path, args: &[String]) -> anyhow::Result<()> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
         signal_hook::flag::register(signal, stop.clone()).context("signals cannot be handled")?;
     }
-    let (graft, modules) = programs(root)?;
+    let Programs { graft, modules, page } = programs(root)?;
     let place = Place::choose(root, once)?;
-    let mut demo = Demo::start(graft, &place, stop)?;
+    let mut demo = Demo::start(graft, page.as_deref(), &place, stop)?;
     let played = demo.play(&modules.join("todo.wasm"));
     let ended = match played {
         Ok(()) if once => Ok(()),
@@ -79,15 +79,25 @@ pub fn run(root: &Path, args: &[String]) -> anyhow::Result<()> {
     ended.and(stopped)
 }
 
-/// The `graft` program and the folder of the modules: built here, unless `GRAFT_BIN` and
-/// `GRAFT_REDUCERS` name built ones.
-fn programs(root: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
+/// What the demo runs.
+struct Programs {
+    graft: PathBuf,
+    /// The folder of the reducer modules.
+    modules: PathBuf,
+    /// The folder of the built page; none without Node.
+    page: Option<PathBuf>,
+}
+
+/// Builds what the demo runs, unless `GRAFT_BIN` and `GRAFT_REDUCERS` name built ones; then `GRAFT_WEB`
+/// may name a page.
+fn programs(root: &Path) -> anyhow::Result<Programs> {
     let given = |name| std::env::var_os(name).map(PathBuf::from);
     if let (Some(graft), Some(modules)) = (given("GRAFT_BIN"), given("GRAFT_REDUCERS")) {
-        return Ok((graft, modules));
+        return Ok(Programs { graft, modules, page: given("GRAFT_WEB") });
     }
     let tools = setup::setup(root)?;
-    Ok((artifacts::graft(&tools, true)?, artifacts::reducers(&tools)?))
+    let graft = artifacts::graft(&tools, true)?;
+    Ok(Programs { graft, modules: artifacts::reducers(&tools)?, page: web::page(root)? })
 }
 
 /// Where this demo keeps its store and listens.
@@ -126,6 +136,8 @@ impl Place {
 struct Demo {
     graft: PathBuf,
     url: String,
+    /// Whether the server serves the page.
+    page: bool,
     /// For the logs of the programs started here.
     dir: PathBuf,
     store: String,
@@ -138,11 +150,19 @@ struct Demo {
 
 impl Demo {
     /// Starts the server and waits until it names its URL.
-    fn start(graft: PathBuf, place: &Place, stop: Arc<AtomicBool>) -> anyhow::Result<Demo> {
+    fn start(
+        graft: PathBuf,
+        page: Option<&Path>,
+        place: &Place,
+        stop: Arc<AtomicBool>,
+    ) -> anyhow::Result<Demo> {
         let store = place.store();
-        println!("\n$ graft serve --store {} --listen {}", quoted(&store), place.listen);
+        let web = page.map(|page| page.to_string_lossy());
+        let mut args = vec!["serve", "--store", &store, "--listen", place.listen];
+        args.extend(web.iter().flat_map(|web| ["--web", web]));
+        let typed: Vec<String> = args.iter().map(|arg| quoted(arg)).collect();
+        println!("\n$ graft {}", typed.join(" "));
         let log = place.dir.join("server.log");
-        let args = ["serve", "--store", &store, "--listen", place.listen];
         let mut server = Process::start(&graft, &args, &log)?;
         let (sender, events) = channel();
         let (urls, first_url) = channel();
@@ -161,7 +181,8 @@ impl Demo {
         };
         println!("{url}");
         let dir = place.dir.clone();
-        Ok(Demo { graft, url, dir, store, server, people: Vec::new(), events, sender, stop })
+        let page = page.is_some();
+        Ok(Demo { graft, url, page, dir, store, server, people: Vec::new(), events, sender, stop })
     }
 
     /// The script.
@@ -284,6 +305,9 @@ impl Demo {
     fn stay_up(&mut self) -> anyhow::Result<()> {
         let graft = self.graft.display();
         let (url, store) = (&self.url, quoted(&self.store));
+        if self.page {
+            println!("\nOpen the page in two windows of a browser: {url}/#/list/home");
+        }
         println!(
             "\nThe server stays up at {url}. In another terminal, try:\n\n  \
              {graft} subscribe \"SELECT * FROM tasks\" --volume {VOLUME} --url {url}\n  \

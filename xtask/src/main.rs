@@ -16,7 +16,7 @@
 //! | [`artifacts`] | the programs and modules other steps need: `graft`, guests, wasm32 libraries |
 //! | [`test`] | the steps of `test`, and the sum over all test programs |
 //! | [`demo`] | a server and two scripted clients in one terminal |
-//! | [`web`] | npm packages, checks and tests of `client/` |
+//! | [`web`] | npm packages, checks and tests of `client/`, the page, the browser tests |
 
 #![allow(clippy::disallowed_methods, reason = "a driver: it times its steps by the real clock")]
 
@@ -52,19 +52,19 @@ const COMMANDS: &[Command] = &[
     Command {
         name: "build",
         usage: "",
-        what: "target/release/graft and target/reducers/{todo,notes}.wasm",
+        what: "target/release/graft, target/reducers/{todo,notes}.wasm and, with Node, examples/todo/web/dist",
         run: build,
     },
     Command {
         name: "test",
         usage: "[--quick] [FILTER]",
-        what: "all checks and tests; --quick or a FILTER leaves out fmt, clippy and the wasm32 libraries, a FILTER also client/",
+        what: "all checks and tests; --quick or a FILTER leaves out fmt, clippy and the wasm32 libraries, a FILTER also client/ and the browser",
         run: test::run,
     },
     Command {
         name: "demo",
         usage: "[--once]",
-        what: "a server and two clients in this terminal; --once stops after the script",
+        what: "a server, two clients in this terminal, and with Node the page; --once stops after the script",
         run: demo::run,
     },
     Command {
@@ -152,7 +152,11 @@ fn build(root: &Path, args: &[String]) -> anyhow::Result<()> {
     let tools = setup::setup(root)?;
     let graft = artifacts::graft(&tools, true)?;
     let modules = artifacts::reducers(&tools)?;
+    let page = web::page(root)?;
     println!("\n{}\n{}", graft.display(), modules.display());
+    if let Some(page) = page {
+        println!("{}", page.display());
+    }
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 //! | clang that compiles for wasm32, llvm-ar | SQLite's C in the wasm32 build |
 //! | the wasm32 target | reducers, and `graft` and `sqlsync-layer` for the browser |
 //! | an S3 server (Ceph) | the tests of `s3://` stores; only [`setup_for_tests`] asks for it |
+//! | Chromium | the browser tests; likewise |
 //!
 //! Invariants: what is there is used and never installed again, so a second run only looks; nothing
 //! is installed without saying what and why; `apt-get update` runs at most once, and only before an
@@ -13,6 +14,7 @@
 
 mod apt;
 mod ceph;
+pub mod chromium;
 mod libclang;
 mod wasm;
 
@@ -72,9 +74,12 @@ pub fn setup(root: &Path) -> anyhow::Result<Tools> {
 ///
 /// # Errors
 ///
-/// As [`setup`]; without an S3 server only where `CI=true`.
+/// As [`setup`]; without an S3 server or Chromium only where `CI=true`.
 pub fn setup_for_tests(root: &Path) -> anyhow::Result<Tools> {
-    find(root, ceph::find_or_install)
+    find(root, |apt| {
+        ceph::find_or_install(apt)?;
+        chromium::find_or_install(apt)
+    })
 }
 
 fn find(root: &Path, more: impl FnOnce(&mut Apt) -> anyhow::Result<()>) -> anyhow::Result<Tools> {

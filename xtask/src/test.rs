@@ -1,7 +1,8 @@
 //! `cargo xtask test`: every check in order, each timed, stopping at the first that fails.
 //!
 //! Tests run under `cargo test`, which every Rust installation has. Its output passes through as it
-//! comes; the sums over all test programs, and over the tests of `client/`, are printed at the end.
+//! comes; the sums over all test programs, and over the tests of `client/` and of the browser, are
+//! printed at the end.
 //!
 //! Invariants: the exit code is 0 only if every step succeeded and at least one test ran; within the
 //! step `tests` all test programs run, so that one run shows every failure.
@@ -75,11 +76,20 @@ fn all(
         return Ok(());
     }
     steps.run("client", || {
-        let mut ran = web::Counts { passed: 0, failed: 0, skipped: 0 };
+        let mut ran = web::Counts::default();
         let result = web::test(root, &graft, &modules, &mut ran);
-        counts.passed += ran.passed;
-        counts.failed += ran.failed;
-        counts.skipped += ran.skipped;
+        counts.add_web(&ran);
+        result
+    })?;
+    steps.run("browser", || {
+        let Some(chromium) = setup::chromium::find() else {
+            println!("SKIPPED: there is no Chromium; see the step `setup`");
+            counts.skipped += 1;
+            return Ok(());
+        };
+        let mut ran = web::Counts::default();
+        let result = web::test_browser(root, &graft, &modules, &chromium, &mut ran);
+        counts.add_web(&ran);
         result
     })
 }
@@ -115,6 +125,12 @@ struct Counts {
 }
 
 impl Counts {
+    fn add_web(&mut self, ran: &web::Counts) {
+        self.passed += ran.passed;
+        self.failed += ran.failed;
+        self.skipped += ran.skipped;
+    }
+
     /// Adds a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; …`; others count nothing.
     fn add(&mut self, line: &str) {
         let Some((_, result)) = line.split_once("test result: ") else { return };

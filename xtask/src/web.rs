@@ -1,11 +1,12 @@
-//! The TypeScript side: npm packages, and the checks and tests of `client/`.
+//! The TypeScript side: npm packages, the checks and tests of `client/`, the todo example's page, and the
+//! browser tests.
 //!
 //! Node is asked for, not installed: what Debian has may be older than the tools need.
 //!
 //! Invariants: packages are exactly those of `package-lock.json` (`npm ci`), and are installed again only
 //! when that file changed; a step whose tests did not run fails.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde_json::Value;
@@ -16,6 +17,7 @@ use crate::run::Run;
 const NODE_MIN: (u32, u32) = (20, 19);
 
 /// How many tests ran.
+#[derive(Default)]
 pub struct Counts {
     /// Those that succeeded.
     pub passed: u64,
@@ -45,6 +47,30 @@ pub fn install(root: &Path) -> anyhow::Result<()> {
     std::fs::write(&stamp, &wanted).with_context(|| format!("{} cannot be written", stamp.display()))
 }
 
+/// Builds the page of `examples/todo/web` and the client that it uses: its folder. Where there is no Node,
+/// says so, and there is no page.
+///
+/// # Errors
+///
+/// Node is there, and `npm ci` or the build failed.
+pub fn page(root: &Path) -> anyhow::Result<Option<PathBuf>> {
+    if let Err(error) = node_version(root) {
+        println!("\nWithout the page of examples/todo/web: {error:#}");
+        return Ok(None);
+    }
+    install(root)?;
+    build_page(root).map(Some)
+}
+
+fn build_page(root: &Path) -> anyhow::Result<PathBuf> {
+    Run::new(root, "npm").args(["run", "build", "-w", "client", "-w", "examples/todo/web"]).check()?;
+    let page = root.join("examples/todo/web/dist");
+    if !page.join("index.html").is_file() {
+        bail!("npm built examples/todo/web, but {} holds no index.html", page.display());
+    }
+    Ok(page)
+}
+
 /// Compiles `client/` and runs its tests against `graft` and the modules. The counts are also there where
 /// tests failed.
 ///
@@ -55,19 +81,45 @@ pub fn test(root: &Path, graft: &Path, modules: &Path, counts: &mut Counts) -> a
     let npm = |args: &[&str]| Run::new(&root.join("client"), "npm").args(args);
     npm(&["run", "check"]).check()?;
     npm(&["run", "build"]).check()?;
-    let report = root.join("target/client-tests.json");
+    let test = npm(&["test"]).env("GRAFT_BIN", graft).env("GRAFT_REDUCERS", modules);
+    vitest(root, "client", test, counts)
+}
+
+/// Builds the page and runs it in `chromium`, against `graft` and the modules. Pictures are kept in
+/// `target/screenshots`. The counts are also there where tests failed.
+///
+/// # Errors
+///
+/// A compile error, a failed test, or none that ran.
+pub fn test_browser(
+    root: &Path,
+    graft: &Path,
+    modules: &Path,
+    chromium: &Path,
+    counts: &mut Counts,
+) -> anyhow::Result<()> {
+    build_page(root)?;
+    let npm = |args: &[&str]| Run::new(&root.join("tests/browser"), "npm").args(args);
+    npm(&["run", "check"]).check()?;
+    let test =
+        npm(&["test"]).env("GRAFT_BIN", graft).env("GRAFT_REDUCERS", modules).env("GRAFT_CHROMIUM", chromium);
+    vitest(root, "browser", test, counts)
+}
+
+/// Runs `test`, which ends in Vitest, and counts.
+fn vitest(root: &Path, name: &str, test: Run, counts: &mut Counts) -> anyhow::Result<()> {
+    let report = root.join("target").join(format!("{name}-tests.json"));
     remove(&report)?;
-    let test = npm(&["test", "--", "--reporter=default", "--reporter=json"])
-        .args([format!("--outputFile.json={}", report.display())])
-        .env("GRAFT_BIN", graft)
-        .env("GRAFT_REDUCERS", modules);
+    let test = test
+        .args(["--", "--reporter=default", "--reporter=json"])
+        .args([format!("--outputFile.json={}", report.display())]);
     let result = test.check();
     if let Ok(text) = std::fs::read(&report) {
         *counts = read_report(&text).with_context(|| format!("{} is no report", report.display()))?;
     }
     result?;
     if counts.passed == 0 {
-        bail!("no test of client/ ran; to look why:\n  {test}");
+        bail!("no test ran in the step `{name}`; to look why:\n  {test}");
     }
     Ok(())
 }
