@@ -793,8 +793,10 @@ export class Session {
   #subscriptionError(wire: number, reason: Reason, random: number): void {
     const [sub] = this.#byWire(wire) ?? [];
     if (sub === undefined) return;
-    // The reconnect opens it again.
-    if (meaning(reason.code) === "passing") return this.#hangUp(reason, random);
+    // The reconnect opens it again. What is damaged for one query may be whole for all others, so that
+    // does not end the connection.
+    const passing = meaning(reason.code) === "passing" && reason.code !== "damaged";
+    if (passing) return this.#hangUp(reason, random);
     this.#subscriptions.delete(sub);
     this.#notify({ type: "subscription_failed", sub, reason });
   }

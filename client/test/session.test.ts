@@ -12,7 +12,7 @@ describe("connecting", () => {
     expect(peer.did()).toEqual(["dial", "timer 10000"]);
     expect(peer.session.connection.state).toBe("connecting");
     peer.feed({ type: "opened" });
-    expect(peer.sent()).toEqual([{ type: "hello", protocols: [1], client: "c" }]);
+    expect(peer.sent()).toEqual([{ type: "hello", protocols: [1], client: "c", settled: 0 }]);
     peer.welcome({ module: "abc" });
     expect(peer.session.connection).toEqual({ state: "live", error: undefined, volume: VOLUME, module: "abc" });
   });
