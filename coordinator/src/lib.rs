@@ -195,9 +195,8 @@ impl Coordinator {
         if !listen.ip().is_loopback() {
             return Err(StartError::NotLoopback { listen });
         }
-        let web = web
-            .map(|dir| Web::open(&dir).map_err(|source| StartError::Web { dir, source }))
-            .transpose()?;
+        let web =
+            web.map(|dir| Web::open(&dir).map_err(|source| StartError::Web { dir, source })).transpose()?;
         let listener =
             TcpListener::bind(listen).await.map_err(|source| StartError::Bind { listen, source })?;
         let addr = listener.local_addr().map_err(|source| StartError::Bind { listen, source })?;
