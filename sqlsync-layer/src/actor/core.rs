@@ -153,6 +153,8 @@ pub struct Actor {
     pub(super) shutting_down: bool,
     drained: bool,
     pub(super) sessions: BTreeMap<SessionId, Session>,
+    /// The sessions of each connected client.
+    clients: BTreeMap<ClientId, BTreeSet<SessionId>>,
     pub(super) live: LiveQueries<(SessionId, u64)>,
     pub(super) asks: Asks,
     /// Subscriptions whose snapshot waits until their query has run at the tip.
@@ -207,6 +209,7 @@ impl Actor {
             shutting_down: false,
             drained: false,
             sessions: BTreeMap::new(),
+            clients: BTreeMap::new(),
             live: LiveQueries::default(),
             asks: Asks::default(),
             owed: BTreeSet::new(),
@@ -287,11 +290,10 @@ impl Actor {
     }
 
     fn send_to_client(&mut self, client: &ClientId, message: &ServerMessage) {
-        let sessions: Vec<SessionId> =
-            self.sessions.iter().filter(|(_, s)| s.client == *client).map(|(id, _)| *id).collect();
-        for session in sessions {
-            self.send(session, message.clone());
-        }
+        let sessions = self.clients.get(client).into_iter().flatten();
+        let sends = sessions
+            .map(|session| Output::Send { session: *session, message: Outgoing::Message(message.clone()) });
+        self.outputs.extend(sends);
     }
 
     /// The LSN that the tip's last commit has or will have.
@@ -349,6 +351,7 @@ impl Actor {
             max_in_flight: IN_FLIGHT_MAX,
         };
         let subscriptions = BTreeMap::new();
+        self.clients.entry(client.clone()).or_default().insert(session);
         self.sessions
             .insert(session, Session { client, subscriptions, congested: false, missed: BTreeSet::new() });
         self.send(session, message);
@@ -357,6 +360,12 @@ impl Actor {
     fn disconnect(&mut self, session: SessionId) {
         self.behind.retain(|waiting| waiting.session != session);
         if let Some(gone) = self.sessions.remove(&session) {
+            if let Some(sessions) = self.clients.get_mut(&gone.client) {
+                sessions.remove(&session);
+                if sessions.is_empty() {
+                    self.clients.remove(&gone.client);
+                }
+            }
             for (sub, query) in gone.subscriptions {
                 self.owed.remove(&(session, sub));
                 self.live.leave(query, &(session, sub));
