@@ -61,6 +61,7 @@ async fn no_durable_mutation_is_lost_or_doubled() {
         Ok(seed) => vec![seed.parse().unwrap()],
         Err(_) => (0..4).collect::<Vec<u64>>(),
     };
+    let mut injected = 0;
     for seed in seeds {
         let mut rng = StdRng::seed_from_u64(seed);
         let store = Faulty::new(memory(), seed);
@@ -84,7 +85,10 @@ async fn no_durable_mutation_is_lost_or_doubled() {
             ..Faults::default()
         });
         let mut told = BTreeMap::new();
-        let mut restarts = 0;
+        // The first death is certain: a fast machine may be done with the work before chance has one.
+        running.shutdown().await;
+        running = restart(&store, addr).await;
+        let mut restarts = 1;
         while !working.is_empty() {
             let patience = Duration::from_millis(rng.random_range(3..40));
             match tokio::time::timeout(patience, working.join_next()).await {
@@ -114,8 +118,9 @@ async fn no_durable_mutation_is_lost_or_doubled() {
         assert!(found.values().all(|title| *title == "2"), "seed {seed}: {found:?}");
         checking.close().await;
         running.shutdown().await;
-        assert!(store.injected() > 0 && restarts > 0, "seed {seed}: nothing went wrong");
+        injected += store.injected();
     }
+    assert!(injected > 0, "nothing went wrong");
 }
 
 /// A server on the same address; the store may fail it at the start.
