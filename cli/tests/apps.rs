@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio};
 
-const TODO_TS: &str = include_str!("../testdata/codegen/todo.ts");
+const TODO_TS: &str = include_str!("../../examples/todo/web/src/mutations.ts");
 const NOTES_TS: &str = include_str!("../testdata/codegen/notes.ts");
 
 fn graft(folder: &Path) -> Command {
@@ -86,7 +86,7 @@ impl Drop for Dev {
     }
 }
 
-/// To renew the expected files: `graft codegen ts target/reducers/todo.wasm --out cli/testdata/codegen/todo.ts`.
+/// To renew the expected files: `graft codegen ts target/reducers/todo.wasm --out examples/todo/web/src/mutations.ts`.
 #[test]
 fn types_are_written_from_the_modules_own_description() {
     let dir = tempfile::tempdir().unwrap();
