@@ -185,15 +185,14 @@ impl Guarded {
     pub fn execute(&self, sql: &str, params: &[Value]) -> Result<u64, SqlError> {
         let mut statement = self.single(sql)?;
         bind_positional(&mut statement, params)?;
+        let before = self.connection.total_changes();
         if statement.column_count() > 0 {
             // RETURNING, or a SELECT run for nothing: step through it.
-            let before = self.connection.total_changes();
             let mut rows = statement.raw_query();
             while rows.next().map_err(|error| sql_error(&error))?.is_some() {}
             drop(rows);
             return Ok(self.connection.total_changes() - before);
         }
-        let before = self.connection.total_changes();
         let changed = statement.raw_execute().map_err(|error| sql_error(&error))?;
         // Where nothing changed (DDL), SQLite answers for an earlier statement.
         Ok(if self.connection.total_changes() == before { 0 } else { changed as u64 })
@@ -277,14 +276,16 @@ impl ToSql for Bound<'_> {
     }
 }
 
-fn bind_positional(statement: &mut Statement<'_>, params: &[Value]) -> Result<(), SqlError> {
-    let expected = statement.parameter_count();
-    if expected != params.len() {
-        return Err(refusal(&format!(
-            "the statement has {expected} parameters, {} were given",
-            params.len()
-        )));
+/// Whether as many parameters were given as the statement has.
+fn all_bound(statement: &Statement<'_>, given: usize) -> Result<(), SqlError> {
+    match statement.parameter_count() {
+        expected if expected == given => Ok(()),
+        expected => Err(refusal(&format!("the statement has {expected} parameters, {given} were given"))),
     }
+}
+
+fn bind_positional(statement: &mut Statement<'_>, params: &[Value]) -> Result<(), SqlError> {
+    all_bound(statement, params.len())?;
     for (at, value) in params.iter().enumerate() {
         statement.raw_bind_parameter(at + 1, Bound(value)).map_err(|error| sql_error(&error))?;
     }
@@ -309,14 +310,7 @@ fn bind(statement: &mut Statement<'_>, params: &Params) -> Result<(), SqlError> 
                     .raw_bind_parameter(index, Bound(&from_json(json)?))
                     .map_err(|error| sql_error(&error))?;
             }
-            if statement.parameter_count() != values.len() {
-                let expected = statement.parameter_count();
-                return Err(refusal(&format!(
-                    "the statement has {expected} parameters, {} were given",
-                    values.len()
-                )));
-            }
-            Ok(())
+            all_bound(statement, values.len())
         }
     }
 }

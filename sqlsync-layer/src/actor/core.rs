@@ -403,8 +403,6 @@ impl Actor {
 
     fn mutate(&mut self, session: SessionId, mutation: Mutation) {
         let (client, seq) = (mutation.client.clone(), mutation.seq);
-        let refuse =
-            |code, message: String| ServerMessage::Refused { seq, reason: Reason::new(code, message) };
         let applied = self.tip.last_seq(&client);
         let queued = self.queued.get(&client).copied().unwrap_or(0).max(applied);
         if seq <= applied {
@@ -412,14 +410,13 @@ impl Actor {
         } else if seq <= queued {
             // Resent while its first copy waits; that one will be answered, on every connection.
         } else if seq != queued + 1 {
-            let message = format!("the next seq of client {client} is {}, not {seq}", queued + 1);
-            self.send(session, refuse(codes::SEQ_GAP, message));
+            self.send(session, refused(seq, codes::SEQ_GAP, gap(&client, seq, queued + 1)));
         } else if self.shutting_down {
             let message = "the server is shutting down; connect again and resend".into();
-            self.send(session, refuse(codes::SHUTDOWN, message));
+            self.send(session, refused(seq, codes::SHUTDOWN, message));
         } else if self.in_flight.get(&client).is_some_and(|count| *count >= IN_FLIGHT_MAX) {
             let message = format!("{IN_FLIGHT_MAX} mutations are without a final answer; wait for some");
-            self.send(session, refuse(codes::TOO_MANY_IN_FLIGHT, message));
+            self.send(session, refused(seq, codes::TOO_MANY_IN_FLIGHT, message));
         } else {
             *self.in_flight.entry(client.clone()).or_default() += 1;
             self.queued.insert(client, seq);
@@ -431,8 +428,6 @@ impl Actor {
     /// `accepted`, and the rest with why it is not looked at.
     fn answer_known(&mut self, session: Option<SessionId>, mutation: &Mutation) {
         let (client, seq) = (&mutation.client, mutation.seq);
-        let refused =
-            |code, message: String| ServerMessage::Refused { seq, reason: Reason::new(code, message) };
         let message = match self.durable.standing(client, seq, &mutation.content) {
             Standing::Known(entry) => Some(final_answer(&entry)),
             Standing::Next | Standing::Gap { .. } => {
@@ -440,18 +435,17 @@ impl Actor {
                     // Rejected at the tip is not final yet: its answer follows.
                     Standing::Known(entry) => (entry.outcome == Outcome::Applied)
                         .then_some(ServerMessage::Accepted { seq, lsn: entry.lsn }),
-                    Standing::Reused => Some(refused(codes::SEQ_REUSED, reused(client, seq))),
-                    Standing::Forgotten => Some(refused(codes::SEQ_FORGOTTEN, forgotten(client, seq))),
+                    Standing::Reused => Some(refused(seq, codes::SEQ_REUSED, reused(client, seq))),
+                    Standing::Forgotten => Some(refused(seq, codes::SEQ_FORGOTTEN, forgotten(client, seq))),
                     // Not applied: the client is to send it again, after those before it.
                     Standing::Next | Standing::Gap { .. } => {
                         let next = self.tip.last_seq(client) + 1;
-                        let message = format!("the next seq of client {client} is {next}, not {seq}");
-                        Some(refused(codes::SEQ_GAP, message))
+                        Some(refused(seq, codes::SEQ_GAP, gap(client, seq, next)))
                     }
                 }
             }
-            Standing::Reused => Some(refused(codes::SEQ_REUSED, reused(client, seq))),
-            Standing::Forgotten => Some(refused(codes::SEQ_FORGOTTEN, forgotten(client, seq))),
+            Standing::Reused => Some(refused(seq, codes::SEQ_REUSED, reused(client, seq))),
+            Standing::Forgotten => Some(refused(seq, codes::SEQ_FORGOTTEN, forgotten(client, seq))),
         };
         match (message, session) {
             (None, _) => {}
@@ -838,6 +832,15 @@ fn final_answer(entry: &Entry) -> ServerMessage {
         Outcome::Applied => ServerMessage::Durable { seq, lsn },
         Outcome::Rejected(reason) => ServerMessage::Rejected { seq, lsn, reason: reason.clone() },
     }
+}
+
+/// A mutation is not looked at.
+fn refused(seq: u64, code: &str, message: String) -> ServerMessage {
+    ServerMessage::Refused { seq, reason: Reason::new(code, message) }
+}
+
+fn gap(client: &ClientId, seq: u64, next: u64) -> String {
+    format!("the next seq of client {client} is {next}, not {seq}")
 }
 
 fn reused(client: &ClientId, seq: u64) -> String {
