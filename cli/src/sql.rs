@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow, bail};
+use graft::fetch::RemoteFetch;
 use graft::publish::PublishError;
 use graft::remote::SharedRemote;
 use graft::store::{FjallStore, SharedStore};
-use graft::volume::{Options, PushError, Pushed, RemoteFetch, Volume, push};
+use graft::volume::{Options, PushError, Pushed, Volume, push};
 use graft::{CommitId, Lsn, VolumeName, catalog};
 use rand::Rng as _;
 use reducers_abi::Value;

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use graft::catalog::{self, CatalogError};
+use graft::fetch::RemoteFetch;
 use graft::format::meta::Meta;
 use graft::pull::PullError;
 use graft::remote::SharedRemote;
 use graft::store::SharedStore;
-use graft::volume::{OpenError, Options, RemoteFetch, Volume};
+use graft::volume::{OpenError, Options, Volume};
 use graft::{CommitId, ModuleHash, PageSize, VolumeId, VolumeName};
 use parking_lot::Mutex;
 use reducers_abi::Runtime;

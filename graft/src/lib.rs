@@ -19,9 +19,11 @@
 //! | [`publish`] | turning a prepared commit into a durable log entry, or learning that it lost |
 //! | [`pull`] | reading what others committed: metadata only |
 //! | [`volume`] | one replica of one volume: tip, local commits, push, reset |
+//! | [`mod@fetch`] | bringing pages that a read faulted on into the cache |
 //! | [`catalog`] | names of volumes, creating and listing them |
 
 pub mod catalog;
+pub mod fetch;
 pub mod format;
 pub mod ids;
 pub mod page_set;

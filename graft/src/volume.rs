@@ -12,7 +12,7 @@
 //! caller [`reset`](Volume::reset)s.
 //!
 //! A read that misses answers [`ReadError::Fault`] with the pages to fetch; it does no I/O on the
-//! remote itself. [`fetch`] and [`RemoteFetch`] do.
+//! remote itself. [`crate::fetch`] does.
 //!
 //! Invariants: the tip is the base plus every local commit in order; only durable pages are cached,
 //! under the LSN that wrote them; a pending push is forgotten only when the log shows how it ended;
@@ -23,28 +23,25 @@ mod persist;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _};
 use parking_lot::Mutex;
 
 use self::cache::PageCache;
 use crate::catalog::{self, CatalogError};
+use crate::fetch::FetchError;
 use crate::format::commit::Head;
 use crate::format::{Damaged, frame};
 use crate::ids::{ChainHash, CommitId, Lsn, PageIdx, PageSize, VolumeId};
 use crate::page_set::PageSet;
 use crate::publish::{Draft, Prepared, PublishError, Published, prepare, publish};
 use crate::pull::{PullError, Pulled, pull};
-use crate::remote::{Remote, RemoteError, SharedRemote};
+use crate::remote::Remote;
 use crate::snapshot::{FrameRef, Location, Snapshot, graft};
 use crate::store::{Durability, SharedStore, StoreError};
-
-/// Frames fetched at the same time.
-const CONCURRENT_FETCHES: usize = 16;
 
 /// How a replica keeps its state.
 #[derive(Debug, Clone)]
@@ -124,21 +121,6 @@ pub enum CommitError {
     /// The tip is not the snapshot that the change was made on.
     #[error("the volume moved on since this transaction began; begin it again")]
     Stale,
-    /// The local store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// Why pages were not fetched. Those that were are cached.
-#[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
-pub enum FetchError {
-    /// The store failed; safe to try again.
-    #[error(transparent)]
-    Remote(#[from] RemoteError),
-    /// A frame is damaged.
-    #[error(transparent)]
-    Damaged(#[from] Damaged),
     /// The local store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -532,7 +514,7 @@ impl Volume {
         Ok(changed)
     }
 
-    fn put_fetched(&self, frame: &FrameRef, bytes: &[u8]) -> Result<(), FetchError> {
+    pub(crate) fn put_fetched(&self, frame: &FrameRef, bytes: &[u8]) -> Result<(), FetchError> {
         if bytes.len() != frame.bytes as usize {
             let reason = format!("a frame of {} bytes ends after {}", frame.bytes, bytes.len());
             return Err(Damaged::new(&frame.key, reason).into());
@@ -548,66 +530,6 @@ impl Volume {
             cache.put(*page, frame.lsn, bytes);
         }
         Ok(())
-    }
-}
-
-/// Fetches `pages` of `snapshot` into `volume`'s cache: one ranged GET for each frame that is missing.
-pub async fn fetch(
-    remote: &dyn Remote,
-    volume: &Volume,
-    snapshot: &Snapshot,
-    pages: &PageSet,
-) -> Result<(), FetchError> {
-    let mut frames: HashMap<*const FrameRef, Arc<FrameRef>> = HashMap::new();
-    for page in volume.missing(snapshot, pages)?.iter() {
-        if let Some(Location::Frame(frame)) = snapshot.location(page) {
-            frames.insert(Arc::as_ptr(frame), frame.clone());
-        }
-    }
-    let mut frames: Vec<Arc<FrameRef>> = frames.into_values().collect();
-    frames.sort_by(|a, b| (&a.key, a.offset).cmp(&(&b.key, b.offset)));
-    let fetched = frames.into_iter().map(|frame| async move {
-        let range = frame.offset..frame.offset.saturating_add(u64::from(frame.bytes));
-        let bytes = remote.get_range(&frame.key, range).await?;
-        volume.put_fetched(&frame, &bytes)
-    });
-    futures::stream::iter(fetched).buffer_unordered(CONCURRENT_FETCHES).try_collect().await
-}
-
-/// Fetches pages for code that cannot wait asynchronously: SQLite's callbacks.
-pub trait Fetch: Send + Sync + fmt::Debug {
-    /// Brings `pages` of `snapshot` into `volume`'s cache, or says why not. May block.
-    fn fetch(&self, volume: &Volume, snapshot: &Snapshot, pages: &PageSet) -> Result<(), FetchError>;
-}
-
-/// A [`Fetch`] that blocks on a remote.
-#[derive(Debug)]
-pub struct RemoteFetch {
-    remote: SharedRemote,
-    #[cfg(feature = "native")]
-    runtime: Option<tokio::runtime::Handle>,
-}
-
-impl RemoteFetch {
-    /// Blocks the calling thread, which must not be one that runs tokio tasks. A remote that needs
-    /// tokio (S3) is driven by the runtime that is current here.
-    pub fn new(remote: SharedRemote) -> RemoteFetch {
-        RemoteFetch {
-            remote,
-            #[cfg(feature = "native")]
-            runtime: tokio::runtime::Handle::try_current().ok(),
-        }
-    }
-}
-
-impl Fetch for RemoteFetch {
-    fn fetch(&self, volume: &Volume, snapshot: &Snapshot, pages: &PageSet) -> Result<(), FetchError> {
-        let fetch = fetch(&*self.remote, volume, snapshot, pages);
-        #[cfg(feature = "native")]
-        if let Some(runtime) = &self.runtime {
-            return runtime.block_on(fetch);
-        }
-        futures::executor::block_on(fetch)
     }
 }
 

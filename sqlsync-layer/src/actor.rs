@@ -9,7 +9,7 @@
 //! [`Actor::flush`] when it has no more of them at hand, and carries out the [`Output`]s in order
 //! ([`Actor::take_outputs`]).
 //! SQLite runs inside `handle` and `flush`, so an actor belongs on a thread of its own; pages that
-//! are missing are fetched inside them too, through [`graft::volume::Fetch`].
+//! are missing are fetched inside them too, through [`graft::fetch::Fetch`].
 //!
 //! ```text
 //!   Idle ─seal→ Publishing ─won→ Idle

@@ -36,7 +36,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Weak};
 
 use bytes::Bytes;
-use graft::volume::{Fetch, Volume};
+use graft::fetch::Fetch;
+use graft::volume::Volume;
 use graft::{PageIdx, PageSet};
 use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags};

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::executor::block_on;
 use graft::catalog::{self, CatalogError};
+use graft::fetch::{FetchError, RemoteFetch, fetch};
 use graft::format::Damaged;
 use graft::format::commit::Head;
 use graft::format::meta::Meta;
@@ -16,9 +17,7 @@ use graft::publish::PublishError;
 use graft::pull::PullError;
 use graft::remote::memory::MemoryRemote;
 use graft::remote::{Remote, RemoteError, SharedRemote};
-use graft::volume::{
-    Change, FetchError, OpenError, Options, PushError, ReadError, RemoteFetch, Volume, fetch, push,
-};
+use graft::volume::{Change, OpenError, Options, PushError, ReadError, Volume, push};
 use graft::{CommitId, Lsn, PageIdx, PageSet, PageSize, VolumeId, VolumeName, key};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};

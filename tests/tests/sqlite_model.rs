@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::executor::block_on;
+use graft::fetch::RemoteFetch;
 use graft::format::meta::Meta;
 use graft::remote::SharedRemote;
 use graft::remote::memory::MemoryRemote;
 use graft::store::{Durability, MemoryStore};
-use graft::volume::{Options, Pushed, RemoteFetch, Volume, push};
+use graft::volume::{Options, Pushed, Volume, push};
 use graft::{CommitId, PageSize, VolumeId, VolumeName, catalog};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};

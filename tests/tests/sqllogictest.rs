@@ -17,10 +17,11 @@ use std::sync::{Arc, LazyLock};
 
 use futures::executor::block_on;
 use graft::catalog;
+use graft::fetch::RemoteFetch;
 use graft::format::meta::Meta;
 use graft::remote::SharedRemote;
 use graft::remote::memory::MemoryRemote;
-use graft::volume::{Options, RemoteFetch, Volume, push};
+use graft::volume::{Options, Volume, push};
 use graft::{CommitId, PageSize, VolumeId, VolumeName};
 use parking_lot::Mutex;
 use rusqlite::Connection;

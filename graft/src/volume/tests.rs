@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::executor::block_on;
 
 use super::*;
+use crate::fetch::fetch;
 use crate::format::meta::Meta;
 use crate::ids::VolumeName;
 use crate::remote::memory::MemoryRemote;

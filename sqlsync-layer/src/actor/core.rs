@@ -5,13 +5,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use graft::fetch::Fetch;
 use graft::format::Damaged;
 use graft::format::commit::Head;
 use graft::publish::{Prepared, PublishError, Published};
 use graft::pull::{PullError, Pulled};
 use graft::snapshot::graft;
 use graft::store::StoreError;
-use graft::volume::{Change, Fetch, Opened, Volume};
+use graft::volume::{Change, Opened, Volume};
 use graft::{CommitId, Lsn, ModuleHash, PageIdx};
 
 use super::ask::Asks;

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use futures::executor::block_on;
 use graft::catalog;
+use graft::fetch::RemoteFetch;
 use graft::format::meta::Meta;
 use graft::publish::publish;
 use graft::remote::memory::MemoryRemote;
 use graft::remote::{Counting, Fault, Faulty, Remote, Request, SharedRemote};
-use graft::volume::{Options, RemoteFetch, Volume, push};
+use graft::volume::{Options, Volume, push};
 use graft::{CommitId, ModuleHash, PageSize, VolumeId, VolumeName};
 use reducers_abi::{Call, Description, Entry, Failure, Param, Reducer, Runtime, Sql, Type, Value};
 use serde_json::json;

@@ -29,8 +29,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use graft::fetch::FetchError;
 use graft::snapshot::Snapshot;
-use graft::volume::{Change, CommitError, FetchError, ReadError};
+use graft::volume::{Change, CommitError, ReadError};
 use graft::{PageIdx, PageSet};
 use parking_lot::Mutex;
 use sqlite_plugin::flags::{AccessFlags, LockLevel, OpenKind, OpenOpts};

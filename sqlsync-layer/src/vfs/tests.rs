@@ -5,8 +5,9 @@ mod threads;
 
 use std::sync::Arc;
 
+use graft::fetch::{Fetch, FetchError};
 use graft::snapshot::Snapshot;
-use graft::volume::{Fetch, FetchError, Options, Volume};
+use graft::volume::{Options, Volume};
 use graft::{PageSet, PageSize, VolumeId};
 use rusqlite::{Connection, ErrorCode};
 

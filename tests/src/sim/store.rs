@@ -20,8 +20,9 @@ use std::task::{Poll, Waker};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::FutureExt as _;
+use graft::fetch::{Fetch, FetchError, fetch};
 use graft::remote::{Listed, MemoryRemote, Remote, RemoteError};
-use graft::volume::{Fetch, FetchError, Volume, fetch};
+use graft::volume::Volume;
 use graft::{PageSet, snapshot::Snapshot};
 use parking_lot::Mutex;
 

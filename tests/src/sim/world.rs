@@ -23,9 +23,10 @@ mod wires;
 use std::sync::Arc;
 
 use futures::executor::block_on;
+use graft::fetch::RemoteFetch;
 use graft::format::meta::Meta;
 use graft::remote::{MemoryRemote, SharedRemote};
-use graft::volume::{Options, RemoteFetch, Volume};
+use graft::volume::{Options, Volume};
 use graft::{CommitId, Lsn, PageSize, VolumeId, VolumeName, catalog};
 use sqlsync_layer::actor::{Actor, Input, Limits, Output, RequestId};
 

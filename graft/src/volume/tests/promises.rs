@@ -1,6 +1,7 @@
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::*;
+use crate::fetch::fetch;
 use crate::ids::key;
 use crate::remote::{Counting, Counts, Fault, Faulty, Request};
 use crate::store::{Batch, FjallStore, MemoryStore, ReplicaStore, Space};

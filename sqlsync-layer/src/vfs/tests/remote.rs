@@ -1,9 +1,10 @@
 //! Volumes whose pages are elsewhere.
 
 use futures::executor::block_on;
+use graft::fetch::RemoteFetch;
 use graft::format::meta::Meta;
 use graft::remote::{Counting, Fault, Faulty, MemoryRemote, Remote, Request, SharedRemote};
-use graft::volume::{RemoteFetch, push};
+use graft::volume::push;
 use graft::{CommitId, catalog};
 
 use super::*;

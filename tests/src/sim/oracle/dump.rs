@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use futures::executor::block_on;
 use graft::VolumeId;
+use graft::fetch::RemoteFetch;
 use graft::remote::SharedRemote;
-use graft::volume::{Options, RemoteFetch, Volume};
+use graft::volume::{Options, Volume};
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use sqlsync_layer::vfs::Database;
