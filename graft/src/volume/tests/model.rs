@@ -335,7 +335,8 @@ impl World {
         self.learn();
         let newest = self.log.len() - 1;
         let replica = &mut self.replicas[at];
-        assert_eq!(pulled.heads.len(), newest - replica.base);
+        let from = pulled.jump.as_ref().map_or(replica.base, |start| start.lsn.0 as usize);
+        assert_eq!(pulled.heads.len(), newest - from);
         let graft = replica.volume().absorb(pulled).unwrap();
         if !replica.locals.is_empty() {
             assert!(graft.is_empty());
@@ -379,7 +380,7 @@ impl World {
         if !offline && replica.locals.is_empty() {
             replica.base = self.log.len() - 1;
         }
-        assert_eq!(opened.heads.len(), replica.base);
+        assert_eq!(opened.start.lsn.0 as usize + opened.heads.len(), replica.base);
         replica.volume = Some(opened.volume);
     }
 
