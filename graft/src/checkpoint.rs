@@ -250,3 +250,6 @@ async fn follow(remote: &dyn Remote, volume: &Volume, snapshot: &Snapshot) -> Re
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

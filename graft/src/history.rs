@@ -138,11 +138,7 @@ pub async fn newest_checkpoint(remote: &dyn Remote, volume: VolumeId) -> Result<
 /// more otherwise. What of the page table lies there too is read with it.
 pub async fn read_checkpoint(remote: &dyn Remote, volume: VolumeId, seq: Seq) -> Result<Start, PullError> {
     let key = key::checkpoint(volume, seq);
-    let mut bytes = match remote.get_range(&key, 0..PREFIX_BYTES).await {
-        Ok(bytes) => bytes,
-        Err(RemoteError::NotFound { .. }) => return Err(PullError::Expired { volume, lsn: Lsn::ZERO }),
-        Err(error) => return Err(error.into()),
-    };
+    let mut bytes = remote.get_range(&key, 0..PREFIX_BYTES).await?;
     if Tombstone::is_one(&bytes) {
         Tombstone::decode(volume, Of::Checkpoint(seq), &bytes)?;
         return Err(PullError::Expired { volume, lsn: Lsn::ZERO });
@@ -195,7 +191,13 @@ pub(crate) async fn checkpoint_below(
 ) -> Result<Option<Start>, PullError> {
     let mut seq = newest;
     while seq != Seq::ZERO {
-        let start = read_checkpoint(remote, volume, seq).await?;
+        let start = match read_checkpoint(remote, volume, seq).await {
+            // Named by a newer one, and deleted so long ago that not even a tombstone is left.
+            Err(PullError::Remote(RemoteError::NotFound { .. })) => {
+                return Err(PullError::Expired { volume, lsn: Lsn::ZERO });
+            }
+            read => read?,
+        };
         if fits(start.lsn, start.time_ms) {
             return Ok(Some(start));
         }
