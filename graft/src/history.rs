@@ -215,17 +215,12 @@ pub(crate) async fn read_heads(
     spans: &[(VolumeId, Lsn, Lsn)],
     hash: ChainHash,
 ) -> Result<Vec<Head>, PullError> {
+    // Never collected: a key that claims an LSN without end must cost no more than the first miss.
     let lsns = spans
-        .iter()
-        .flat_map(|(volume, from, to)| (from.0.saturating_add(1)..=to.0).map(move |lsn| (*volume, Lsn(lsn))));
-    let reads = lsns.map(|(volume, lsn)| async move {
-        match read_head(remote, volume, lsn).await {
-            Err(PullError::Remote(RemoteError::NotFound { key })) => {
-                Err(Damaged::new(&key, "missing, and later commits are there").into())
-            }
-            read => read,
-        }
-    });
+        .to_vec()
+        .into_iter()
+        .flat_map(|(volume, from, to)| (from.0.saturating_add(1)..=to.0).map(move |lsn| (volume, Lsn(lsn))));
+    let reads = lsns.map(|(volume, lsn)| read_present(remote, volume, lsn));
     let heads: Vec<Head> = futures::stream::iter(reads).buffered(CONCURRENT_READS).try_collect().await?;
     let mut parent = hash;
     for head in &heads {
@@ -235,6 +230,16 @@ pub(crate) async fn read_heads(
         parent = head.hash;
     }
     Ok(heads)
+}
+
+/// A head that must be there, because later ones are.
+async fn read_present(remote: &dyn Remote, volume: VolumeId, lsn: Lsn) -> Result<Head, PullError> {
+    match read_head(remote, volume, lsn).await {
+        Err(PullError::Remote(RemoteError::NotFound { key })) => {
+            Err(Damaged::new(&key, "missing, and later commits are there").into())
+        }
+        read => read,
+    }
 }
 
 /// Reads what is to be known of `id`: of its newest state, or of that at `upto`.
@@ -373,4 +378,25 @@ async fn continues(remote: &dyn Remote, from: &Standing) -> Result<(), PullError
         Err(error) => return Err(error),
     };
     if hash == from.hash { Ok(()) } else { Err(PullError::Diverged { volume, lsn: from.lsn }) }
+}
+
+/// The newest commits of a volume's own log, newest first: at most `limit`, and as far back as they are
+/// retained. One listing, and one prefix read for each.
+pub async fn log(remote: &dyn Remote, volume: VolumeId, limit: usize) -> Result<Vec<Head>, PullError> {
+    let newest = newest_lsn(remote, volume).await?;
+    let reads = (1..=newest.0).rev().take(limit).map(|lsn| read_head(remote, volume, Lsn(lsn)));
+    let mut reads = futures::stream::iter(reads).buffered(CONCURRENT_READS);
+    let mut heads: Vec<Head> = Vec::new();
+    while let Some(read) = reads.next().await {
+        let head = match read {
+            // A fork's log begins where it was forked; another's, where garbage collection has come to.
+            Err(PullError::Expired { .. } | PullError::Remote(RemoteError::NotFound { .. })) => break,
+            read => read?,
+        };
+        if let Some(later) = heads.last().filter(|later| later.parent != head.hash) {
+            return Err(PullError::Diverged { volume, lsn: later.lsn });
+        }
+        heads.push(head);
+    }
+    Ok(heads)
 }
