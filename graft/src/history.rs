@@ -134,6 +134,14 @@ pub async fn newest_checkpoint(remote: &dyn Remote, volume: VolumeId) -> Result<
     seq.ok_or_else(|| Damaged::new(&row.key, "its key is not a checkpoint's").into())
 }
 
+/// The LSN below which a volume's commits may be gone; 0 where nothing was collected. One request.
+pub async fn horizon(remote: &dyn Remote, volume: VolumeId) -> Result<Lsn, PullError> {
+    let prefix = key::horizon_prefix(volume);
+    let Some(row) = remote.list(&prefix, None, 1).await?.into_iter().next() else { return Ok(Lsn::ZERO) };
+    let lsn = row.key.strip_prefix(&prefix).and_then(Lsn::from_key_part);
+    lsn.ok_or_else(|| Damaged::new(&row.key, "its key is not a horizon's").into())
+}
+
 /// Reads a checkpoint's root and state. One request where both are within its first 64 KiB; one or two
 /// more otherwise. What of the page table lies there too is read with it.
 pub async fn read_checkpoint(remote: &dyn Remote, volume: VolumeId, seq: Seq) -> Result<Start, PullError> {
@@ -236,6 +244,10 @@ pub(crate) async fn read_heads(
 async fn read_present(remote: &dyn Remote, volume: VolumeId, lsn: Lsn) -> Result<Head, PullError> {
     match read_head(remote, volume, lsn).await {
         Err(PullError::Remote(RemoteError::NotFound { key })) => {
+            // So old that not even its tombstone is left, or lost.
+            if lsn < horizon(remote, volume).await? {
+                return Err(PullError::Expired { volume, lsn });
+            }
             Err(Damaged::new(&key, "missing, and later commits are there").into())
         }
         read => read,
@@ -293,6 +305,9 @@ async fn try_read(remote: &dyn Remote, id: VolumeId, upto: Option<Lsn>) -> Resul
             volume = parent;
             continue;
         }
+        if upto == Some(Lsn::ZERO) && parent.is_none() {
+            break Start::empty(Lineage::of(volume));
+        }
         let below = checkpoint_below(remote, volume, seq, |lsn, _| upto.is_none_or(|upto| lsn <= upto));
         if let Some(start) = below.await? {
             // The log was listed before the checkpoint was: it may have grown meanwhile.
@@ -341,7 +356,16 @@ pub(crate) async fn catch_up(remote: &dyn Remote, from: &Standing) -> Result<Pul
     if newest < from.lsn {
         return Err(PullError::Diverged { volume, lsn: newest.next() });
     }
-    let spans = [(volume, from.lsn, newest)];
+    // Nearly always one; a replica that stands before a fork goes through its ancestors.
+    let mut spans = Vec::new();
+    let mut low = from.lsn;
+    for (volume, last) in from.volumes.volumes() {
+        if low < *last && low < newest {
+            let high = newest.min(*last);
+            spans.push((*volume, low, high));
+            low = high;
+        }
+    }
     if newest.0 - from.lsn.0 <= JUMP_COMMITS {
         match read_heads(remote, &spans, from.hash).await {
             // Gone already: a checkpoint has what they said.

@@ -271,6 +271,10 @@ impl fmt::Debug for VolumeName {
 pub mod key {
     use super::{CommitId, LeaseId, Lsn, ModuleHash, Seq, VolumeId, VolumeName};
 
+    /// Everything that is stored of a volume, but for its name and its pin.
+    pub fn volume_prefix(vid: VolumeId) -> String {
+        format!("volumes/{vid}/")
+    }
     /// Written once: format version, page size, parent.
     pub fn meta(vid: VolumeId) -> String {
         format!("volumes/{vid}/meta")

@@ -21,6 +21,8 @@
 //! | [`history`] | opening: the newest checkpoint and the commits since; catching up |
 //! | [`chunks`] | reading parts of the page table when they are first needed |
 //! | [`mod@checkpoint`] | writing a whole page table and the layer's state, so that opening stays cheap |
+//! | [`mod@time`] | which commit a moment means |
+//! | [`fork`] | a new volume that begins as another one was |
 //! | [`volume`] | one replica of one volume: tip, local commits, push, reset |
 //! | [`mod@fetch`] | bringing pages that a read faulted on into the cache |
 //! | [`catalog`] | names of volumes, creating and listing them |
@@ -29,6 +31,7 @@ pub mod catalog;
 pub mod checkpoint;
 pub mod chunks;
 pub mod fetch;
+pub mod fork;
 pub mod format;
 pub mod history;
 pub mod ids;
@@ -38,6 +41,7 @@ pub mod pull;
 pub mod remote;
 pub mod snapshot;
 pub mod store;
+pub mod time;
 pub mod volume;
 
 pub use ids::{

@@ -1,95 +1,65 @@
-//! A pin: `volumes/{vid}/forks/{child}` or `volumes/{vid}/readers/{lease}`. 80 bytes, little-endian.
+//! A fork's pin: the object `volumes/{parent}/forks/{child}`, which keeps what the child reads through
+//! its parent from garbage collection. 44 bytes, little-endian.
 //!
-//! | offset | bytes | field    | meaning                                                            |
-//! |-------:|------:|----------|--------------------------------------------------------------------|
-//! |      0 |     4 | magic    | `GFP1`; the digit is the format version                            |
-//! |      4 |     4 | reserved | zero                                                               |
-//! |      8 |     8 | lsn      | the state that is read                                             |
-//! |     16 |     8 | seq      | the checkpoint that it is read from; 0 for none: from the first commit |
-//! |     24 |     8 | until    | ms since 1970 at which it lapses; 2^63 − 1 for a fork, which does not |
-//! |     32 |    16 | reserved | zero                                                               |
-//! |     48 |    32 | checksum | BLAKE3 over the object's key and bytes 0..48                       |
-//!
-//! It names the checkpoint beside the LSN, because a compaction may make another checkpoint of the same
-//! LSN with other locations: what must be kept is what this reader's page table names.
+//! | offset | bytes | field    | meaning                                                       |
+//! |-------:|------:|----------|---------------------------------------------------------------|
+//! |      0 |     4 | magic    | `GFP1`; the digit is the format version                       |
+//! |      4 |     4 | reserved | zero                                                          |
+//! |      8 |     8 | lsn      | the commit it was forked at                                   |
+//! |     16 |    16 | child    | the fork's volume id, equal to the object key's               |
+//! |     32 |    12 | checksum | first 12 bytes of BLAKE3 over the parent's id and bytes 0..32 |
 
 use bytes::Bytes;
 
 use super::{Damaged, Reader, Short};
-use crate::ids::{Lsn, Seq};
+use crate::ids::{Lsn, VolumeId, key};
 
 const MAGIC: [u8; 4] = *b"GFP1";
-const BODY_BYTES: usize = 48;
-/// A pin's length.
-pub const PIN_BYTES: usize = 80;
+const PIN_BYTES: usize = 44;
 
-/// A state that garbage collection must leave readable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pin {
-    /// The state that is read.
-    pub lsn: Lsn,
-    /// The checkpoint that it is read from; [`Seq::ZERO`] for none.
-    pub seq: Seq,
-    /// When it lapses, ms since 1970; [`Pin::FOR_EVER`] for a fork.
-    pub until_ms: i64,
+/// The bytes of the pin of `child`, forked from `parent` at `lsn`.
+pub fn encode(parent: VolumeId, child: VolumeId, lsn: Lsn) -> Bytes {
+    let mut out = Vec::with_capacity(PIN_BYTES);
+    out.extend(MAGIC);
+    out.extend([0; 4]);
+    out.extend(lsn.0.to_le_bytes());
+    out.extend(child.0);
+    out.extend(checksum(parent, &out));
+    out.into()
 }
 
-impl Pin {
-    /// It does not lapse.
-    pub const FOR_EVER: i64 = i64::MAX;
-
-    /// The bytes of the object `key`.
-    pub fn encode(&self, key: &str) -> Bytes {
-        let mut out = Vec::with_capacity(PIN_BYTES);
-        out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(&self.lsn.0.to_le_bytes());
-        out.extend_from_slice(&self.seq.0.to_le_bytes());
-        out.extend_from_slice(&self.until_ms.to_le_bytes());
-        out.extend_from_slice(&[0; 16]);
-        let checksum = checksum(key, &out);
-        out.extend_from_slice(&checksum);
-        out.into()
-    }
-
-    /// Reads the object `key`. Safe on hostile bytes.
-    ///
-    /// # Errors
-    ///
-    /// [`Damaged`]: it is no pin, or another object's.
-    pub fn decode(key: &str, bytes: &[u8]) -> Result<Pin, Damaged> {
-        let parse = || -> Result<Result<Pin, &'static str>, Short> {
-            let mut reader = Reader::new(bytes);
-            let magic: [u8; 4] = reader.array("magic")?;
-            if magic != MAGIC {
-                return Ok(Err("its magic is not GFP1: not a pin, or of a newer version"));
-            }
-            reader.take(4, "reserved field")?;
-            let pin = Pin {
-                lsn: Lsn(reader.u64("lsn")?),
-                seq: Seq(reader.u64("checkpoint")?),
-                until_ms: i64::from_le_bytes(reader.array("end")?),
-            };
-            reader.take(16, "reserved field")?;
-            let found: [u8; 32] = reader.array("checksum")?;
-            if bytes.len() != PIN_BYTES || checksum(key, &bytes[..BODY_BYTES]) != found {
-                return Ok(Err("its checksum does not match: it was changed, or is another's"));
-            }
-            Ok(Ok(pin))
-        };
-        match parse() {
-            Ok(Ok(pin)) => Ok(pin),
-            Ok(Err(reason)) => Err(Damaged::new(key, reason)),
-            Err(Short(field)) => Err(Damaged::new(key, format!("it ends before its {field}"))),
+/// Reads which commit of `parent` the pin of `child` keeps. Safe on hostile bytes.
+pub fn decode(parent: VolumeId, child: VolumeId, bytes: &[u8]) -> Result<Lsn, Damaged> {
+    let parse = || -> Result<Result<Lsn, &'static str>, Short> {
+        let mut reader = Reader::new(bytes);
+        let magic: [u8; 4] = reader.array("magic")?;
+        reader.take(4, "reserved field")?;
+        let lsn = Lsn(reader.u64("lsn")?);
+        let found = VolumeId(reader.array("child")?);
+        let sum: [u8; 12] = reader.array("checksum")?;
+        if magic != MAGIC || bytes.len() != PIN_BYTES {
+            return Ok(Err("it is no pin, or of a newer version"));
         }
+        if checksum(parent, &bytes[..32]) != sum || found != child {
+            return Ok(Err("its checksum does not match: it was changed, or is another fork's"));
+        }
+        Ok(Ok(lsn))
+    };
+    let damaged = |reason: String| Damaged::new(&key::fork_pin(parent, child), reason);
+    match parse() {
+        Ok(Ok(lsn)) => Ok(lsn),
+        Ok(Err(reason)) => Err(damaged(reason.into())),
+        Err(Short(field)) => Err(damaged(format!("it ends before its {field}"))),
     }
 }
 
-fn checksum(key: &str, body: &[u8]) -> [u8; 32] {
+fn checksum(parent: VolumeId, bytes: &[u8]) -> [u8; 12] {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(key.as_bytes());
-    hasher.update(body);
-    *hasher.finalize().as_bytes()
+    hasher.update(&parent.0);
+    hasher.update(bytes);
+    let mut checksum = [0; 12];
+    checksum.copy_from_slice(&hasher.finalize().as_bytes()[..12]);
+    checksum
 }
 
 #[cfg(test)]
@@ -98,18 +68,15 @@ mod tests {
 
     #[test]
     fn every_changed_or_missing_byte_is_noticed() {
-        let pin = Pin { lsn: Lsn(7), seq: Seq(3), until_ms: Pin::FOR_EVER };
-        let bytes = pin.encode("volumes/a/forks/b");
-        assert_eq!(bytes.len(), PIN_BYTES);
-        assert_eq!(Pin::decode("volumes/a/forks/b", &bytes), Ok(pin));
-        assert!(Pin::decode("volumes/a/forks/c", &bytes).is_err(), "another's");
-        for cut in 0..bytes.len() {
-            assert!(Pin::decode("volumes/a/forks/b", &bytes[..cut]).is_err(), "cut at {cut}");
-        }
+        let (parent, child) = (VolumeId([5; 16]), VolumeId([6; 16]));
+        let bytes = encode(parent, child, Lsn(9));
+        assert_eq!(decode(parent, child, &bytes), Ok(Lsn(9)));
+        assert!(decode(child, child, &bytes).is_err() && decode(parent, parent, &bytes).is_err());
         for at in 0..bytes.len() {
+            assert!(decode(parent, child, &bytes[..at]).is_err(), "cut at {at}");
             let mut flipped = bytes.to_vec();
             flipped[at] ^= 0x10;
-            assert!(Pin::decode("volumes/a/forks/b", &flipped).is_err(), "flip at {at}");
+            assert!(decode(parent, child, &flipped).is_err(), "flip at {at}");
         }
     }
 }
