@@ -51,6 +51,14 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
     let name: VolumeName = args.volume.parse()?;
     let remote = graft::remote::open(&args.store.store)?;
     let id = catalog::resolve(&*remote, &name).await?;
+    if let Some(moment) = args.at {
+        let opened = Volume::open_at(&*remote, id, moment.0, Options::default().cache_bytes).await?;
+        let database = Database::new(Arc::new(opened.volume), Arc::new(RemoteFetch::new(remote)));
+        let (lsn, sql) = (database.volume().status().lsn, args.sql.clone());
+        let ran = tokio::task::spawn_blocking(move || execute(&database, &sql, false)).await?;
+        let answer = ran.with_context(|| format!("volume `{name}` at lsn {lsn}"))?;
+        return print(&answer, lsn, false, args.json);
+    }
     let store = match &args.data {
         Some(dir) => Some(Arc::new(FjallStore::open(dir)?) as SharedStore),
         None => None,
@@ -103,7 +111,11 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
     if args.write {
         known.checkpoint(&remote, &volume).await;
     }
-    if args.json {
+    print(&answer, lsn, args.write, args.json)
+}
+
+fn print(answer: &Answer, lsn: Lsn, write: bool, json: bool) -> anyhow::Result<Outcome> {
+    if json {
         output::json(&SqlLine {
             columns: &answer.columns,
             rows: &answer.rows,
@@ -116,7 +128,7 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
         output::line(&output::table(&answer.columns, &answer.rows))?;
         output::line(&format!("({}, lsn {lsn})", output::count(answer.rows.len(), "row")))?;
     }
-    if args.write {
+    if write {
         output::line(&format!("{} changed, lsn {lsn}", output::count(answer.changes as usize, "row")))?;
     }
     Ok(Outcome::Done)

@@ -3,8 +3,10 @@
 use graft::checkpoint::Written;
 use graft::format::commit::Head;
 use graft::remote::Remote;
+use graft::time::At;
 use graft::volume::{Opened, Options, Volume};
 use graft::{CommitId, Lsn, ModuleHash, Seq, VolumeId, VolumeName, catalog};
+use rand::Rng as _;
 use serde::Serialize;
 use serde_json::json;
 use sqlsync_layer::ledger::Ledger;
@@ -90,6 +92,25 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
                 }
             }
         }
+        VolumeCommand::Fork { name, from, at, store, json } => {
+            let at = at.map_or(At::Newest, |moment| moment.0);
+            fork(&name, &from, at, &store.store, json).await?;
+        }
+        VolumeCommand::Restore { name, from, at, store, json } => {
+            fork(&name, &from, at.0, &store.store, json).await?;
+        }
+        VolumeCommand::Rm { name, store, json } => {
+            let remote = graft::remote::open(&store.store)?;
+            let objects = catalog::remove(&*remote, &name.parse()?).await?;
+            if json {
+                output::json(&json!({ "removed": name, "objects": objects }))?;
+            } else {
+                output::line(&format!(
+                    "volume `{name}` is removed, with {}",
+                    output::count(objects as usize, "object")
+                ))?;
+            }
+        }
         VolumeCommand::Checkpoint { name, store, json } => {
             let remote = graft::remote::open(&store.store)?;
             let (_, opened) = open(&*remote, &name.parse()?).await?;
@@ -131,6 +152,21 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
         }
     }
     Ok(Outcome::Done)
+}
+
+#[allow(clippy::disallowed_methods, reason = "a driver: it gives volumes their random ids")]
+async fn fork(name: &str, from: &str, at: At, store: &str, json: bool) -> anyhow::Result<()> {
+    let (name, from): (VolumeName, VolumeName) = (name.parse()?, from.parse()?);
+    let remote = graft::remote::open(store)?;
+    let parent = catalog::resolve(&*remote, &from).await?;
+    let id = VolumeId(rand::rng().random());
+    let lsn = graft::fork::create(&*remote, parent, at, id, &name).await?.lsn;
+    if json {
+        output::json(&json!({ "name": name.as_str(), "id": id, "from": from.as_str(), "lsn": lsn }))?;
+    } else {
+        output::line(&format!("volume `{name}` begins as `{from}` was at lsn {lsn}"))?;
+    }
+    Ok(())
 }
 
 async fn open(remote: &dyn Remote, name: &VolumeName) -> anyhow::Result<(VolumeId, Opened)> {
