@@ -61,7 +61,11 @@ fn every_message_has_an_example() {
         | ClientMessage::Subscribe { .. }
         | ClientMessage::Unsubscribe { .. }
         | ClientMessage::Query { .. }
-        | ClientMessage::Ping { .. } => 6,
+        | ClientMessage::SetPresence { .. }
+        | ClientMessage::ClearPresence {}
+        | ClientMessage::WatchPresence {}
+        | ClientMessage::UnwatchPresence {}
+        | ClientMessage::Ping { .. } => 10,
     };
     let server = |message: &ServerMessage| match message {
         ServerMessage::Welcome { .. }
@@ -74,8 +78,11 @@ fn every_message_has_an_example() {
         | ServerMessage::SubscriptionError { .. }
         | ServerMessage::Rows { .. }
         | ServerMessage::QueryError { .. }
+        | ServerMessage::Presence { .. }
+        | ServerMessage::PresenceSet { .. }
+        | ServerMessage::PresenceError { .. }
         | ServerMessage::Pong { .. }
-        | ServerMessage::Error { .. } => 12,
+        | ServerMessage::Error { .. } => 15,
     };
     let count = |kind: &str| shown.iter().filter(|(shown, _)| shown == kind).count();
     assert_eq!(count("client"), client(&ClientMessage::Ping { n: 0 }), "{shown:?}");
@@ -101,6 +108,7 @@ fn every_code_is_explained() {
         codes::BAD_MESSAGE,
         codes::UNSUPPORTED,
         codes::UNAVAILABLE,
+        codes::TOO_LARGE,
         codes::SHUTDOWN,
         codes::DAMAGED,
     ] {

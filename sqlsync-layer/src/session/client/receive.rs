@@ -70,6 +70,9 @@ impl ClientSession {
             | ServerMessage::SubscriptionError { .. }
             | ServerMessage::Rows { .. }
             | ServerMessage::QueryError { .. }
+            | ServerMessage::Presence { .. }
+            | ServerMessage::PresenceSet { .. }
+            | ServerMessage::PresenceError { .. }
             | ServerMessage::Pong { .. }
                 if !live =>
             {
@@ -102,6 +105,10 @@ impl ClientSession {
                     self.notify(Notice::QueryFailed { id, reason });
                 }
             }
+            // This client asks for none; a server that tells it all the same does no harm.
+            ServerMessage::Presence { .. }
+            | ServerMessage::PresenceSet { .. }
+            | ServerMessage::PresenceError { .. } => {}
             ServerMessage::Pong { n: _ } => self.attempt = 0,
         }
     }

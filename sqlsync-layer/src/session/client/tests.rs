@@ -85,6 +85,10 @@ impl Rig {
                 | ClientMessage::Subscribe { .. }
                 | ClientMessage::Unsubscribe { .. }
                 | ClientMessage::Query { .. }
+                | ClientMessage::SetPresence { .. }
+                | ClientMessage::ClearPresence {}
+                | ClientMessage::WatchPresence {}
+                | ClientMessage::UnwatchPresence {}
                 | ClientMessage::Ping { .. } => None,
             })
             .collect()
