@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use common::*;
 use coordinator::{Limits, Running};
-use graft::remote::Counting;
+use graft::remote::{Counting, Faulty};
 use serde_json::{Value, json};
 use sqlsync_layer::protocol::{PRESENCE_BYTES_MAX, ServerMessage, codes};
 
@@ -83,6 +83,26 @@ async fn two_see_each_other_until_one_is_gone_and_nothing_is_stored() {
 
     assert_eq!((store.snapshot() - counted).requests(), 0, "presence touches no object store");
     assert_eq!(lsn(&running).await, before);
+    assert!(running.shutdown().await);
+}
+
+/// Presence needs nothing of the object store, nor of the actor that waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn people_see_each_other_while_the_store_cannot_be_reached() {
+    let store = Faulty::new(memory(), 1);
+    let running = start_todo(store.clone(), |_| {}).await;
+    let mut ada = Raw::connect(&running, "ada").await;
+    let mut bob = Raw::connect(&running, "bob").await;
+    store.set_unreachable(true);
+    // Accepted, and not durable before the store is back.
+    let add = r#"{"type":"mutate","seq":1,"reducer":"add_task","args":{"id":"t","list":"l","title":"x"}}"#;
+    ada.send(add).await;
+    assert!(matches!(ada.receive().await, ServerMessage::Accepted { .. }));
+    ada.send(WATCH).await;
+    present(&mut bob, json!("bob")).await;
+    sees(&mut ada, &[json!("bob")]).await;
+    store.set_unreachable(false);
+    assert!(matches!(ada.receive().await, ServerMessage::Durable { .. }));
     assert!(running.shutdown().await);
 }
 
