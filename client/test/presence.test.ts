@@ -175,7 +175,7 @@ describe("with the real coordinator", () => {
   });
 
   test("a client that lives says so before its TTL is over; one that does not is gone", async () => {
-    const server = await serve(undefined, 1);
+    const server = await serve(undefined, 2);
     const ada = open(server.url);
     ada.presence.set("Ada");
     const id = (await sees(ada, "Ada")).peers[0]?.id;

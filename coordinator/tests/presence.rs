@@ -8,6 +8,7 @@ use common::*;
 use coordinator::{Limits, Running};
 use graft::remote::{Counting, Faulty};
 use serde_json::{Value, json};
+use sqlsync_layer::client::Present;
 use sqlsync_layer::protocol::{PRESENCE_BYTES_MAX, ServerMessage, codes};
 
 const WATCH: &str = r#"{"type":"watch_presence"}"#;
@@ -179,6 +180,41 @@ async fn a_watcher_that_does_not_read_costs_one_list() {
     wanted.push(json!(CHANGES));
     let read = sees(&mut slow, &wanted).await;
     assert!(read < CHANGES / 2, "{read} lists for {CHANGES} changes");
+    assert!(running.shutdown().await);
+}
+
+/// The Rust client says it again by itself, for several TTLs and to the next server.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_stays_present_for_as_long_as_it_lives() {
+    let store = memory();
+    let running = start_todo(store.clone(), |config| config.limits.presence.ttl_ms = 2000).await;
+    let addr = running.addr();
+    let (ada, bob) = (client(&running).await, client(&running).await);
+    let mut present = ada.presence().await.unwrap();
+    ada.set_presence(json!("ada")).await.unwrap();
+    let me = present.wait_for(|present| present.me.is_some()).await.unwrap().me;
+    bob.set_presence(json!("bob")).await.unwrap();
+    let states = |present: &Present| present.peers.iter().map(|p| p.state.clone()).collect::<Vec<_>>();
+    present.wait_for(|present| states(present) == ["ada", "bob"]).await.unwrap();
+    // Two that say it once come and go; meanwhile the others are never gone.
+    for n in 0..2 {
+        let mut once = Raw::connect(&running, &format!("once-{n}")).await;
+        once.send(&set(&json!(n))).await;
+        present.wait_for(|present| states(present) == [json!("ada"), json!("bob"), json!(n)]).await.unwrap();
+        present.wait_for(|present| states(present) == ["ada", "bob"]).await.unwrap();
+    }
+    assert_eq!(present.borrow().me, me);
+    assert_eq!(present.borrow().peers.first().map(|peer| peer.id), me, "it was never gone");
+
+    assert!(running.shutdown().await);
+    present.wait_for(|present| *present == Present::default()).await.unwrap();
+    let running = start_with(store, |config| config.listen = addr).await;
+    present.wait_for(|present| present.peers.len() == 2 && present.me.is_some()).await.unwrap();
+    bob.close().await;
+    present.wait_for(|present| states(present) == ["ada"]).await.unwrap();
+    ada.clear_presence().await.unwrap();
+    present.wait_for(|present| present.known && present.peers.is_empty()).await.unwrap();
+    ada.close().await;
     assert!(running.shutdown().await);
 }
 

@@ -301,7 +301,7 @@ impl Presence {
 }
 
 /// Whether a state keeps the bounds.
-fn check(state: &Value) -> Result<(), Reason> {
+pub(crate) fn check(state: &Value) -> Result<(), Reason> {
     if !is_within(state, PRESENCE_DEPTH_MAX) {
         let message = format!("the state has more than {PRESENCE_DEPTH_MAX} levels; send a flatter one");
         return Err(Reason::new(codes::TOO_LARGE, message));
