@@ -25,11 +25,13 @@
 //! | [`fork`] | a new volume that begins as another one was |
 //! | [`volume`] | one replica of one volume: tip, local commits, push, reset |
 //! | [`mod@fetch`] | bringing pages that a read faulted on into the cache |
+//! | [`compact`] | rewriting pages into dense segments, laid out for readers |
 //! | [`catalog`] | names of volumes, creating and listing them |
 
 pub mod catalog;
 pub mod checkpoint;
 pub mod chunks;
+pub mod compact;
 pub mod fetch;
 pub mod fork;
 pub mod format;
