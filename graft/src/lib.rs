@@ -20,13 +20,19 @@
 //! | [`pull`] | reading what others committed: metadata only |
 //! | [`volume`] | one replica of one volume: tip, local commits, push, reset |
 //! | [`mod@fetch`] | bringing pages that a read faulted on into the cache |
+//! | [`prefetch`] | what to fetch before it is asked for |
+//! | [`hydrate`] | fetching everything, once or from then on |
+//! | [`file`] | volumes as files: byte ranges, whole files, sparse |
 //! | [`catalog`] | names of volumes, creating and listing them |
 
 pub mod catalog;
 pub mod fetch;
+pub mod file;
 pub mod format;
+pub mod hydrate;
 pub mod ids;
 pub mod page_set;
+pub mod prefetch;
 pub mod publish;
 pub mod pull;
 pub mod remote;

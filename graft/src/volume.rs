@@ -18,7 +18,7 @@
 //! under the LSN that wrote them; a pending push is forgotten only when the log shows how it ended;
 //! confirming a push does not change the tip's content nor its version.
 
-mod cache;
+pub(crate) mod cache;
 mod persist;
 #[cfg(test)]
 mod tests;
@@ -32,15 +32,13 @@ use parking_lot::Mutex;
 
 use self::cache::PageCache;
 use crate::catalog::{self, CatalogError};
-use crate::fetch::FetchError;
 use crate::format::commit::Head;
-use crate::format::{Damaged, frame};
 use crate::ids::{ChainHash, CommitId, Lsn, PageIdx, PageSize, VolumeId};
 use crate::page_set::PageSet;
 use crate::publish::{Draft, Prepared, PublishError, Published, prepare, publish};
 use crate::pull::{PullError, Pulled, pull};
 use crate::remote::Remote;
-use crate::snapshot::{FrameRef, Location, Snapshot, graft};
+use crate::snapshot::{Location, Snapshot, graft};
 use crate::store::{Durability, SharedStore, StoreError};
 
 /// How a replica keeps its state.
@@ -51,13 +49,15 @@ pub struct Options {
     /// Whether local commits go to the store before they are acknowledged, and how. `None` keeps
     /// them in memory alone: right for a coordinator, whose clients resend what is not durable.
     pub locals: Option<Durability>,
-    /// Bytes of pages kept in memory.
+    /// Bytes of pages kept in memory: a strict bound, but for one page at least.
     pub cache_bytes: usize,
+    /// Bytes that cached pages take on disk, where there is a store: a strict bound on their file.
+    pub disk_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { store: None, locals: Some(Durability::Sync), cache_bytes: 64 << 20 }
+        Options { store: None, locals: Some(Durability::Sync), cache_bytes: 64 << 20, disk_bytes: 4 << 30 }
     }
 }
 
@@ -226,7 +226,7 @@ pub struct Volume {
     page_size: PageSize,
     options: Options,
     state: Mutex<State>,
-    cache: Mutex<PageCache>,
+    cache: Arc<PageCache>,
 }
 
 impl fmt::Debug for Volume {
@@ -265,7 +265,7 @@ impl Volume {
             versions: 0,
             numbers: 0,
         };
-        let cache = Mutex::new(PageCache::new(options.cache_bytes));
+        let cache = Arc::new(PageCache::open(id, page_size, &options)?);
         let volume = Volume { id, page_size, options, state: Mutex::new(state), cache };
         let heads = volume.restore()?;
         Ok(Opened { volume, heads })
@@ -315,35 +315,24 @@ impl Volume {
         match snapshot.location(page) {
             None => Ok(Bytes::from(vec![0; self.page_size.bytes()])),
             Some(Location::Local(bytes)) => Ok(bytes.clone()),
-            Some(Location::Frame(frame)) => match self.cached(page, frame.lsn)? {
+            Some(Location::Frame(frame)) => match self.cache.get((page, frame.lsn), frame)? {
                 Some(bytes) => Ok(bytes),
                 None => Err(ReadError::Fault(PageSet::from_iter([page]))),
             },
         }
     }
 
-    /// The pages of `pages` that a read of `snapshot` would fault on.
+    /// The pages of `pages` that a read of `snapshot` would fault on. No I/O.
     pub fn missing(&self, snapshot: &Snapshot, pages: &PageSet) -> Result<PageSet, StoreError> {
         let mut missing = PageSet::new();
         for page in pages.iter() {
             if let Some(Location::Frame(frame)) = snapshot.location(page)
-                && self.cached(page, frame.lsn)?.is_none()
+                && !self.cache.contains((page, frame.lsn))
             {
                 missing.insert(page);
             }
         }
         Ok(missing)
-    }
-
-    fn cached(&self, page: PageIdx, lsn: Lsn) -> Result<Option<Bytes>, StoreError> {
-        if let Some(bytes) = self.cache.lock().get(page, lsn) {
-            return Ok(Some(bytes));
-        }
-        let found = self.stored_page(page, lsn)?;
-        if let Some(bytes) = &found {
-            self.cache.lock().put(page, lsn, bytes.clone());
-        }
-        Ok(found)
     }
 
     /// Commits a change on top of the tip, if the tip is still the snapshot it was made on.
@@ -436,13 +425,10 @@ impl Volume {
             return Ok(());
         };
         let changes = self.roll_up(&state.base, &state.locals[..prepared.locals]);
-        self.store_confirmed(&prepared, &state.locals[..prepared.locals], &changes)?;
-        {
-            let mut cache = self.cache.lock();
-            for (page, bytes) in changes {
-                cache.put(page, prepared.head.lsn, bytes);
-            }
-        }
+        self.store_confirmed(&prepared, &state.locals[..prepared.locals])?;
+        self.cache.replaced(&state.base, &prepared.head);
+        let lsn = prepared.head.lsn;
+        self.cache.put_own(changes.into_iter().map(|(page, bytes)| ((page, lsn), bytes)).collect());
         state.pending = None;
         state.locals.drain(..prepared.locals);
         state.hash = prepared.head.hash;
@@ -505,6 +491,7 @@ impl Volume {
         self.store_heads(&heads)?;
         for head in &heads {
             changed.union_with(&graft(&head.set, state.base.pages(), head.pages));
+            self.cache.replaced(&state.base, head);
             let version = state.next_version();
             state.base = state.base.with_commit(head, version);
             state.hash = head.hash;
@@ -512,24 +499,6 @@ impl Volume {
         }
         state.tip = state.base.clone();
         Ok(changed)
-    }
-
-    pub(crate) fn put_fetched(&self, frame: &FrameRef, bytes: &[u8]) -> Result<(), FetchError> {
-        if bytes.len() != frame.bytes as usize {
-            let reason = format!("a frame of {} bytes ends after {}", frame.bytes, bytes.len());
-            return Err(Damaged::new(&frame.key, reason).into());
-        }
-        let pages = frame::decode(bytes, self.page_size, &frame.pages, &frame.hashes)
-            .map_err(|reason| Damaged::new(&frame.key, reason))?;
-        if let Err(error) = self.store_pages(frame, &pages) {
-            // The store is a cache here: the page was read, and can be fetched again.
-            tracing::warn!(volume = %self.id, %error, "a fetched page could not be kept");
-        }
-        let mut cache = self.cache.lock();
-        for (page, bytes) in frame.pages.iter().zip(pages) {
-            cache.put(*page, frame.lsn, bytes);
-        }
-        Ok(())
     }
 }
 

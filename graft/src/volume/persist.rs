@@ -5,13 +5,12 @@
 //! | state | `vid ‖ 'h' ‖ lsn` (big-endian) | a pulled or pushed commit's head |
 //! | state | `vid ‖ 'p'` | the pending push: every byte that was or will be sent |
 //! | local | `vid ‖ number` (big-endian) | a local commit |
-//! | pages | `vid ‖ page ‖ lsn` (big-endian) | a cached durable page |
+//!
+//! Cached pages are in a file of their own: see [`crate::store::pages`].
 //!
 //! Invariants: a local commit is written with the replica's durability before it is acknowledged;
 //! the pending push is written before anything is sent; confirming removes the pending push and its
 //! local commits and adds the head in one batch, so a crash repeats the settling or finds it done.
-
-use std::collections::BTreeMap;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
@@ -19,7 +18,6 @@ use super::{LocalCommit, OpenError, Prepared, State, Volume};
 use crate::format::commit::Head;
 use crate::format::{Reader, Short};
 use crate::ids::{Lsn, PageIdx, VolumeId};
-use crate::snapshot::FrameRef;
 use crate::store::{Batch, Durability, ReplicaStore, Space, StoreError};
 
 fn head_prefix(vid: VolumeId) -> Vec<u8> {
@@ -34,9 +32,6 @@ fn pending_key(vid: VolumeId) -> Vec<u8> {
 fn local_key(vid: VolumeId, number: u64) -> Vec<u8> {
     [&vid.0[..], &number.to_be_bytes()].concat()
 }
-fn page_key(vid: VolumeId, page: PageIdx, lsn: Lsn) -> Vec<u8> {
-    [&vid.0[..], &page.get().to_be_bytes(), &lsn.0.to_be_bytes()].concat()
-}
 
 impl Volume {
     fn store(&self) -> Option<&dyn ReplicaStore> {
@@ -46,25 +41,6 @@ impl Volume {
     /// The store and the durability of local commits, where they are kept at all.
     fn local_store(&self) -> Option<(&dyn ReplicaStore, Durability)> {
         Some((self.store()?, self.options.locals?))
-    }
-
-    pub(super) fn stored_page(&self, page: PageIdx, lsn: Lsn) -> Result<Option<Bytes>, StoreError> {
-        match self.store() {
-            None => Ok(None),
-            Some(store) => {
-                let found = store.get(Space::Pages, &page_key(self.id, page, lsn))?;
-                Ok(found.filter(|bytes| bytes.len() == self.page_size.bytes()))
-            }
-        }
-    }
-
-    pub(super) fn store_pages(&self, frame: &FrameRef, pages: &[Bytes]) -> Result<(), StoreError> {
-        let Some(store) = self.store() else { return Ok(()) };
-        let mut batch = Batch::default();
-        for (page, bytes) in frame.pages.iter().zip(pages) {
-            batch.put(Space::Pages, page_key(self.id, *page, frame.lsn), bytes.clone());
-        }
-        store.write(batch, Durability::Buffered)
     }
 
     pub(super) fn store_heads(&self, heads: &[Head]) -> Result<(), StoreError> {
@@ -101,7 +77,6 @@ impl Volume {
         &self,
         prepared: &Prepared,
         locals: &[LocalCommit],
-        changes: &BTreeMap<PageIdx, Bytes>,
     ) -> Result<(), StoreError> {
         let Some(store) = self.store() else { return Ok(()) };
         let mut batch = Batch::default();
@@ -111,9 +86,6 @@ impl Volume {
             for local in locals {
                 batch.remove(Space::Local, local_key(self.id, local.number));
             }
-        }
-        for (page, bytes) in changes {
-            batch.put(Space::Pages, page_key(self.id, *page, prepared.head.lsn), bytes.clone());
         }
         // Losing this batch to a power cut is harmless: the pending push is settled once more.
         store.write(batch, Durability::Buffered)
