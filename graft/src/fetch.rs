@@ -29,7 +29,7 @@ pub mod hedge;
 mod permits;
 pub mod plan;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fmt;
 use std::sync::Arc;
@@ -216,7 +216,7 @@ impl Fetcher {
             Ahead::App(app) => app.next(pages, snapshot),
             Ahead::Leap => {
                 let mut leap = cache.leap.lock();
-                cache.take_touched().into_iter().for_each(|page| leap.hit(page));
+                cache.tell(&mut leap);
                 match pages.first() {
                     Some(page) => leap.fault(page, cache.room_ahead(), snapshot.pages()),
                     None => PageSet::new(),

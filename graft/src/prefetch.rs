@@ -95,6 +95,11 @@ impl Leap {
         self.access(page);
     }
 
+    /// So many more were, long enough ago that which ones does not matter.
+    pub fn hits(&mut self, count: u32) {
+        self.hits = self.hits.saturating_add(count);
+    }
+
     /// A read faulted. Answers which pages to fetch with it, at most `window_max`, none past page
     /// `pages`.
     pub fn fault(&mut self, page: PageIdx, window_max: u32, pages: u32) -> PageSet {

@@ -14,6 +14,7 @@
 //! | [`memory`] | maps, for tests and for replicas that need not outlive their process |
 //! | `fjall` | a log-structured store on disk, and the directory's lock (feature `native`) |
 //! | [`pages`] | cached pages in one file for each volume, beside the keys |
+//! | `disk_file` | a file on disk (feature `native`) |
 //! | [`conformance`] | the suite that both pass |
 
 use std::collections::BTreeMap;
@@ -25,10 +26,14 @@ use bytes::Bytes;
 #[doc(hidden)]
 pub mod conformance;
 #[cfg(feature = "native")]
+pub mod disk_file;
+#[cfg(feature = "native")]
 pub mod fjall;
 pub mod memory;
 pub mod pages;
 
+#[cfg(feature = "native")]
+pub use disk_file::DiskFile;
 #[cfg(feature = "native")]
 pub use fjall::FjallStore;
 pub use memory::MemoryStore;

@@ -396,6 +396,26 @@ impl Volume {
         Ok(Some(prepared))
     }
 
+    /// A commit on top of the base that is made outside this replica, of no local commits: for
+    /// [`crate::publish::Builder`]. `None` where there are local commits, which would be lost to it.
+    pub fn draft(&self, pages: u32, id: CommitId, now_ms: i64) -> Option<Draft> {
+        let state = self.state.lock();
+        if !state.locals.is_empty() || state.pending.is_some() {
+            return None;
+        }
+        Some(Draft {
+            volume: self.id,
+            lsn: state.base.lsn().next(),
+            id,
+            parent: state.hash,
+            parent_time_ms: state.time_ms,
+            now_ms,
+            pages,
+            payload: Bytes::new(),
+            locals: 0,
+        })
+    }
+
     /// What `locals` on top of `base` change in all.
     fn roll_up(&self, base: &Snapshot, locals: &[LocalCommit]) -> BTreeMap<PageIdx, Bytes> {
         let mut changes: BTreeMap<PageIdx, Bytes> = BTreeMap::new();

@@ -85,7 +85,7 @@ impl Hedge {
         }
     }
 
-    fn answered(&self, time: Duration) {
+    pub(super) fn record(&self, time: Duration) {
         let mut answers = self.answers.lock();
         if answers.len() == SAMPLES {
             answers.pop_front();
@@ -136,7 +136,7 @@ pub(crate) async fn get(
         },
     };
     if answer.is_ok() {
-        hedge.answered(hedge.timer.now().saturating_sub(began));
+        hedge.record(hedge.timer.now().saturating_sub(began));
     }
     received(answer)
 }

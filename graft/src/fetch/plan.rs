@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::ids::PageIdx;
 use crate::page_set::PageSet;
 use crate::snapshot::{FrameRef, Location, Snapshot};
 
@@ -37,6 +38,12 @@ pub(crate) fn frames_of(snapshot: &Snapshot, pages: &PageSet) -> Frames {
         }
     }
     frames
+}
+
+/// How many of `pages` are stored.
+pub(crate) fn stored_pages(snapshot: &Snapshot, pages: &PageSet) -> u64 {
+    let stored = |page: &PageIdx| matches!(snapshot.location(*page), Some(Location::Frame(_)));
+    pages.iter().filter(stored).count() as u64
 }
 
 /// What a reader of `reads` lacks: the frames to send or fetch, ordered by object and offset. Pages of

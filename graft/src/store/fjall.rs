@@ -22,14 +22,13 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable as _};
 
-use super::{Batch, ByteFile, Durability, KEY_BYTES_MAX, ReplicaStore, Space, StoreError};
+use super::{Batch, ByteFile, DiskFile, Durability, KEY_BYTES_MAX, ReplicaStore, Space, StoreError};
 
 /// What `DIR/format` holds. The digit changes when the layout of this directory does.
 const FORMAT: &str = "graft replica 1\n";
@@ -150,56 +149,7 @@ impl ReplicaStore for FjallStore {
     }
 
     fn file(&self, name: &str) -> Result<Option<Arc<dyn ByteFile>>, StoreError> {
-        let path = self.files.join(name);
-        let open = || {
-            fs::create_dir_all(&self.files)?;
-            File::options().read(true).write(true).create(true).truncate(false).open(&path)
-        };
-        let name = path.display().to_string();
-        match open() {
-            Ok(file) => Ok(Some(Arc::new(DiskFile { file, name }))),
-            Err(error) => Err(StoreError::Failed { dir: name, message: error.to_string() }),
-        }
-    }
-}
-
-/// A file in `DIR/files`.
-#[derive(Debug)]
-struct DiskFile {
-    file: File,
-    name: String,
-}
-
-impl DiskFile {
-    fn failed(&self, error: io::Error) -> StoreError {
-        StoreError::Failed { dir: self.name.clone(), message: error.to_string() }
-    }
-}
-
-impl ByteFile for DiskFile {
-    fn len(&self) -> Result<u64, StoreError> {
-        self.file.metadata().map(|found| found.len()).map_err(|e| self.failed(e))
-    }
-
-    fn read(&self, offset: u64, into: &mut [u8]) -> Result<usize, StoreError> {
-        let mut had = 0;
-        while had < into.len() {
-            match self.file.read_at(&mut into[had..], offset + had as u64) {
-                Ok(0) => break,
-                Ok(more) => had += more,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(self.failed(e)),
-            }
-        }
-        Ok(had)
-    }
-
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
-        self.file.write_all_at(bytes, offset).map_err(|e| self.failed(e))
-    }
-
-    fn truncate(&self, len: u64) -> Result<(), StoreError> {
-        self.file.set_len(len).map_err(|e| self.failed(e))
+        Ok(Some(Arc::new(DiskFile::open(&self.files.join(name))?)))
     }
 }
 

@@ -53,8 +53,9 @@ impl ByteFile for MemoryFile {
         Ok(())
     }
 
-    fn truncate(&self, len: u64) -> Result<(), StoreError> {
-        self.bytes.write().truncate(usize::try_from(len).unwrap_or(usize::MAX));
+    fn set_len(&self, len: u64) -> Result<(), StoreError> {
+        let failed = |_| StoreError::Failed { dir: "memory".into(), message: "no room".into() };
+        self.bytes.write().resize(usize::try_from(len).map_err(failed)?, 0);
         Ok(())
     }
 }

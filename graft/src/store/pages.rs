@@ -52,8 +52,8 @@ pub trait ByteFile: Send + Sync + fmt::Debug {
     /// Writes at `offset`; what lies between the end and there reads as zeroes.
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), StoreError>;
 
-    /// Cuts the file off.
-    fn truncate(&self, len: u64) -> Result<(), StoreError>;
+    /// Makes it so long: cut off, or with zeroes at its end.
+    fn set_len(&self, len: u64) -> Result<(), StoreError>;
 }
 
 /// The cached pages of one volume in a [`ByteFile`].
@@ -89,7 +89,7 @@ impl PageFile {
     ) -> Result<Option<PageFile>, StoreError> {
         let capacity = capacity(budget, page_size).min(u64::from(u32::MAX));
         if capacity == 0 {
-            file.truncate(0)?;
+            file.set_len(0)?;
             return Ok(None);
         }
         let mut slots = Clock::new(usize::try_from(capacity).unwrap_or(usize::MAX));
@@ -100,7 +100,7 @@ impl PageFile {
         let mut found = vec![0; BLOCK as usize];
         let page_file = |slots| PageFile { file: file.clone(), volume, page_size, slots: Mutex::new(slots) };
         if file.read(0, &mut found)? != found.len() || found != header {
-            file.truncate(0)?;
+            file.set_len(0)?;
             file.write(0, &header)?;
             return Ok(Some(page_file(slots)));
         }
@@ -123,7 +123,7 @@ impl PageFile {
         // What a larger budget left.
         let end = offsets(page_size, (capacity - 1) as u32).1 + u64::from(page_size.get());
         if len > end {
-            file.truncate(end)?;
+            file.set_len(end)?;
         }
         Ok(Some(page_file(slots)))
     }

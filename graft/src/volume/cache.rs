@@ -96,6 +96,8 @@ struct Memory {
     ahead: HashSet<Version>,
     /// Pages that came unasked, in the order of their first reads; the newest.
     touched: VecDeque<PageIdx>,
+    /// Those that were forgotten for newer ones.
+    touched_before: u32,
     counts: Metrics,
 }
 
@@ -103,6 +105,7 @@ impl Memory {
     fn first_read(&mut self, version: Version) {
         if self.touched.len() == TOUCHED_MAX {
             self.touched.pop_front();
+            self.touched_before = self.touched_before.saturating_add(1);
         }
         self.touched.push_back(version.0);
         if self.ahead.remove(&version) {
@@ -177,6 +180,7 @@ impl PageCache {
             entries: Vec::new(),
             ahead: HashSet::new(),
             touched: VecDeque::new(),
+            touched_before: 0,
             counts: Metrics::default(),
         };
         Ok(PageCache {
@@ -308,10 +312,15 @@ impl PageCache {
         }
     }
 
-    /// Pages that came unasked and were read since the last call: how many of them were fetched
-    /// ahead, and the newest in the order of their reads.
-    pub(crate) fn take_touched(&self) -> VecDeque<PageIdx> {
-        std::mem::take(&mut self.memory.lock().touched)
+    /// Tells the prefetcher which pages that came unasked were read since the last call: the newest by
+    /// name, in the order of their reads, others by number.
+    pub(crate) fn tell(&self, leap: &mut Leap) {
+        let (before, touched) = {
+            let mut memory = self.memory.lock();
+            (std::mem::take(&mut memory.touched_before), std::mem::take(&mut memory.touched))
+        };
+        leap.hits(before);
+        touched.into_iter().for_each(|page| leap.hit(page));
     }
 
     /// How many pages may be fetched ahead at once without driving out what is here.

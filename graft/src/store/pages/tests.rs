@@ -66,7 +66,7 @@ fn a_page_file_gives_what_was_put_or_nothing_within_its_budget() {
                 _ => {
                     let len = bytes.len().unwrap();
                     if rng.random() {
-                        bytes.truncate(rng.random_range(len / 2..=len)).unwrap();
+                        bytes.set_len(rng.random_range(len / 2..=len)).unwrap();
                     } else {
                         let at = rng.random_range(0..len);
                         bytes.write(at, &[rng.random()]).unwrap();
