@@ -23,9 +23,11 @@
 //! | [`prefetch`] | what to fetch before it is asked for |
 //! | [`hydrate`] | fetching everything, once or from then on |
 //! | [`file`] | volumes as files: byte ranges, whole files, sparse |
+//! | [`compact`] | rewriting pages into dense segments, laid out for readers |
 //! | [`catalog`] | names of volumes, creating and listing them |
 
 pub mod catalog;
+pub mod compact;
 pub mod fetch;
 pub mod file;
 pub mod format;

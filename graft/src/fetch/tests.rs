@@ -19,7 +19,7 @@ use crate::catalog;
 use crate::format::meta::Meta;
 use crate::ids::{CommitId, PageIdx, PageSize, VolumeId, VolumeName};
 use crate::prefetch::PrefetchFn;
-use crate::remote::{Counting, Counts, Listed, MemoryRemote};
+use crate::remote::{Counting, Counts, Listed, MemoryRemote, Tag};
 use crate::store::{MemoryStore, SharedStore};
 use crate::volume::{Change, Options, ReadError, push};
 
@@ -179,18 +179,73 @@ fn a_query_shaped_fetch_brings_its_reads_less_what_is_had() {
     let _ = remote;
 }
 
-/// Answers only when it is told to.
+/// What a [`Hooked`] remote does before it reads a range, and to what was read.
+#[async_trait]
+trait Hook: Send + Sync + std::fmt::Debug {
+    async fn before(&self, key: &str, range: &Bounds<u64>) -> Result<(), RemoteError>;
+    fn after(&self, _range: &Bounds<u64>, _bytes: &mut Vec<u8>) {}
+}
+
+/// A remote whose ranged reads go through a hook.
 #[derive(Debug)]
-struct Gate {
+struct Hooked<H> {
     inner: SharedRemote,
+    hook: H,
+}
+
+impl<H: Hook + 'static> Hooked<H> {
+    fn of(inner: &SharedRemote, hook: H) -> Arc<Hooked<H>> {
+        Arc::new(Hooked { inner: inner.clone(), hook })
+    }
+}
+
+#[async_trait]
+impl<H: Hook> Remote for Hooked<H> {
+    async fn get(&self, key: &str) -> Result<Bytes, RemoteError> {
+        self.inner.get(key).await
+    }
+    async fn get_range(&self, key: &str, range: Bounds<u64>) -> Result<Bytes, RemoteError> {
+        self.hook.before(key, &range).await?;
+        let mut bytes = self.inner.get_range(key, range.clone()).await?.to_vec();
+        self.hook.after(&range, &mut bytes);
+        Ok(bytes.into())
+    }
+    async fn create(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
+        self.inner.create(key, body).await
+    }
+    async fn put(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
+        self.inner.put(key, body).await
+    }
+    async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError> {
+        self.inner.get_tagged(key).await
+    }
+    async fn update(&self, key: &str, body: Bytes, tag: &Tag) -> Result<Tag, RemoteError> {
+        self.inner.update(key, body, tag).await
+    }
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, RemoteError> {
+        self.inner.list(prefix, after, limit).await
+    }
+    async fn delete(&self, key: &str) -> Result<(), RemoteError> {
+        self.inner.delete(key).await
+    }
+    fn url(&self) -> String {
+        self.inner.url()
+    }
+}
+
+/// Lets reads through once it is opened.
+#[derive(Debug, Default)]
+struct Gate {
     open: Mutex<bool>,
     waiting: Mutex<Vec<futures::channel::oneshot::Sender<()>>>,
 }
 
 impl Gate {
-    fn before(remote: SharedRemote) -> Arc<Gate> {
-        Arc::new(Gate { inner: remote, open: Mutex::new(false), waiting: Mutex::default() })
-    }
     fn open(&self) {
         *self.open.lock() = true;
         self.waiting.lock().drain(..).for_each(|waiter| _ = waiter.send(()));
@@ -198,11 +253,8 @@ impl Gate {
 }
 
 #[async_trait]
-impl Remote for Gate {
-    async fn get(&self, key: &str) -> Result<Bytes, RemoteError> {
-        self.inner.get(key).await
-    }
-    async fn get_range(&self, key: &str, range: Bounds<u64>) -> Result<Bytes, RemoteError> {
+impl Hook for Gate {
+    async fn before(&self, _key: &str, _range: &Bounds<u64>) -> Result<(), RemoteError> {
         let waiter = {
             let (sender, waiter) = futures::channel::oneshot::channel();
             let open = self.open.lock();
@@ -214,26 +266,14 @@ impl Remote for Gate {
         if let Some(waiter) = waiter {
             _ = waiter.await;
         }
-        self.inner.get_range(key, range).await
-    }
-    async fn create(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
-        self.inner.create(key, body).await
-    }
-    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Listed>, RemoteError> {
-        self.inner.list(prefix, after, limit).await
-    }
-    async fn delete(&self, key: &str) -> Result<(), RemoteError> {
-        self.inner.delete(key).await
-    }
-    fn url(&self) -> String {
-        self.inner.url()
+        Ok(())
     }
 }
 
 #[test]
 fn readers_of_one_frame_share_its_request() {
     let (counting, remote, _) = written(4096, 640);
-    let gate = Gate::before(remote.clone());
+    let gate = Hooked::of(&remote, Gate::default());
     let reader = open(&remote, in_memory(64 << 20));
     counting.reset();
     let tip = reader.tip();
@@ -245,7 +285,7 @@ fn readers_of_one_frame_share_its_request() {
     for fetch in &mut waiting {
         assert!(fetch.now_or_never_ref().is_none());
     }
-    gate.open();
+    gate.hook.open();
     for fetch in waiting {
         block_on(fetch).unwrap();
     }
@@ -269,7 +309,7 @@ impl Poll for BoxFuture<'_, Result<(), FetchError>> {
 #[test]
 fn a_reader_that_leaves_does_not_disturb_the_others() {
     let (counting, remote, _) = written(4096, 64);
-    let gate = Gate::before(remote.clone());
+    let gate = Hooked::of(&remote, Gate::default());
     let reader = open(&remote, in_memory(64 << 20));
     counting.reset();
     let tip = reader.tip();
@@ -279,19 +319,19 @@ fn a_reader_that_leaves_does_not_disturb_the_others() {
     let mut second = fetcher.fetch(&reader, &tip, &page).boxed();
     assert!(first.now_or_never_ref().is_none() && second.now_or_never_ref().is_none());
     drop(first);
-    gate.open();
+    gate.hook.open();
     block_on(second).unwrap();
     assert_eq!(counting.reset().ranges, 1);
 
     let again = open(&remote, in_memory(64 << 20));
-    let gate = Gate::before(remote.clone());
+    let gate = Hooked::of(&remote, Gate::default());
     let fetcher = exactly(&(gate.clone() as SharedRemote));
     let tip = again.tip();
     let mut only = fetcher.fetch(&again, &tip, &page).map(drop).boxed();
     assert!((&mut only).now_or_never().is_none());
     drop(only);
-    assert!(gate.waiting.lock()[0].is_canceled(), "nobody waits, nothing is under way");
-    gate.open();
+    assert!(gate.hook.waiting.lock()[0].is_canceled(), "nobody waits, nothing is under way");
+    gate.hook.open();
     assert_eq!(read(&fetcher, &again, 1), content(1, 1, 4096));
 }
 
@@ -304,7 +344,7 @@ fn pages_ahead_that_fail_or_are_damaged_disturb_nobody() {
     let ahead = PageSet::from_ranges([3000..=3000, 65..=65]);
     let frames = plan(&tip, &ahead, &PageSet::new());
     // Page 65's frame comes in one range with page 1's.
-    let damaged = Arc::new(Damaging { inner: remote.clone(), offset: frames[0].offset, fail_above: 1 << 20 });
+    let damaged = Hooked::of(&remote, Damaging { offset: frames[0].offset, fail_above: 1 << 20 });
     let fetcher = Fetcher::new(damaged).with_ahead(Ahead::App(Arc::new(ahead))).in_foreground();
     assert_eq!(read(&fetcher, &reader, 1), content(1, 1, 512));
     assert_eq!(reader.metrics().requests, 2);
@@ -314,40 +354,25 @@ fn pages_ahead_that_fail_or_are_damaged_disturb_nobody() {
     assert!(matches!(error, FetchError::Remote(_)), "{error}");
 }
 
-/// Flips the byte at `offset`, and fails what begins at `fail_above` or later.
+/// Flips a byte of the frame at `offset`, and fails what begins at `fail_above` or later.
 #[derive(Debug)]
 struct Damaging {
-    inner: SharedRemote,
     offset: u64,
     fail_above: u64,
 }
 
 #[async_trait]
-impl Remote for Damaging {
-    async fn get(&self, key: &str) -> Result<Bytes, RemoteError> {
-        self.inner.get(key).await
-    }
-    async fn get_range(&self, key: &str, range: Bounds<u64>) -> Result<Bytes, RemoteError> {
-        if range.start >= self.fail_above {
-            return Err(RemoteError::Unavailable { key: key.into(), message: "as told".into() });
+impl Hook for Damaging {
+    async fn before(&self, key: &str, range: &Bounds<u64>) -> Result<(), RemoteError> {
+        if range.start < self.fail_above {
+            return Ok(());
         }
-        let mut bytes = self.inner.get_range(key, range.clone()).await?.to_vec();
+        Err(RemoteError::Unavailable { key: key.into(), message: "as told".into() })
+    }
+    fn after(&self, range: &Bounds<u64>, bytes: &mut Vec<u8>) {
         if range.contains(&self.offset) {
             bytes[(self.offset - range.start) as usize + 20] ^= 1;
         }
-        Ok(bytes.into())
-    }
-    async fn create(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
-        self.inner.create(key, body).await
-    }
-    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Listed>, RemoteError> {
-        self.inner.list(prefix, after, limit).await
-    }
-    async fn delete(&self, key: &str) -> Result<(), RemoteError> {
-        self.inner.delete(key).await
-    }
-    fn url(&self) -> String {
-        self.inner.url()
     }
 }
 
@@ -401,34 +426,18 @@ impl Timer for TestTimer {
 }
 
 /// The first request hangs for ever, all others are answered at once.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct FirstHangs {
-    inner: SharedRemote,
     asked: AtomicUsize,
 }
 
 #[async_trait]
-impl Remote for FirstHangs {
-    async fn get(&self, key: &str) -> Result<Bytes, RemoteError> {
-        self.inner.get(key).await
-    }
-    async fn get_range(&self, key: &str, range: Bounds<u64>) -> Result<Bytes, RemoteError> {
+impl Hook for FirstHangs {
+    async fn before(&self, _key: &str, _range: &Bounds<u64>) -> Result<(), RemoteError> {
         if self.asked.fetch_add(1, SeqCst) == 0 {
             futures::future::pending::<()>().await;
         }
-        self.inner.get_range(key, range).await
-    }
-    async fn create(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
-        self.inner.create(key, body).await
-    }
-    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Listed>, RemoteError> {
-        self.inner.list(prefix, after, limit).await
-    }
-    async fn delete(&self, key: &str) -> Result<(), RemoteError> {
-        self.inner.delete(key).await
-    }
-    fn url(&self) -> String {
-        self.inner.url()
+        Ok(())
     }
 }
 
@@ -437,7 +446,7 @@ fn a_request_that_hangs_is_sent_again_and_the_first_answer_counts() {
     let (_, remote, _) = written(4096, 64);
     let reader = open(&remote, in_memory(64 << 20));
     let timer = Arc::new(TestTimer::default());
-    let hangs = Arc::new(FirstHangs { inner: remote.clone(), asked: AtomicUsize::new(0) });
+    let hangs = Hooked::of(&remote, FirstHangs::default());
     let patience = Patience::Fixed(Duration::from_millis(80));
     let fetcher = exactly(&(hangs.clone() as SharedRemote)).with_hedge(Hedge::new(patience, timer.clone()));
     let tip = reader.tip();
@@ -446,7 +455,7 @@ fn a_request_that_hangs_is_sent_again_and_the_first_answer_counts() {
     assert!(fetch.now_or_never_ref().is_none());
     timer.advance(Duration::from_millis(79));
     assert!(fetch.now_or_never_ref().is_none());
-    assert_eq!(hangs.asked.load(SeqCst), 1, "not before its time");
+    assert_eq!(hangs.hook.asked.load(SeqCst), 1, "not before its time");
     timer.advance(Duration::from_millis(1));
     fetch.now_or_never_ref().expect("the second answered").unwrap();
     let metrics = reader.metrics();
