@@ -57,7 +57,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { store: None, locals: Some(Durability::Sync), cache_bytes: 64 << 20, disk_bytes: 4 << 30 }
+        Options { store: None, locals: Some(Durability::Sync), cache_bytes: 64 << 20, disk_bytes: 16 << 30 }
     }
 }
 
