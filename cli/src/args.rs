@@ -222,6 +222,16 @@ pub enum VolumeCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Write a checkpoint, so that opening the volume need not read its log. Servers do it by themselves.
+    Checkpoint {
+        /// The volume's name.
+        name: String,
+        #[command(flatten)]
+        store: Store,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// List a volume's commits, newest first.
     Log {
         /// The volume's name.
@@ -407,6 +417,7 @@ mod tests {
             "graft sql SELECT --volume todo --store memory: --write --data d --json",
             "graft volume ls --store memory: --json",
             "graft volume info todo --store memory: --json",
+            "graft volume checkpoint todo --store memory: --json",
             "graft volume log todo --store memory: --json",
             "graft volume hydrate todo --store memory: --data d --follow --interval 0.5 --disk-bytes 9 --json",
             "graft volume put f file --store memory: --page-size 65536 --json",

@@ -1,11 +1,13 @@
 //! `graft volume`: what a store holds.
 
+use graft::checkpoint::Written;
 use graft::format::commit::Head;
 use graft::remote::Remote;
 use graft::volume::{Opened, Options, Volume};
-use graft::{CommitId, Lsn, ModuleHash, VolumeId, VolumeName, catalog};
+use graft::{CommitId, Lsn, ModuleHash, Seq, VolumeId, VolumeName, catalog};
 use serde::Serialize;
 use serde_json::json;
+use sqlsync_layer::ledger::Ledger;
 use sqlsync_layer::payload::{Op, Outcome as Applied, Payload};
 
 use crate::args::{Volume as Args, VolumeCommand};
@@ -30,6 +32,8 @@ struct Info {
     module: Option<ModuleHash>,
     schema: u32,
     mutations: u64,
+    /// The commit of the newest checkpoint.
+    checkpoint: Option<Lsn>,
 }
 
 #[derive(Serialize)]
@@ -80,21 +84,43 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
                     ("module", module),
                     ("schema", info.schema.to_string()),
                     ("mutations", info.mutations.to_string()),
+                    ("checkpoint", info.checkpoint.map_or("none".into(), |lsn| format!("lsn {lsn}"))),
                 ] {
                     output::line(&format!("{what:<10} {value}"))?;
                 }
             }
         }
+        VolumeCommand::Checkpoint { name, store, json } => {
+            let remote = graft::remote::open(&store.store)?;
+            let (_, opened) = open(&*remote, &name.parse()?).await?;
+            let ledger = Ledger::open(&opened.start, &opened.heads)?;
+            let (volume, base) = (&opened.volume, opened.volume.base());
+            let written = graft::checkpoint::write(&*remote, volume, &base, ledger.encode()).await?;
+            let (outcome, seq, lsn) = match written {
+                Written::Stored { seq, lsn } => ("stored", seq, Some(lsn)),
+                Written::Lost { seq } => ("lost", seq, None),
+                Written::Current { seq, lsn } => ("current", seq, Some(lsn)),
+            };
+            if json {
+                output::json(&json!({ "outcome": outcome, "seq": seq, "lsn": lsn }))?;
+            } else {
+                output::line(&match written {
+                    Written::Stored { seq, lsn } => format!("checkpoint {seq} of lsn {lsn} is stored"),
+                    Written::Lost { seq } => {
+                        format!("checkpoint {seq} was made by another writer at the same time")
+                    }
+                    Written::Current { seq: Seq::ZERO, .. } => "there are no commits yet".into(),
+                    Written::Current { seq, lsn } => {
+                        format!("checkpoint {seq} of lsn {lsn} has everything already")
+                    }
+                })?;
+            }
+        }
         VolumeCommand::Log { name, store, limit, json } => {
             let remote = graft::remote::open(&store.store)?;
-            let opened = open(&*remote, &name.parse()?).await?.1;
-            let commits: Vec<Commit> = opened
-                .heads
-                .iter()
-                .rev()
-                .take(limit.unwrap_or(usize::MAX))
-                .map(commit)
-                .collect::<anyhow::Result<_>>()?;
+            let id = catalog::resolve(&*remote, &name.parse()?).await?;
+            let heads = graft::history::log(&*remote, id, limit.unwrap_or(usize::MAX)).await?;
+            let commits: Vec<Commit> = heads.iter().map(commit).collect::<anyhow::Result<_>>()?;
             if json {
                 for commit in &commits {
                     output::json(commit)?;
@@ -117,18 +143,7 @@ async fn open(remote: &dyn Remote, name: &VolumeName) -> anyhow::Result<(VolumeI
 
 async fn info(remote: &dyn Remote, name: &VolumeName) -> anyhow::Result<Info> {
     let (id, opened) = open(remote, name).await?;
-    let (mut module, mut schema, mut mutations) = (None, 0, 0);
-    for head in &opened.heads {
-        for record in Payload::decode(head)?.records {
-            match (record.op, record.outcome) {
-                (Op::Mutation(_), Applied::Applied) => mutations += 1,
-                (Op::Deploy { module: deployed, schema: reached, .. }, Applied::Applied) => {
-                    (module, schema) = (Some(deployed), reached);
-                }
-                (Op::Mutation(_) | Op::Deploy { .. }, Applied::Rejected(_)) => {}
-            }
-        }
-    }
+    let ledger = Ledger::open(&opened.start, &opened.heads)?;
     let status = opened.volume.status();
     Ok(Info {
         name: name.to_string(),
@@ -137,10 +152,11 @@ async fn info(remote: &dyn Remote, name: &VolumeName) -> anyhow::Result<Info> {
         page_size: opened.volume.page_size().get(),
         pages: status.pages,
         lsn: status.lsn,
-        time_ms: opened.heads.last().map(|head| head.time_ms),
-        module,
-        schema,
-        mutations,
+        time_ms: (status.lsn > Lsn::ZERO).then(|| opened.volume.base().time_ms()),
+        module: ledger.module(),
+        schema: ledger.schema(),
+        mutations: ledger.mutations(),
+        checkpoint: opened.start.checkpoint.as_ref().map(|root| root.lsn),
     })
 }
 

@@ -18,7 +18,8 @@
 //! | [`hedge`] | a second request where the first takes long |
 //! | `permits` | how many at once |
 //!
-//! Costs: one ranged GET for each range; a cold read of one page is one. A hedge is one more.
+//! Costs: one ranged GET for each range; a cold read of one page is one. Before that, what
+//! [`crate::chunks`] says, where parts of the page table were not read yet. A hedge is one more.
 //!
 //! Invariants: what is cached was checked against its hash; a fetch that fails leaves what it had
 //! fetched before in the cache, and everything else as it was; that pages ahead could not be fetched
@@ -41,6 +42,7 @@ use self::flights::Flight;
 use self::hedge::Hedge;
 use self::permits::Permits;
 use self::plan::{frames_of, ranges};
+use crate::chunks;
 use crate::format::Damaged;
 use crate::page_set::PageSet;
 use crate::prefetch::Prefetch;
@@ -81,6 +83,7 @@ pub async fn fetch(
     snapshot: &Snapshot,
     pages: &PageSet,
 ) -> Result<(), FetchError> {
+    chunks::load(remote, volume, snapshot, pages).await?;
     let missing = volume.missing(snapshot, pages)?;
     let (cache, missing) = (volume.page_cache(), &missing);
     let fetched = ranges(frames_of(snapshot, missing)).into_iter().map(|range| async move {
@@ -210,6 +213,24 @@ impl Fetcher {
         self.bring(volume, snapshot, pages, &PageSet::new(), Coming::Kept).await
     }
 
+    /// Reads the parts of the page table that say where these pages are.
+    async fn load_chunks(
+        &self,
+        volume: &Volume,
+        snapshot: &Snapshot,
+        asked: &PageSet,
+        ahead: &PageSet,
+    ) -> Result<(), FetchError> {
+        let mut all = asked.clone();
+        all.union_with(ahead);
+        match chunks::load(&*self.remote, volume, snapshot, &all).await {
+            Ok(()) => Ok(()),
+            // It may have been those of the pages ahead, which are nobody's error.
+            Err(_) if !ahead.is_empty() => chunks::load(&*self.remote, volume, snapshot, asked).await,
+            Err(error) => Err(error),
+        }
+    }
+
     fn pages_ahead(&self, cache: &PageCache, snapshot: &Snapshot, pages: &PageSet) -> PageSet {
         let mut ahead = match &self.ahead {
             Ahead::Nothing => return PageSet::new(),
@@ -237,10 +258,11 @@ impl Fetcher {
         coming: Coming,
     ) -> Result<(), FetchError> {
         let cache = volume.page_cache();
-        let asked = Arc::new(volume.missing(snapshot, asked)?);
-        if asked.is_empty() {
+        if volume.missing(snapshot, asked)?.is_empty() {
             return Ok(());
         }
+        self.load_chunks(volume, snapshot, asked, ahead).await?;
+        let asked = Arc::new(volume.missing(snapshot, asked)?);
         let wanted = frames_of(snapshot, &asked);
         let mut frames = frames_of(snapshot, &volume.missing(snapshot, ahead)?);
         frames.extend(wanted.iter().map(|(place, frame)| (place.clone(), frame.clone())));

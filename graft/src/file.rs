@@ -33,7 +33,7 @@ pub use self::put::{Put, PutError, PutProgress, put};
 use crate::fetch::{FetchError, Fetcher};
 use crate::ids::{PageIdx, PageSize, VolumeId};
 use crate::page_set::PageSet;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Location, Snapshot};
 use crate::store::StoreError;
 use crate::volume::{Change, CommitError, ReadError, Volume};
 
@@ -105,6 +105,14 @@ fn first_page(length: u64, page_size: PageSize) -> Bytes {
     page[..4].copy_from_slice(&MAGIC);
     page[8..16].copy_from_slice(&length.to_le_bytes());
     page.freeze()
+}
+
+/// Whether anything may be stored for this page.
+fn is_stored(snapshot: &Snapshot, page: PageIdx) -> bool {
+    match snapshot.location(page) {
+        Location::Zero => false,
+        Location::Frame(..) | Location::Local(_) | Location::Unknown(_) => true,
+    }
 }
 
 fn zeroes(bytes: &[u8]) -> bool {
@@ -314,14 +322,14 @@ impl<'a> FileEdit<'a> {
         let pages = pages_for(self.length, size);
         let mut changes: BTreeMap<PageIdx, Bytes> = BTreeMap::new();
         for (page, bytes) in self.pages {
-            if self.snapshot.location(page).is_some() || !zeroes(&bytes) {
+            if is_stored(&self.snapshot, page) || !zeroes(&bytes) {
                 changes.insert(page, bytes.freeze());
             }
         }
         // Cut off and grown again: what was stored there must not show through.
         let low = pages_for(self.low, size);
         for page in (low + 1..=pages.min(self.snapshot.pages())).filter_map(PageIdx::new) {
-            if self.snapshot.location(page).is_some() {
+            if is_stored(&self.snapshot, page) {
                 changes.entry(page).or_insert_with(|| Bytes::from(vec![0; size.bytes()]));
             }
         }

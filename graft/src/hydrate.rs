@@ -14,6 +14,7 @@
 
 use futures::StreamExt as _;
 
+use crate::chunks;
 use crate::fetch::plan::stored_pages;
 use crate::fetch::{FetchError, Fetcher};
 use crate::page_set::PageSet;
@@ -115,6 +116,7 @@ async fn bring(
     let mut fetched = futures::stream::iter(windows(pages, window))
         .map(|range| async move {
             let set = PageSet::from_ranges([range.clone()]);
+            chunks::load(&**fetcher.remote(), volume, snapshot, &set).await?;
             let missing = volume.missing(snapshot, &set).map_err(FetchError::from)?.len();
             if missing <= room {
                 fetcher.keep_pages(volume, snapshot, &set).await?;

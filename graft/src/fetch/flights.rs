@@ -101,7 +101,7 @@ impl Flights {
                 Ok(bytes) => {
                     for frame in &range.frames {
                         let coming = match coming {
-                            Coming::Asked if !frame.pages.iter().any(|page| asked.contains(*page)) => {
+                            Coming::Asked if !frame.slots.iter().any(|slot| asked.contains(slot.page)) => {
                                 Coming::Ahead
                             }
                             Coming::Asked | Coming::Ahead | Coming::Kept => coming,

@@ -16,7 +16,7 @@ pub const GAP_BYTES_MAX: u64 = 128 << 10;
 pub const RANGE_BYTES_MAX: u64 = 4 << 20;
 
 /// Where a frame is: object and offset.
-pub(crate) type Place = (String, u64);
+pub(crate) type Place = (Arc<str>, u64);
 
 /// Frames by their place: each once.
 pub(crate) type Frames = BTreeMap<Place, Arc<FrameRef>>;
@@ -31,7 +31,7 @@ pub(crate) fn frames_of(snapshot: &Snapshot, pages: &PageSet) -> Frames {
     let mut last: Option<*const FrameRef> = None;
     for page in pages.iter() {
         // Neighbours are nearly always in one frame: look that up once.
-        if let Some(Location::Frame(frame)) = snapshot.location(page)
+        if let Location::Frame(frame, _) = snapshot.location(page)
             && last.replace(Arc::as_ptr(frame)) != Some(Arc::as_ptr(frame))
         {
             frames.entry(place(frame)).or_insert_with(|| frame.clone());
@@ -42,13 +42,14 @@ pub(crate) fn frames_of(snapshot: &Snapshot, pages: &PageSet) -> Frames {
 
 /// How many of `pages` are stored.
 pub(crate) fn stored_pages(snapshot: &Snapshot, pages: &PageSet) -> u64 {
-    let stored = |page: &PageIdx| matches!(snapshot.location(*page), Some(Location::Frame(_)));
+    let stored = |page: &PageIdx| matches!(snapshot.location(*page), Location::Frame(..));
     pages.iter().filter(stored).count() as u64
 }
 
 /// What a reader of `reads` lacks: the frames to send or fetch, ordered by object and offset. Pages of
 /// `have` are the reader's already; pages past the end, never written or not yet durable are in no
-/// frame.
+/// frame, and neither are those whose part of the page table was not read: [`crate::chunks::load`] reads
+/// it.
 ///
 /// Costs O(pages of `reads` within the snapshot).
 pub fn plan(snapshot: &Snapshot, reads: &PageSet, have: &PageSet) -> Vec<Arc<FrameRef>> {
@@ -62,7 +63,7 @@ pub fn plan(snapshot: &Snapshot, reads: &PageSet, have: &PageSet) -> Vec<Arc<Fra
 #[derive(Debug)]
 pub struct Range {
     /// The object.
-    pub key: String,
+    pub key: Arc<str>,
     /// Its first byte.
     pub start: u64,
     /// The byte after its last.

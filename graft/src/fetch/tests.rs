@@ -174,7 +174,7 @@ fn a_query_shaped_fetch_brings_its_reads_less_what_is_had() {
     let tip = writer.tip();
     let reads = PageSet::from_ranges([10..=20, 100..=100, 290..=400]);
     let have = PageSet::from_ranges([1..=64]);
-    let pages: Vec<u32> = plan(&tip, &reads, &have).iter().map(|f| f.pages[0].get()).collect();
+    let pages: Vec<u32> = plan(&tip, &reads, &have).iter().map(|f| f.slots[0].page.get()).collect();
     assert_eq!(pages, [65, 257], "frames of pages 100 and 290 to 300; 10 to 20 are had, the rest is no page");
     let _ = remote;
 }

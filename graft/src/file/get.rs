@@ -3,13 +3,13 @@
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::{FileError, FileView, groups, page_of, read_page};
+use crate::chunks;
 use crate::fetch::Fetcher;
 use crate::format::frame::PageHash;
 use crate::ids::PageIdx;
 use crate::page_set::PageSet;
 use crate::snapshot::Location;
 use crate::store::ByteFile;
-use crate::volume::cache::hash_in;
 
 /// Bytes of the file that are fetched together.
 const WINDOW_BYTES: usize = 8 << 20;
@@ -51,6 +51,8 @@ pub async fn get(
         let first = page_of(0, size);
         let mut windows = futures::stream::iter(groups(first, last, most))
             .map(|window| async move {
+                let remote = fetcher.remote();
+                chunks::load(&**remote, file.volume, &file.snapshot, &window).await?;
                 let differing = differing(file, target, &window)?;
                 fetcher.fetch_pages(file.volume, &file.snapshot, &differing).await?;
                 Ok::<_, FileError>((window, differing))
@@ -88,11 +90,10 @@ fn differing(file: &FileView<'_>, target: &dyn ByteFile, window: &PageSet) -> Re
         let had = target.read(at, &mut page_bytes[..len])?;
         let same = match file.snapshot.location(page) {
             // Past the target's end there will be zeroes.
-            None => page_bytes[..had].iter().all(|byte| *byte == 0),
-            Some(Location::Frame(frame)) => {
-                had == len && hash_in(frame, page) == Some(PageHash::of(page, &page_bytes))
-            }
-            Some(Location::Local(bytes)) => had == len && *bytes == page_bytes,
+            Location::Zero => page_bytes[..had].iter().all(|byte| *byte == 0),
+            Location::Frame(_, slot) => had == len && slot.hash == PageHash::of(page, &page_bytes),
+            Location::Local(bytes) => had == len && *bytes == page_bytes,
+            Location::Unknown(_) => false,
         };
         if !same {
             differing.insert(page);

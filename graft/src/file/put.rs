@@ -7,17 +7,20 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 
 use super::{FileError, check_length, first_page, length, page_of, pages_for, zeroes};
+use crate::chunks;
 use crate::fetch::Fetcher;
 use crate::format::frame::PageHash;
 use crate::ids::{CommitId, PageIdx};
+use crate::page_set::PageSet;
 use crate::publish::{Builder, Prepared, Segment};
 use crate::remote::{RemoteError, SharedRemote};
 use crate::snapshot::{Location, Snapshot};
 use crate::volume::Volume;
-use crate::volume::cache::hash_in;
 
 /// Segments uploaded at the same time: each is 16 MiB of memory.
 const UPLOADS: usize = 3;
+/// The page table is read for so many bytes of the file at once: a multiple of every page size.
+const TABLE_BYTES: u64 = 64 << 20;
 /// Pages between two reports of progress, in bytes.
 const REPORT_BYTES: u64 = 4 << 20;
 
@@ -113,6 +116,11 @@ pub async fn put(
     }
     let mut reported = 0;
     while state.done < bytes {
+        if state.done % TABLE_BYTES == 0 {
+            let last = page_of((state.done + TABLE_BYTES - 1).min(bytes - 1), size);
+            let window = PageSet::from_ranges([page_of(state.done, size).get()..=last.get()]);
+            chunks::load(&**remote, volume, &base, &window).await.map_err(FileError::from)?;
+        }
         let part = usize::try_from(bytes - state.done).unwrap_or(usize::MAX).min(size.bytes());
         let mut page = BytesMut::zeroed(size.bytes());
         source.read_exact(&mut page[..part]).map_err(|error| match error.kind() {
@@ -170,8 +178,9 @@ async fn upload(remote: SharedRemote, (key, bytes): Segment) -> Result<(), Remot
 /// Whether page `idx` of the base is something else than `page`.
 fn differs(base: &Snapshot, idx: PageIdx, page: &[u8]) -> bool {
     match base.location(idx) {
-        None => !zeroes(page),
-        Some(Location::Frame(frame)) => hash_in(frame, idx) != Some(PageHash::of(idx, page)),
-        Some(Location::Local(bytes)) => bytes != page,
+        Location::Zero => !zeroes(page),
+        Location::Frame(_, slot) => slot.hash != PageHash::of(idx, page),
+        Location::Local(bytes) => bytes != page,
+        Location::Unknown(_) => true,
     }
 }

@@ -193,8 +193,8 @@ impl PageCache {
         })
     }
 
-    /// The page, if it is here. `frame` says what its bytes must hash to, where they come from disk.
-    pub(super) fn get(&self, version: Version, frame: &FrameRef) -> Result<Option<Bytes>, StoreError> {
+    /// The page, if it is here. `hash` is what its bytes must have, where they come from disk.
+    pub(super) fn get(&self, version: Version, hash: PageHash) -> Result<Option<Bytes>, StoreError> {
         {
             let mut memory = self.memory.lock();
             if let Some(slot) = memory.clock.read(version) {
@@ -212,10 +212,7 @@ impl PageCache {
             }
         }
         let Some(disk) = &self.disk else { return Ok(None) };
-        let found = match hash_in(frame, version.0) {
-            Some(hash) => disk.get(version, hash)?,
-            None => None,
-        };
+        let found = disk.get(version, hash)?;
         let mut memory = self.memory.lock();
         match &found {
             Some(page) => {
@@ -296,9 +293,9 @@ impl PageCache {
             .set
             .iter()
             .chain(cut)
-            .filter_map(|page| match before.location(page)? {
-                Location::Frame(frame) => Some((page, frame.lsn)),
-                Location::Local(_) => None,
+            .filter_map(|page| match before.location(page) {
+                Location::Frame(_, slot) => Some((page, slot.lsn)),
+                Location::Zero | Location::Local(_) | Location::Unknown(_) => None,
             })
             .collect();
         if versions.is_empty() {
@@ -359,11 +356,6 @@ impl PageCache {
     }
 }
 
-/// What a page of a frame must hash to.
-pub(crate) fn hash_in(frame: &FrameRef, page: PageIdx) -> Option<PageHash> {
-    frame.hashes.get(frame.pages.binary_search(&page).ok()?).copied()
-}
-
 /// A frame's pages, each checked against its hash.
 pub(crate) fn open_frame(
     frame: &FrameRef,
@@ -374,9 +366,9 @@ pub(crate) fn open_frame(
         let reason = format!("a frame of {} bytes ends after {}", frame.bytes, bytes.len());
         return Err(Damaged::new(&frame.key, reason));
     }
-    let pages = frame::decode(bytes, page_size, &frame.pages, &frame.hashes)
+    let pages = frame::decode(bytes, page_size, frame.count, &frame.slots)
         .map_err(|reason| Damaged::new(&frame.key, reason))?;
-    Ok(frame.pages.iter().map(|page| (*page, frame.lsn)).zip(pages).collect())
+    Ok(frame.slots.iter().map(|slot| (slot.page, slot.lsn)).zip(pages).collect())
 }
 
 impl Volume {
