@@ -25,6 +25,9 @@
 //! | [`fork`] | a new volume that begins as another one was |
 //! | [`volume`] | one replica of one volume: tip, local commits, push, reset |
 //! | [`mod@fetch`] | bringing pages that a read faulted on into the cache |
+//! | [`prefetch`] | what to fetch before it is asked for |
+//! | [`hydrate`] | fetching everything, once or from then on |
+//! | [`file`] | volumes as files: byte ranges, whole files, sparse |
 //! | [`compact`] | rewriting pages into dense segments, laid out for readers |
 //! | [`catalog`] | names of volumes, creating and listing them |
 
@@ -33,11 +36,14 @@ pub mod checkpoint;
 pub mod chunks;
 pub mod compact;
 pub mod fetch;
+pub mod file;
 pub mod fork;
 pub mod format;
 pub mod history;
+pub mod hydrate;
 pub mod ids;
 pub mod page_set;
+pub mod prefetch;
 pub mod publish;
 pub mod pull;
 pub mod remote;
