@@ -23,7 +23,8 @@
 //!
 //! Invariants: what is cached was checked against its hash; a fetch that fails leaves what it had
 //! fetched before in the cache, and everything else as it was; that pages ahead could not be fetched
-//! is nobody's error. Retries are the driver's.
+//! is nobody's error. What was moved by a compaction and deleted since is fetched from where it is now
+//! ([`crate::replan`]). Retries are the driver's.
 
 pub(crate) mod flights;
 pub mod hedge;
@@ -47,6 +48,7 @@ use crate::format::Damaged;
 use crate::page_set::PageSet;
 use crate::prefetch::Prefetch;
 use crate::remote::{Remote, RemoteError, SharedRemote};
+use crate::replan;
 use crate::snapshot::Snapshot;
 use crate::store::StoreError;
 use crate::volume::Volume;
@@ -72,12 +74,36 @@ pub enum FetchError {
     /// The local store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What the snapshot names was deleted by garbage collection, and is nowhere else: the snapshot is
+    /// older than what the volume retains.
+    #[error(
+        "the snapshot expired: `{key}` was deleted by garbage collection; pull, and read the newest state"
+    )]
+    Expired {
+        /// The object that is gone.
+        key: String,
+    },
 }
 
 /// Fetches exactly `pages` of `snapshot` into `volume`'s cache, with the rest of their frames: nothing
 /// ahead, nothing shared. For a caller that has a remote of its own for each request; others want a
 /// [`Fetcher`].
 pub async fn fetch(
+    remote: &dyn Remote,
+    volume: &Volume,
+    snapshot: &Snapshot,
+    pages: &PageSet,
+) -> Result<(), FetchError> {
+    match fetch_now(remote, volume, snapshot, pages).await {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            let moved = replan::elsewhere(remote, volume, snapshot, pages, error).await?;
+            fetch_now(remote, volume, &moved, pages).await
+        }
+    }
+}
+
+async fn fetch_now(
     remote: &dyn Remote,
     volume: &Volume,
     snapshot: &Snapshot,
@@ -248,8 +274,26 @@ impl Fetcher {
         bounded(ahead, cache.room_ahead())
     }
 
-    /// Fetches what is missing of `asked` and waits for it; fetches what is missing of `ahead`.
+    /// Fetches what is missing of `asked` and waits for it; fetches what is missing of `ahead`. What was
+    /// moved meanwhile is fetched from where it is now.
     async fn bring(
+        &self,
+        volume: &Volume,
+        snapshot: &Snapshot,
+        asked: &PageSet,
+        ahead: &PageSet,
+        coming: Coming,
+    ) -> Result<(), FetchError> {
+        match self.bring_now(volume, snapshot, asked, ahead, coming).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let moved = replan::elsewhere(&*self.remote, volume, snapshot, asked, error).await?;
+                self.bring_now(volume, &moved, asked, &PageSet::new(), coming).await
+            }
+        }
+    }
+
+    async fn bring_now(
         &self,
         volume: &Volume,
         snapshot: &Snapshot,

@@ -25,6 +25,7 @@
 //! | [`fork`] | a new volume that begins as another one was |
 //! | [`volume`] | one replica of one volume: tip, local commits, push, reset |
 //! | [`mod@fetch`] | bringing pages that a read faulted on into the cache |
+//! | `replan` | finding pages again that were moved and deleted where they were |
 //! | [`prefetch`] | what to fetch before it is asked for |
 //! | [`hydrate`] | fetching everything, once or from then on |
 //! | [`file`] | volumes as files: byte ranges, whole files, sparse |
@@ -47,6 +48,7 @@ pub mod prefetch;
 pub mod publish;
 pub mod pull;
 pub mod remote;
+mod replan;
 pub mod snapshot;
 pub mod store;
 pub mod time;

@@ -15,14 +15,15 @@ pub const GAP_BYTES_MAX: u64 = 128 << 10;
 /// A GET is not extended once it has so many bytes: more of them come side by side.
 pub const RANGE_BYTES_MAX: u64 = 4 << 20;
 
-/// Where a frame is: object and offset.
-pub(crate) type Place = (Arc<str>, u64);
+/// Where a frame is: object and offset; and the first page read from it, since a frame that reaches over
+/// the end of a chunk of the page table is named by two, each with the pages of its own.
+pub(crate) type Place = (Arc<str>, u64, u32);
 
 /// Frames by their place: each once.
 pub(crate) type Frames = BTreeMap<Place, Arc<FrameRef>>;
 
 pub(crate) fn place(frame: &FrameRef) -> Place {
-    (frame.key.clone(), frame.offset)
+    (frame.key.clone(), frame.offset, frame.slots.first().map_or(0, |slot| slot.page.get()))
 }
 
 /// The frames that hold `pages` of `snapshot`.
@@ -84,7 +85,7 @@ impl Range {
 /// The GETs that bring these frames, by [`GAP_BYTES_MAX`] and [`RANGE_BYTES_MAX`].
 pub(crate) fn ranges(frames: Frames) -> Vec<Range> {
     let mut ranges: Vec<Range> = Vec::new();
-    for ((key, start), frame) in frames {
+    for ((key, start, _), frame) in frames {
         let end = start.saturating_add(u64::from(frame.bytes));
         match ranges.last_mut() {
             Some(last)
