@@ -18,15 +18,21 @@
 //! | [`snapshot`] | the page table and read views |
 //! | [`publish`] | turning a prepared commit into a durable log entry, or learning that it lost |
 //! | [`pull`] | reading what others committed: metadata only |
+//! | [`history`] | opening: the newest checkpoint and the commits since; catching up |
+//! | [`chunks`] | reading parts of the page table when they are first needed |
+//! | [`mod@checkpoint`] | writing a whole page table and the layer's state, so that opening stays cheap |
 //! | [`volume`] | one replica of one volume: tip, local commits, push, reset |
 //! | [`mod@fetch`] | bringing pages that a read faulted on into the cache |
 //! | [`compact`] | rewriting pages into dense segments, laid out for readers |
 //! | [`catalog`] | names of volumes, creating and listing them |
 
 pub mod catalog;
+pub mod checkpoint;
+pub mod chunks;
 pub mod compact;
 pub mod fetch;
 pub mod format;
+pub mod history;
 pub mod ids;
 pub mod page_set;
 pub mod publish;
@@ -36,5 +42,7 @@ pub mod snapshot;
 pub mod store;
 pub mod volume;
 
-pub use ids::{ChainHash, CommitId, Lsn, ModuleHash, PageIdx, PageSize, VolumeId, VolumeName, key};
+pub use ids::{
+    ChainHash, CommitId, LeaseId, Lsn, ModuleHash, PageIdx, PageSize, Seq, VolumeId, VolumeName, key,
+};
 pub use page_set::PageSet;
