@@ -17,6 +17,7 @@ pub mod chunk;
 pub mod commit;
 pub mod frame;
 pub mod meta;
+pub mod pin;
 pub mod tombstone;
 
 /// An object in the store is not what it should be. Trying again cannot help: someone must look.

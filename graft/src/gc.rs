@@ -407,8 +407,8 @@ async fn chunk_objects(
         return Err(Damaged::new(&at.key(), reason).into());
     }
     let decoded = chunk::decode(at.index, &root.lineage, &bytes);
-    let frames = decoded.map_err(|reason| Damaged::new(&at.key(), reason))?;
-    let objects: BTreeSet<Object> = frames.iter().map(|frame| frame.object).collect();
+    let decoded = decoded.map_err(|reason| Damaged::new(&at.key(), reason))?;
+    let objects: BTreeSet<Object> = decoded.frames().map(|frame| frame.object).collect();
     Ok((at, objects.into_iter().collect()))
 }
 

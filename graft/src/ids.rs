@@ -307,9 +307,9 @@ pub mod key {
     pub fn horizon_prefix(vid: VolumeId) -> String {
         format!("volumes/{vid}/horizon/")
     }
-    /// LSNs below `lsn` may be unreadable, but for those that are pinned or leased.
-    pub fn horizon(vid: VolumeId, lsn: Lsn) -> String {
-        format!("volumes/{vid}/horizon/{}", lsn.key_part())
+    /// LSNs below `lsn` and checkpoints below `seq` may be unreadable, but for those that are pinned.
+    pub fn horizon(vid: VolumeId, lsn: Lsn, seq: Seq) -> String {
+        format!("volumes/{vid}/horizon/{}-{}", lsn.key_part(), seq.key_part())
     }
     /// The pins of all of a volume's forks.
     pub fn forks_prefix(vid: VolumeId) -> String {

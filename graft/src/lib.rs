@@ -32,6 +32,7 @@ pub mod chunks;
 pub mod compact;
 pub mod fetch;
 pub mod format;
+pub mod gc;
 pub mod history;
 pub mod ids;
 pub mod page_set;

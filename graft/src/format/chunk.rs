@@ -185,6 +185,11 @@ impl Chunk {
         let (frame, slot) = self.pages.get(at)?.as_ref()?;
         Some((frame, frame.slots.get(usize::from(*slot))?))
     }
+
+    /// Its frames, each as often as it has pages here.
+    pub fn frames(&self) -> impl Iterator<Item = &Arc<FrameRef>> {
+        self.pages.iter().flatten().map(|(frame, _)| frame)
+    }
 }
 
 /// The first page of chunk `index`, 1-based. `None` for a chunk that no page lies in.
