@@ -23,7 +23,8 @@ use crate::format::Damaged;
 use crate::format::checkpoint::{HISTORY_MAX, NewChunk, Past, Root, STATE_BYTES_MAX, assemble};
 use crate::format::chunk;
 use crate::history::{Start, newest_checkpoint, read_checkpoint};
-use crate::ids::{ChainHash, Lsn, Seq, key};
+use crate::ids::{ChainHash, Epoch, Lsn, Seq, key};
+use crate::page_set::PageSet;
 use crate::pull::PullError;
 use crate::remote::{Remote, RemoteError};
 use crate::snapshot::{Location, RemoteChunk, Snapshot};
@@ -125,16 +126,32 @@ pub async fn write(
     snapshot: &Snapshot,
     state: Bytes,
 ) -> Result<Written, CheckpointError> {
-    let id = volume.id();
-    let before = snapshot.checkpoint().filter(|root| root.volume == id);
+    let before = snapshot.checkpoint().filter(|root| root.volume == volume.id());
     let current = before.map_or((Seq::ZERO, Lsn::ZERO), |root| (root.seq, root.lsn));
     if snapshot.lsn() == current.1 {
         return Ok(Written::Current { seq: current.0, lsn: current.1 });
     }
+    let hot = before.map(|root| root.hot.clone()).unwrap_or_default();
+    write_next(remote, volume, snapshot, state, hot).await
+}
+
+/// Writes the next checkpoint even where the newest one has the same LSN: a compaction's has other
+/// locations in it. `hot` are its hot pages.
+pub(crate) async fn write_next(
+    remote: &dyn Remote,
+    volume: &Volume,
+    snapshot: &Snapshot,
+    state: Bytes,
+    mut hot: PageSet,
+) -> Result<Written, CheckpointError> {
+    let id = volume.id();
+    let before = snapshot.checkpoint().filter(|root| root.volume == id);
+    let newest = before.map_or(Seq::ZERO, |root| root.seq);
+    hot.clip(snapshot.pages());
     if state.len() as u64 > STATE_BYTES_MAX {
         return Err(CheckpointError::StateTooLong { bytes: state.len() });
     }
-    let seq = current.0.next();
+    let seq = newest.next();
     let touched = snapshot.chunks().filter(|view| view.untouched().is_none());
     let unread = touched.filter_map(|view| view.base().filter(|base| base.get().is_none()));
     let mut missing = Vec::new();
@@ -160,6 +177,8 @@ pub async fn write(
         lineage: snapshot.volumes().clone(),
         history,
         chunks: Vec::new(),
+        epoch: before.map_or(Epoch::default(), |root| root.epoch),
+        hot,
         state_bytes: 0,
         state_hash: [0; 16],
         hash: ChainHash::ZERO,

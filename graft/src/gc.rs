@@ -15,8 +15,11 @@
 //! - *A stalled writer* prepares LSN n, others pass n, n is swept, the stalled create arrives. It meets
 //!   the tombstone that was written over the key, and loses. Keys are not freed here.
 //! - *A stalled checkpointer* meets the winner of its number, or that one's tombstone, and loses.
-//! - *A segment* goes only when the LSN or checkpoint number that its key carries is taken: whoever
-//!   stalls between its upload and its create loses that create.
+//! - *A commit's segment* goes only when the LSN that its key carries is taken: whoever stalls between
+//!   its upload and its create loses that create.
+//! - *A compaction's segment* that nothing names goes only when the epoch that its key carries is over.
+//!   A collector ends an epoch by a checkpoint of its own; a compaction that stalled meanwhile finds
+//!   its number taken, and in its place an epoch in which it may not publish.
 //! - *A fork* writes its pin, then reads the floor and gives up where it is too old. We publish the floor,
 //!   then list pins. Whichever comes second sees the first.
 //! - *A second collector* at the same time decides from the same rules; every step may happen twice.
@@ -32,12 +35,12 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::format::Damaged;
-use crate::format::checkpoint::{ChunkRef, Past, Root};
+use crate::format::checkpoint::{ChunkRef, HISTORY_MAX, NewChunk, Past, Root, assemble};
 use crate::format::chunk::{self, Object, ObjectKind};
 use crate::format::pin::Pin;
 use crate::format::tombstone::{Of, TOMBSTONE_BYTES, Tombstone};
 use crate::history::read_checkpoint;
-use crate::ids::{CommitId, Lsn, Seq, VolumeId, key};
+use crate::ids::{CommitId, Epoch, Lsn, Seq, VolumeId, key};
 use crate::pull::{PullError, read_head};
 use crate::remote::{Listed, Remote, RemoteError};
 
@@ -117,6 +120,9 @@ pub struct Plan {
     pub sweep: Floor,
     /// What goes, in the order in which it goes.
     pub doomed: Vec<Doomed>,
+    /// Whether the compaction epoch is to be ended, because a compaction has left segments in it. They
+    /// go in the run after.
+    pub end_epoch: bool,
     /// What keeps older states.
     pub pinned: Vec<Pinned>,
     /// How many objects stay.
@@ -206,7 +212,29 @@ pub async fn collect(
         progress(done, total);
     }
     drop(steps);
+    if plan.end_epoch {
+        end_epoch(remote, volume).await?;
+    }
     Ok(plan)
+}
+
+/// Writes the newest checkpoint again, of the next epoch. Where another checkpoint is faster, the next
+/// run tries again.
+async fn end_epoch(remote: &dyn Remote, volume: VolumeId) -> Result<(), GcError> {
+    let seq = crate::history::newest_checkpoint(remote, volume).await?;
+    let start = read_checkpoint(remote, volume, seq).await?;
+    let Some(newest) = start.checkpoint else { return Ok(()) };
+    let mut root = Root::clone(&newest);
+    root.seq = seq.next();
+    root.epoch = Epoch(newest.epoch.0.saturating_add(1));
+    root.history.push(newest.past());
+    root.history.drain(..root.history.len().saturating_sub(HISTORY_MAX));
+    let chunks: Vec<NewChunk> = newest.chunks.iter().copied().map(NewChunk::Stored).collect();
+    let object = assemble(&mut root, &chunks, &start.state);
+    match remote.create(&key::checkpoint(volume, root.seq), object).await {
+        Ok(()) | Err(RemoteError::AlreadyExists { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn sweep(remote: &dyn Remote, volume: VolumeId, doomed: &Doomed) -> Result<(), GcError> {
@@ -264,7 +292,7 @@ struct Inventory {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Segment {
     Commit(Lsn),
-    Checkpoint(Seq),
+    Compaction(Epoch),
 }
 
 fn segment_of(row: &Listed) -> Result<Segment, Damaged> {
@@ -273,8 +301,10 @@ fn segment_of(row: &Listed) -> Result<Segment, Damaged> {
         let (number, rest) = name.split_once('-')?;
         rest.split_once('-')?;
         match number.strip_prefix('c') {
-            // `c` is a hex digit too; a commit's number is 16 digits, a checkpoint's `c` and 16 more.
-            Some(seq) if number.len() == 17 => Seq::from_key_part(seq).map(Segment::Checkpoint),
+            // `c` is a hex digit too: a commit's number has 16 digits, an epoch `c` and 8 more.
+            Some(epoch) if epoch.len() == 8 => {
+                u32::from_str_radix(epoch, 16).ok().map(|n| Segment::Compaction(Epoch(n)))
+            }
             _ => Lsn::from_key_part(number).map(Segment::Commit),
         }
     };
@@ -354,7 +384,7 @@ impl Marks {
             ObjectKind::Commit(lsn) => {
                 self.commits.insert(lsn);
             }
-            ObjectKind::CommitSegment(_) | ObjectKind::CheckpointSegment(_) => {
+            ObjectKind::CommitSegment(_) | ObjectKind::CompactedSegment(_) => {
                 self.segments.insert(object.key());
             }
         }
@@ -421,7 +451,8 @@ async fn sweep_plan(
 ) -> Result<Plan, GcError> {
     let inventory = Inventory::take(remote, volume).await?;
     let graced = now_ms.saturating_sub(retention.grace_ms);
-    let ripe = inventory.floors.iter().filter(|(_, row)| row.modified_ms <= graced || retention.grace_ms == 0);
+    let ripe =
+        inventory.floors.iter().filter(|(_, row)| row.modified_ms <= graced || retention.grace_ms == 0);
     let mut floor = ripe.map(|(floor, _)| *floor).max().unwrap_or_default();
     if retention.grace_ms == 0 {
         floor = floor.max(publish.unwrap_or_default());
@@ -430,11 +461,13 @@ async fn sweep_plan(
 
     let mut marks = Marks::default();
     let mut known = HashSet::new();
-    let live = |seq: &Seq| {
-        inventory.checkpoints.get(seq).is_some_and(|row| row.bytes != TOMBSTONE_BYTES as u64)
-    };
+    let live =
+        |seq: &Seq| inventory.checkpoints.get(seq).is_some_and(|row| row.bytes != TOMBSTONE_BYTES as u64);
+    let mut epoch = Epoch::default();
     for seq in inventory.checkpoints.keys().filter(|seq| **seq >= floor.seq && live(seq)) {
-        mark_checkpoint(remote, volume, *seq, &mut marks, &mut known).await?;
+        let root = mark_checkpoint(remote, volume, *seq, &mut marks, &mut known).await?;
+        // They ascend: the newest one's is in force.
+        epoch = root.map_or(epoch, |root| root.epoch);
     }
     let mut ranges: Vec<(Lsn, Lsn)> = vec![(floor.lsn.next(), Lsn(u64::MAX))];
     for (pinned, row) in &inventory.pinned {
@@ -456,6 +489,7 @@ async fn sweep_plan(
     let retained = |lsn: Lsn| ranges.iter().any(|(from, to)| *from <= lsn && lsn <= *to);
 
     let newest = inventory.newest_seq();
+    let mut end_epoch = false;
     let mut decide = |row: &Listed, goes: Option<Why>, of: Option<Of>| match goes {
         Some(why) => {
             plan.doomed.push(Doomed { key: row.key.clone(), bytes: row.bytes, why, of });
@@ -480,8 +514,12 @@ async fn sweep_plan(
         let stays = marks.segments.contains(&row.key)
             || match segment {
                 Segment::Commit(lsn) => retained(*lsn) || !inventory.commits.contains_key(lsn),
-                Segment::Checkpoint(seq) => *seq > newest,
+                Segment::Compaction(begun) => *begun >= epoch,
             };
+        if let Segment::Compaction(begun) = segment {
+            let abandoned = *begun >= epoch && !marks.segments.contains(&row.key);
+            end_epoch |= abandoned && row.modified_ms <= graced && newest != Seq::ZERO;
+        }
         decide(row, (!stays).then_some(Why::Segment), None);
     }
     for (published, row) in &inventory.floors {
@@ -490,6 +528,7 @@ async fn sweep_plan(
     for (_, row) in inventory.pinned.iter().filter(|(pinned, _)| pinned.pin.until_ms >= now_ms) {
         decide(row, None, None);
     }
+    plan.end_epoch = end_epoch;
     Ok(plan)
 }
 

@@ -155,6 +155,11 @@ impl Seq {
     }
 }
 
+/// A volume's compaction epoch. Compactions of one epoch can be published while it lasts; garbage
+/// collection ends it to be rid of what unpublished ones have left.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct Epoch(pub u32);
+
 impl fmt::Display for Seq {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -269,7 +274,7 @@ impl fmt::Debug for VolumeName {
 
 /// Object keys, relative to the remote's prefix.
 pub mod key {
-    use super::{CommitId, LeaseId, Lsn, ModuleHash, Seq, VolumeId, VolumeName};
+    use super::{CommitId, Epoch, LeaseId, Lsn, ModuleHash, Seq, VolumeId, VolumeName};
 
     /// Written once: format version, page size, parent.
     pub fn meta(vid: VolumeId) -> String {
@@ -291,9 +296,9 @@ pub mod key {
     pub fn segments_prefix(vid: VolumeId) -> String {
         format!("volumes/{vid}/segments/")
     }
-    /// A segment that a compaction made for checkpoint `seq`. Never reused.
-    pub fn checkpoint_segment(vid: VolumeId, seq: Seq, id: CommitId, part: u32) -> String {
-        format!("volumes/{vid}/segments/c{}-{id}-{part:04x}", seq.key_part())
+    /// A segment that a compaction made in `epoch`. Never reused.
+    pub fn compacted_segment(vid: VolumeId, epoch: Epoch, id: CommitId, part: u32) -> String {
+        format!("volumes/{vid}/segments/c{:08x}-{id}-{part:04x}", epoch.0)
     }
     /// All of a volume's checkpoints.
     pub fn checkpoints_prefix(vid: VolumeId) -> String {

@@ -44,6 +44,6 @@ pub mod store;
 pub mod volume;
 
 pub use ids::{
-    ChainHash, CommitId, LeaseId, Lsn, ModuleHash, PageIdx, PageSize, Seq, VolumeId, VolumeName, key,
+    ChainHash, CommitId, Epoch, LeaseId, Lsn, ModuleHash, PageIdx, PageSize, Seq, VolumeId, VolumeName, key,
 };
 pub use page_set::PageSet;

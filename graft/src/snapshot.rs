@@ -7,6 +7,7 @@
 //! Invariants: a snapshot never changes; two snapshots with equal [`Snapshot::version`] of one
 //! replica have equal content; no location beyond the page count is answered.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -221,6 +222,24 @@ impl Snapshot {
         });
         view.checkpoint = Some(root.clone());
         Snapshot(Arc::new(view))
+    }
+
+    /// The same content, read from other places: each of `moved` that is still the version that was
+    /// moved. Answers how many are.
+    pub(crate) fn moved(&self, moved: &BTreeMap<PageIdx, (Arc<FrameRef>, u8)>) -> (Snapshot, usize) {
+        let mut view = (*self.0).clone();
+        let mut count = 0;
+        for (page, (frame, place)) in moved {
+            let same = match (self.location(*page), frame.slots.get(usize::from(*place))) {
+                (Location::Frame(_, now), Some(then)) => now.lsn == then.lsn,
+                _ => false,
+            };
+            if same {
+                view.table.set(*page, Entry::Frame(frame.clone(), *place));
+                count += 1;
+            }
+        }
+        (Snapshot(Arc::new(view)), count)
     }
 
     /// The pages that may read differently in `other`: conservative, by whole chunks.
