@@ -179,7 +179,14 @@ impl World {
                 }
             }
             70..76 => self.pin(),
-            76..80 => self.stalled_commit = Some(self.prepare().0),
+            76..80 => {
+                // It has uploaded its segments, and sleeps before its create.
+                let prepared = self.prepare().0;
+                for (key, bytes) in &prepared.segments {
+                    block_on(self.remote.create(key, bytes.clone())).unwrap();
+                }
+                self.stalled_commit = Some(prepared);
+            }
             80..86 => self.wake_commit(),
             86..90 => {
                 let volume = self.open();
@@ -239,6 +246,17 @@ impl World {
     fn wake_commit(&mut self) {
         let Some(prepared) = self.stalled_commit.take() else { return };
         let (newest, _) = self.newest();
+        // The create alone, in half of the cases: what it had uploaded must still be there.
+        if self.rng.random() {
+            let key = key::log(VOLUME, prepared.head.lsn);
+            if block_on(self.remote.create(&key, prepared.body.clone())).is_ok() {
+                assert_eq!(prepared.head.lsn, newest.next(), "a commit into the past");
+                self.count("late commits");
+                let content = self.read_all(&self.open().base());
+                self.model.insert(prepared.head.lsn, content);
+                return;
+            }
+        }
         match block_on(publish(&*self.remote, &prepared)) {
             Ok(published) => {
                 assert_eq!(published.lsn, newest.next(), "a commit into the past");
