@@ -158,26 +158,7 @@ impl World {
                     self.count("compactions");
                 }
             }
-            58..70 => {
-                let retention = Retention {
-                    keep_ms: self.rng.random_range(0..500),
-                    keep_commits: self.rng.random_range(0..10),
-                    grace_ms: 0,
-                };
-                let now = self.now_ms;
-                let before = block_on(plan(&*self.remote, VOLUME, retention, now)).unwrap();
-                let plan = block_on(collect(&*self.remote, VOLUME, retention, now, &|_, _| {})).unwrap();
-                assert_eq!(before.doomed, plan.doomed, "a dry run says what a run does");
-                for doomed in plan.doomed {
-                    self.count(match doomed.why {
-                        Why::Commit => "commits",
-                        Why::Checkpoint => "checkpoints",
-                        Why::Segment => "segments",
-                        Why::Floor => "floors",
-                        Why::Lease => "leases",
-                    });
-                }
-            }
+            58..70 => self.collect(),
             70..76 => self.pin(),
             76..80 => {
                 // It has uploaded its segments, and sleeps before its create.
@@ -186,6 +167,10 @@ impl World {
                     block_on(self.remote.create(key, bytes.clone())).unwrap();
                 }
                 self.stalled_commit = Some(prepared);
+                if self.rng.random() {
+                    self.collect();
+                    self.wake_commit();
+                }
             }
             80..86 => self.wake_commit(),
             86..90 => {
@@ -217,6 +202,28 @@ impl World {
                     }
                 }
             }
+        }
+    }
+
+    /// A collector that keeps as little as it may, after a dry run.
+    fn collect(&mut self) {
+        let retention = Retention {
+            keep_ms: self.rng.random_range(0..500),
+            keep_commits: self.rng.random_range(0..10),
+            grace_ms: 0,
+        };
+        let now = self.now_ms;
+        let before = block_on(plan(&*self.remote, VOLUME, retention, now)).unwrap();
+        let plan = block_on(collect(&*self.remote, VOLUME, retention, now, &|_, _| {})).unwrap();
+        assert_eq!(before.doomed, plan.doomed, "a dry run says what a run does");
+        for doomed in plan.doomed {
+            self.count(match doomed.why {
+                Why::Commit => "commits",
+                Why::Checkpoint => "checkpoints",
+                Why::Segment => "segments",
+                Why::Floor => "floors",
+                Why::Lease => "leases",
+            });
         }
     }
 
