@@ -442,6 +442,43 @@ async fn chunk_objects(
     Ok((at, objects.into_iter().collect()))
 }
 
+/// Segments that no readable state names: what lost writers, dead compactions and crashes have left, and
+/// what is being uploaded now.
+pub(crate) async fn unnamed(remote: &dyn Remote, volume: VolumeId) -> Result<Vec<String>, GcError> {
+    let inventory = Inventory::take(remote, volume).await?;
+    let mut marks = Marks::default();
+    let mut known = HashSet::new();
+    for (seq, row) in &inventory.checkpoints {
+        if row.bytes != TOMBSTONE_BYTES as u64 {
+            mark_checkpoint(remote, volume, *seq, &mut marks, &mut known).await?;
+        }
+    }
+    let mut ids: BTreeMap<Lsn, CommitId> = BTreeMap::new();
+    let mut unnamed = Vec::new();
+    for (segment, row) in &inventory.segments {
+        let named = marks.segments.contains(&row.key)
+            || match segment {
+                Segment::Compaction(_) => false,
+                Segment::Commit(lsn) => match inventory.commits.get(lsn) {
+                    None => false,
+                    Some(commit) if commit.bytes == TOMBSTONE_BYTES as u64 => false,
+                    Some(_) => {
+                        let id = match ids.get(lsn) {
+                            Some(id) => *id,
+                            None => read_head(remote, volume, *lsn).await?.id,
+                        };
+                        ids.insert(*lsn, id);
+                        row.key.contains(&format!("-{id}-"))
+                    }
+                },
+            };
+        if !named {
+            unnamed.push(row.key.clone());
+        }
+    }
+    Ok(unnamed)
+}
+
 async fn sweep_plan(
     remote: &dyn Remote,
     volume: VolumeId,

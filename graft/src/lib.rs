@@ -24,6 +24,8 @@
 //! | [`volume`] | one replica of one volume: tip, local commits, push, reset |
 //! | [`mod@fetch`] | bringing pages that a read faulted on into the cache |
 //! | [`compact`] | rewriting pages into dense segments, laid out for readers |
+//! | [`gc`] | deleting what no reader can reach any more |
+//! | [`mod@verify`] | reading everything and saying what is wrong |
 //! | [`catalog`] | names of volumes, creating and listing them |
 
 pub mod catalog;
@@ -41,6 +43,7 @@ pub mod pull;
 pub mod remote;
 pub mod snapshot;
 pub mod store;
+pub mod verify;
 pub mod volume;
 
 pub use ids::{
