@@ -12,6 +12,7 @@ mod codegen;
 mod dev;
 mod http;
 mod live;
+mod moment;
 mod new;
 mod output;
 mod serve;

@@ -22,7 +22,8 @@ use crate::fetch::FetchError;
 use crate::format::Damaged;
 use crate::format::checkpoint::{HISTORY_MAX, NewChunk, Past, Root, STATE_BYTES_MAX, assemble};
 use crate::format::chunk;
-use crate::history::{Start, newest_checkpoint, read_checkpoint};
+use crate::format::pin::Pin;
+use crate::history::{Start, checkpoint_below, newest_checkpoint, read_checkpoint};
 use crate::ids::{ChainHash, Epoch, Lsn, Seq, key};
 use crate::page_set::PageSet;
 use crate::pull::PullError;
@@ -184,6 +185,9 @@ pub(crate) async fn write_next(
         hash: ChainHash::ZERO,
         encoded: Bytes::new(),
     };
+    if before.is_none() {
+        pin_ancestors(remote, snapshot).await?;
+    }
     let object = assemble(&mut root, &chunks, &state);
     let hash = root.hash;
     if let Err(source) = remote.create(&key::checkpoint(id, seq), object).await {
@@ -218,6 +222,38 @@ pub(crate) async fn write_next(
         tracing::warn!(volume = %id, %error, "a checkpoint could not be noted in the local store");
     }
     Ok(Written::Stored { seq, lsn })
+}
+
+/// A fork's first page table of its own names places in its ancestors: those of the checkpoint that it
+/// was read from, and of the commits since. A compaction there may move what is at these places and let
+/// garbage collection free them, so they are pinned, before anything names them.
+async fn pin_ancestors(remote: &dyn Remote, snapshot: &Snapshot) -> Result<(), CheckpointError> {
+    let child = snapshot.volumes().own();
+    let from = snapshot.checkpoint();
+    let ancestors = snapshot.volumes().volumes().iter().filter(|(volume, _)| *volume != child);
+    for (volume, last) in ancestors {
+        let seq = match from {
+            Some(root) if root.volume == *volume => root.seq,
+            // What is before the checkpoint's volume, the pins of that one keep.
+            Some(root) if *last <= root.lsn => continue,
+            Some(_) | None => Seq::ZERO,
+        };
+        let pin = Pin { lsn: *last, seq: Some(seq), until_ms: Pin::FOR_EVER };
+        let key = key::pin(*volume, child, seq);
+        match remote.create(&key, pin.encode(&key)).await {
+            Ok(()) | Err(RemoteError::AlreadyExists { .. }) => {}
+            Err(source) => return Err(FetchError::Remote(source).into()),
+        }
+        // A collector that listed pins before ours keeps what the fork's own pin names, the newest at or
+        // below: if that is still the one that we read, it keeps what we read.
+        let newest = newest_checkpoint(remote, *volume).await?;
+        let found = checkpoint_below(remote, *volume, newest, |lsn, _| lsn <= *last).await?;
+        let found = found.and_then(|start| start.checkpoint).map_or(Seq::ZERO, |root| root.seq);
+        if found != seq {
+            return Err(PullError::Expired { volume: *volume, lsn: *last }.into());
+        }
+    }
+    Ok(())
 }
 
 /// The chunks of the next checkpoint's table, and for each the one in memory that it is a copy of.

@@ -7,6 +7,7 @@
 //! | [`frame`] | up to 64 compressed pages, inside a commit or a segment |
 //! | [`checkpoint`] | `volumes/{vid}/checkpoints/{!seq}`: root, then state and chunks |
 //! | [`chunk`] | where 256 pages are, inside a checkpoint |
+//! | [`pin`] | `volumes/{parent}/forks/{child}` |
 //! | [`tombstone`] | what is left of a commit or checkpoint that was deleted |
 //!
 //! Every decoder is total: bytes from a store are hostile, a damaged object is a typed error that

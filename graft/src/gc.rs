@@ -21,7 +21,8 @@
 //!   A collector ends an epoch by a checkpoint of its own; a compaction that stalled meanwhile finds
 //!   its number taken, and in its place an epoch in which it may not publish.
 //! - *A fork* writes its pin, then reads the floor and gives up where it is too old. We publish the floor,
-//!   then list pins. Whichever comes second sees the first.
+//!   then list pins. Whichever comes second sees the first. A pin whose fork was never finished goes only
+//!   after we have won the create of the fork's metadata.
 //! - *A second collector* at the same time decides from the same rules; every step may happen twice.
 //!
 //! Only readers without a lease depend on time: they have [`Retention::grace_ms`] between the day that a
@@ -47,6 +48,8 @@ use crate::remote::{Listed, Remote, RemoteError};
 /// Requests under way at the same time.
 const CONCURRENT: usize = 16;
 const LIST_ROWS: usize = 1000;
+/// Stands as the metadata of a fork that was given up, so that its maker cannot finish it any more.
+const REAPED: &[u8] = b"GFX1 this fork was not finished in time, and its parent no longer keeps its pages";
 
 /// What is kept readable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +91,8 @@ pub enum Why {
     Floor,
     /// Its reader did not renew it.
     Lease,
+    /// Its fork was never finished, or was removed.
+    Abandoned,
 }
 
 /// An object that goes.
@@ -99,7 +104,17 @@ pub struct Doomed {
     pub bytes: u64,
     /// Why.
     pub why: Why,
-    of: Option<Of>,
+    how: How,
+}
+
+/// How it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    Delete,
+    /// A tombstone takes its place.
+    Bury(Of),
+    /// The fork's metadata must be ours first.
+    Reap(VolumeId),
 }
 
 /// What keeps old states.
@@ -134,7 +149,8 @@ pub struct Plan {
 impl Plan {
     /// Bytes that go, less those of the tombstones that come.
     pub fn freed_bytes(&self) -> u64 {
-        let tombstones = self.doomed.iter().filter(|doomed| doomed.of.is_some()).count() as u64;
+        let tombstones =
+            self.doomed.iter().filter(|doomed| matches!(doomed.how, How::Bury(_))).count() as u64;
         let bytes: u64 = self.doomed.iter().map(|doomed| doomed.bytes).sum();
         bytes.saturating_sub(tombstones * TOMBSTONE_BYTES as u64)
     }
@@ -159,17 +175,17 @@ pub enum GcError {
 pub type Progress<'a> = &'a (dyn Fn(usize, usize) + Send + Sync);
 
 /// The floor that is in force: the newest one published.
-pub async fn published(remote: &dyn Remote, volume: VolumeId) -> Result<Floor, GcError> {
+pub async fn published(remote: &dyn Remote, volume: VolumeId) -> Result<Floor, PullError> {
     let rows = remote.list(&key::horizon_prefix(volume), None, 1).await?;
-    rows.first().map_or(Ok(Floor::default()), floor_of)
+    rows.first().map_or(Ok(Floor::default()), |row| Ok(floor_of(row)?))
 }
 
-fn floor_of(row: &Listed) -> Result<Floor, GcError> {
+fn floor_of(row: &Listed) -> Result<Floor, Damaged> {
     let parse = || {
         let (lsn, seq) = row.key.rsplit('/').next()?.split_once('-')?;
         Some(Floor { lsn: Lsn::from_key_part(lsn)?, seq: Seq::from_key_part(seq)? })
     };
-    parse().ok_or_else(|| Damaged::new(&row.key, "its key is not a floor's").into())
+    parse().ok_or_else(|| Damaged::new(&row.key, "its key is not a floor's"))
 }
 
 /// What a run would do now. Deletes nothing, publishes nothing. Costs one LIST for each thousand objects,
@@ -238,7 +254,20 @@ async fn end_epoch(remote: &dyn Remote, volume: VolumeId) -> Result<(), GcError>
 }
 
 async fn sweep(remote: &dyn Remote, volume: VolumeId, doomed: &Doomed) -> Result<(), GcError> {
-    let Some(of) = doomed.of else { return Ok(remote.delete(&doomed.key).await?) };
+    let of = match doomed.how {
+        How::Bury(of) => of,
+        How::Delete => return Ok(remote.delete(&doomed.key).await?),
+        How::Reap(child) => {
+            let key = key::meta(child);
+            let ours = match remote.create(&key, Bytes::from_static(REAPED)).await {
+                Ok(()) => true,
+                // Another collector's, or the fork was made at last: then its pin stays.
+                Err(RemoteError::AlreadyExists { .. }) => remote.get(&key).await? == REAPED,
+                Err(error) => return Err(error.into()),
+            };
+            return if ours { Ok(remote.delete(&doomed.key).await?) } else { Ok(()) };
+        }
+    };
     let (id, hash) = match of {
         Of::Commit(lsn) => match read_head(remote, volume, lsn).await {
             Ok(head) => (head.id, head.hash),
@@ -350,7 +379,7 @@ impl Inventory {
         for row in list_all(remote, &key::horizon_prefix(volume)).await? {
             inventory.floors.push((floor_of(&row)?, row));
         }
-        for prefix in [key::forks_prefix(volume), key::readers_prefix(volume)] {
+        for prefix in [key::forks_prefix(volume), key::pins_prefix(volume), key::readers_prefix(volume)] {
             for row in list_all(remote, &prefix).await? {
                 let bytes = match remote.get(&row.key).await {
                     Ok(bytes) => bytes,
@@ -423,6 +452,47 @@ async fn mark_checkpoint(
         objects.iter().filter(|object| object.volume == volume).for_each(|object| marks.object(object));
     }
     Ok(Some(Root::clone(&root)))
+}
+
+/// The fork whose pin this is, where it was never finished or is gone: its metadata is not there, long
+/// after the pin.
+async fn abandoned(
+    remote: &dyn Remote,
+    volume: VolumeId,
+    pinned: &Pinned,
+    row: &Listed,
+    graced: i64,
+) -> Result<Option<VolumeId>, GcError> {
+    let forks = key::forks_prefix(volume);
+    let pins = key::pins_prefix(volume);
+    let rest = pinned.key.strip_prefix(&forks).or_else(|| pinned.key.strip_prefix(&pins));
+    let child = rest.and_then(|rest| rest.split('/').next()?.parse::<VolumeId>().ok());
+    let Some(child) = child.filter(|_| row.modified_ms <= graced) else { return Ok(None) };
+    match remote.get(&key::meta(child)).await {
+        Ok(meta) => Ok((meta == REAPED).then_some(child)),
+        Err(RemoteError::NotFound { .. }) => Ok(Some(child)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The newest checkpoint that is there, at or below `lsn`; 0 for none.
+async fn newest_below(
+    remote: &dyn Remote,
+    volume: VolumeId,
+    inventory: &Inventory,
+    lsn: Lsn,
+) -> Result<Seq, GcError> {
+    for (seq, row) in inventory.checkpoints.iter().rev() {
+        if row.bytes == TOMBSTONE_BYTES as u64 {
+            continue;
+        }
+        match read_checkpoint(remote, volume, *seq).await {
+            Ok(start) if start.lsn <= lsn => return Ok(*seq),
+            Ok(_) | Err(PullError::Expired { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(Seq::ZERO)
 }
 
 async fn chunk_objects(
@@ -508,14 +578,28 @@ async fn sweep_plan(
     }
     let mut ranges: Vec<(Lsn, Lsn)> = vec![(floor.lsn.next(), Lsn(u64::MAX))];
     for (pinned, row) in &inventory.pinned {
-        if pinned.pin.until_ms < now_ms {
-            plan.doomed.push(Doomed { key: row.key.clone(), bytes: row.bytes, why: Why::Lease, of: None });
+        if let Some(child) = abandoned(remote, volume, pinned, row, graced).await? {
+            let (key, bytes) = (row.key.clone(), row.bytes);
+            plan.doomed.push(Doomed { key, bytes, why: Why::Abandoned, how: How::Reap(child) });
             continue;
         }
-        let from = if pinned.pin.seq == Seq::ZERO {
+        if pinned.pin.until_ms < now_ms {
+            plan.doomed.push(Doomed {
+                key: row.key.clone(),
+                bytes: row.bytes,
+                why: Why::Lease,
+                how: How::Delete,
+            });
+            continue;
+        }
+        let seq = match pinned.pin.seq {
+            Some(seq) => seq,
+            None => newest_below(remote, volume, &inventory, pinned.pin.lsn).await?,
+        };
+        let from = if seq == Seq::ZERO {
             Some(Lsn::ZERO)
         } else {
-            let root = mark_checkpoint(remote, volume, pinned.pin.seq, &mut marks, &mut known).await?;
+            let root = mark_checkpoint(remote, volume, seq, &mut marks, &mut known).await?;
             root.map(|root| root.lsn)
         };
         if let Some(from) = from {
@@ -527,9 +611,9 @@ async fn sweep_plan(
 
     let newest = inventory.newest_seq();
     let mut end_epoch = false;
-    let mut decide = |row: &Listed, goes: Option<Why>, of: Option<Of>| match goes {
+    let mut decide = |row: &Listed, goes: Option<Why>, how: How| match goes {
         Some(why) => {
-            plan.doomed.push(Doomed { key: row.key.clone(), bytes: row.bytes, why, of });
+            plan.doomed.push(Doomed { key: row.key.clone(), bytes: row.bytes, why, how });
         }
         None => {
             plan.kept_objects += 1;
@@ -538,14 +622,14 @@ async fn sweep_plan(
     };
     for (lsn, row) in &inventory.commits {
         let stays = retained(*lsn) || marks.commits.contains(lsn) || row.bytes == TOMBSTONE_BYTES as u64;
-        decide(row, (!stays).then_some(Why::Commit), Some(Of::Commit(*lsn)));
+        decide(row, (!stays).then_some(Why::Commit), How::Bury(Of::Commit(*lsn)));
     }
     for (seq, row) in &inventory.checkpoints {
         let stays = *seq >= floor.seq
             || *seq == newest
             || marks.checkpoints.contains(seq)
             || row.bytes == TOMBSTONE_BYTES as u64;
-        decide(row, (!stays).then_some(Why::Checkpoint), Some(Of::Checkpoint(*seq)));
+        decide(row, (!stays).then_some(Why::Checkpoint), How::Bury(Of::Checkpoint(*seq)));
     }
     for (segment, row) in &inventory.segments {
         let stays = marks.segments.contains(&row.key)
@@ -557,13 +641,13 @@ async fn sweep_plan(
             let abandoned = *begun >= epoch && !marks.segments.contains(&row.key);
             end_epoch |= abandoned && row.modified_ms <= graced && newest != Seq::ZERO;
         }
-        decide(row, (!stays).then_some(Why::Segment), None);
+        decide(row, (!stays).then_some(Why::Segment), How::Delete);
     }
     for (published, row) in &inventory.floors {
-        decide(row, (*published < floor).then_some(Why::Floor), None);
+        decide(row, (*published < floor).then_some(Why::Floor), How::Delete);
     }
     for (_, row) in inventory.pinned.iter().filter(|(pinned, _)| pinned.pin.until_ms >= now_ms) {
-        decide(row, None, None);
+        decide(row, None, How::Delete);
     }
     plan.end_epoch = end_epoch;
     Ok(plan)

@@ -26,6 +26,7 @@ use crate::format::chunk::{LINEAGE_MAX, Lineage};
 use crate::format::commit::Head;
 use crate::format::meta::Meta;
 use crate::format::tombstone::{Of, Tombstone};
+use crate::gc;
 use crate::ids::{ChainHash, Lsn, Seq, VolumeId, key};
 use crate::pull::{Entry, PullError, Pulled, read_entry, read_head};
 use crate::remote::{Remote, RemoteError};
@@ -203,8 +204,9 @@ pub(crate) async fn checkpoint_below(
         }
         let history = start.checkpoint.as_ref().map(|root| &root.history[..]).unwrap_or_default();
         let fitting = history.iter().rev().find(|past| fits(past.lsn, past.time_ms));
-        // None of those that it names: the oldest of them names older ones.
-        seq = fitting.or(history.first()).map_or(Seq::ZERO, |past| past.seq);
+        // None of those that it names: the oldest of them names older ones, if there are any.
+        let oldest = history.first().filter(|oldest| oldest.seq > Seq(1));
+        seq = fitting.or(oldest).map_or(Seq::ZERO, |past| past.seq);
     }
     Ok(None)
 }
@@ -215,17 +217,12 @@ pub(crate) async fn read_heads(
     spans: &[(VolumeId, Lsn, Lsn)],
     hash: ChainHash,
 ) -> Result<Vec<Head>, PullError> {
+    // Never collected: a key that claims an LSN without end must cost no more than the first miss.
     let lsns = spans
-        .iter()
-        .flat_map(|(volume, from, to)| (from.0.saturating_add(1)..=to.0).map(move |lsn| (*volume, Lsn(lsn))));
-    let reads = lsns.map(|(volume, lsn)| async move {
-        match read_head(remote, volume, lsn).await {
-            Err(PullError::Remote(RemoteError::NotFound { key })) => {
-                Err(Damaged::new(&key, "missing, and later commits are there").into())
-            }
-            read => read,
-        }
-    });
+        .to_vec()
+        .into_iter()
+        .flat_map(|(volume, from, to)| (from.0.saturating_add(1)..=to.0).map(move |lsn| (volume, Lsn(lsn))));
+    let reads = lsns.map(|(volume, lsn)| read_present(remote, volume, lsn));
     let heads: Vec<Head> = futures::stream::iter(reads).buffered(CONCURRENT_READS).try_collect().await?;
     let mut parent = hash;
     for head in &heads {
@@ -235,6 +232,20 @@ pub(crate) async fn read_heads(
         parent = head.hash;
     }
     Ok(heads)
+}
+
+/// A head that must be there, because later ones are.
+async fn read_present(remote: &dyn Remote, volume: VolumeId, lsn: Lsn) -> Result<Head, PullError> {
+    match read_head(remote, volume, lsn).await {
+        Err(PullError::Remote(RemoteError::NotFound { key })) => {
+            // So old that not even its tombstone is left, or lost.
+            if lsn < gc::published(remote, volume).await?.lsn {
+                return Err(PullError::Expired { volume, lsn });
+            }
+            Err(Damaged::new(&key, "missing, and later commits are there").into())
+        }
+        read => read,
+    }
 }
 
 /// Reads what is to be known of `id`: of its newest state, or of that at `upto`.
@@ -288,6 +299,9 @@ async fn try_read(remote: &dyn Remote, id: VolumeId, upto: Option<Lsn>) -> Resul
             volume = parent;
             continue;
         }
+        if upto == Some(Lsn::ZERO) && parent.is_none() {
+            break Start::empty(Lineage::of(volume));
+        }
         let below = checkpoint_below(remote, volume, seq, |lsn, _| upto.is_none_or(|upto| lsn <= upto));
         if let Some(start) = below.await? {
             // The log was listed before the checkpoint was: it may have grown meanwhile.
@@ -336,7 +350,16 @@ pub(crate) async fn catch_up(remote: &dyn Remote, from: &Standing) -> Result<Pul
     if newest < from.lsn {
         return Err(PullError::Diverged { volume, lsn: newest.next() });
     }
-    let spans = [(volume, from.lsn, newest)];
+    // Nearly always one; a replica that stands before a fork goes through its ancestors.
+    let mut spans = Vec::new();
+    let mut low = from.lsn;
+    for (volume, last) in from.volumes.volumes() {
+        if low < *last && low < newest {
+            let high = newest.min(*last);
+            spans.push((*volume, low, high));
+            low = high;
+        }
+    }
     if newest.0 - from.lsn.0 <= JUMP_COMMITS {
         match read_heads(remote, &spans, from.hash).await {
             // Gone already: a checkpoint has what they said.
@@ -373,4 +396,25 @@ async fn continues(remote: &dyn Remote, from: &Standing) -> Result<(), PullError
         Err(error) => return Err(error),
     };
     if hash == from.hash { Ok(()) } else { Err(PullError::Diverged { volume, lsn: from.lsn }) }
+}
+
+/// The newest commits of a volume's own log, newest first: at most `limit`, and as far back as they are
+/// retained. One listing, and one prefix read for each.
+pub async fn log(remote: &dyn Remote, volume: VolumeId, limit: usize) -> Result<Vec<Head>, PullError> {
+    let newest = newest_lsn(remote, volume).await?;
+    let reads = (1..=newest.0).rev().take(limit).map(|lsn| read_head(remote, volume, Lsn(lsn)));
+    let mut reads = futures::stream::iter(reads).buffered(CONCURRENT_READS);
+    let mut heads: Vec<Head> = Vec::new();
+    while let Some(read) = reads.next().await {
+        let head = match read {
+            // A fork's log begins where it was forked; another's, where garbage collection has come to.
+            Err(PullError::Expired { .. } | PullError::Remote(RemoteError::NotFound { .. })) => break,
+            read => read?,
+        };
+        if let Some(later) = heads.last().filter(|later| later.parent != head.hash) {
+            return Err(PullError::Diverged { volume, lsn: later.lsn });
+        }
+        heads.push(head);
+    }
+    Ok(heads)
 }

@@ -276,6 +276,10 @@ impl fmt::Debug for VolumeName {
 pub mod key {
     use super::{CommitId, Epoch, LeaseId, Lsn, ModuleHash, Seq, VolumeId, VolumeName};
 
+    /// Everything that is stored of a volume, but for its name and its pin.
+    pub fn volume_prefix(vid: VolumeId) -> String {
+        format!("volumes/{vid}/")
+    }
     /// Written once: format version, page size, parent.
     pub fn meta(vid: VolumeId) -> String {
         format!("volumes/{vid}/meta")
@@ -323,6 +327,18 @@ pub mod key {
     /// Keeps what `child` reads through `parent` from garbage collection.
     pub fn fork_pin(parent: VolumeId, child: VolumeId) -> String {
         format!("volumes/{parent}/forks/{child}")
+    }
+    /// What all forks' own page tables were made from.
+    pub fn pins_prefix(vid: VolumeId) -> String {
+        format!("volumes/{vid}/pins/")
+    }
+    /// What `child`'s own page tables were made from.
+    pub fn child_pins_prefix(vid: VolumeId, child: VolumeId) -> String {
+        format!("volumes/{vid}/pins/{child}/")
+    }
+    /// Keeps the checkpoint of `vid` that `child`'s own page table was made from.
+    pub fn pin(vid: VolumeId, child: VolumeId, seq: Seq) -> String {
+        format!("volumes/{vid}/pins/{child}/{}", seq.key_part())
     }
     /// The leases of a volume's long-lived readers.
     pub fn readers_prefix(vid: VolumeId) -> String {

@@ -21,6 +21,8 @@
 //! | [`history`] | opening: the newest checkpoint and the commits since; catching up |
 //! | [`chunks`] | reading parts of the page table when they are first needed |
 //! | [`mod@checkpoint`] | writing a whole page table and the layer's state, so that opening stays cheap |
+//! | [`mod@time`] | which commit a moment means |
+//! | [`fork`] | a new volume that begins as another one was |
 //! | [`volume`] | one replica of one volume: tip, local commits, push, reset |
 //! | [`mod@fetch`] | bringing pages that a read faulted on into the cache |
 //! | [`compact`] | rewriting pages into dense segments, laid out for readers |
@@ -33,6 +35,7 @@ pub mod checkpoint;
 pub mod chunks;
 pub mod compact;
 pub mod fetch;
+pub mod fork;
 pub mod format;
 pub mod gc;
 pub mod history;
@@ -43,6 +46,7 @@ pub mod pull;
 pub mod remote;
 pub mod snapshot;
 pub mod store;
+pub mod time;
 pub mod verify;
 pub mod volume;
 

@@ -180,12 +180,7 @@ async fn history(
 ) -> Result<(), VerifyError> {
     let floor = match gc::published(remote, volume).await {
         Ok(floor) => floor,
-        Err(GcError::Damaged(damaged)) => {
-            report.finding(damaged.key, damaged.reason);
-            return Ok(());
-        }
-        Err(GcError::Remote(error)) => return Err(error.into()),
-        Err(GcError::Pull(error)) => return report.note(error),
+        Err(error) => return report.note(error),
     };
     let mut checkpoints: BTreeMap<Lsn, Vec<Start>> = BTreeMap::new();
     let mut above: Option<Seq> = None;
@@ -335,7 +330,7 @@ async fn content(
 
 /// Objects that no readable state names. Pins are decoded on the way.
 async fn orphans(remote: &dyn Remote, volume: VolumeId, report: &mut Report) -> Result<(), VerifyError> {
-    for prefix in [key::forks_prefix(volume), key::readers_prefix(volume)] {
+    for prefix in [key::forks_prefix(volume), key::pins_prefix(volume), key::readers_prefix(volume)] {
         for Listed { key, .. } in list_all(remote, &prefix).await? {
             match remote.get(&key).await {
                 Ok(bytes) => {

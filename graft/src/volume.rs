@@ -45,6 +45,7 @@ use crate::pull::{PullError, Pulled};
 use crate::remote::Remote;
 use crate::snapshot::{FrameRef, Location, Snapshot, graft};
 use crate::store::{Durability, SharedStore, StoreError};
+use crate::time::{self, At, AtError};
 
 /// How a replica keeps its state.
 #[derive(Debug, Clone)]
@@ -124,6 +125,14 @@ pub enum CommitError {
     /// The tip is not the snapshot that the change was made on.
     #[error("the volume moved on since this transaction began; begin it again")]
     Stale,
+    /// It is a view of the past.
+    #[error("this is volume {volume} as it was at lsn {lsn}, which cannot be changed; fork it there")]
+    ReadOnly {
+        /// Which volume.
+        volume: VolumeId,
+        /// Where.
+        lsn: Lsn,
+    },
     /// The local store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -232,6 +241,8 @@ pub struct Volume {
     id: VolumeId,
     page_size: PageSize,
     options: Options,
+    /// A view of the past: it neither commits nor moves.
+    fixed: bool,
     state: Mutex<State>,
     cache: Mutex<PageCache>,
 }
@@ -271,8 +282,38 @@ impl Volume {
         Ok(opened)
     }
 
+    /// Opens the volume as it was at `at`: to read, not to change. It never moves, whatever is pulled.
+    /// Costs what [`crate::time::find`] says, and then what [`history`] says.
+    ///
+    /// # Errors
+    ///
+    /// [`AtError`]; [`PullError::Expired`] in it where the volume no longer retains that state.
+    pub async fn open_at(
+        remote: &dyn Remote,
+        id: VolumeId,
+        at: At,
+        cache_bytes: usize,
+    ) -> Result<Opened, AtError> {
+        let History { meta, start, heads } = time::read_at(remote, id, at).await?;
+        let options = Options { store: None, locals: None, cache_bytes };
+        let mut volume = Volume::new(id, meta.page_size, options);
+        let pulled = Pulled { from: Lsn::ZERO, jump: Some(Box::new(start.clone())), heads: heads.clone() };
+        volume.move_to(pulled).map_err(|error| {
+            // Without a local store there is none that fails.
+            AtError::Pull(Damaged::new("local store", error.to_string()).into())
+        })?;
+        volume.fixed = true;
+        Ok(Opened { volume, start, heads })
+    }
+
     /// Opens a replica from what the local store holds of it, without the remote.
     pub fn load(id: VolumeId, page_size: PageSize, options: Options) -> Result<Opened, OpenError> {
+        let volume = Volume::new(id, page_size, options);
+        let (start, heads) = volume.restore()?;
+        Ok(Opened { volume, start, heads })
+    }
+
+    fn new(id: VolumeId, page_size: PageSize, options: Options) -> Volume {
         let empty = Snapshot::empty(page_size, Lineage::of(id));
         let state = State {
             base: empty.clone(),
@@ -284,9 +325,7 @@ impl Volume {
             numbers: 0,
         };
         let cache = Mutex::new(PageCache::new(options.cache_bytes));
-        let volume = Volume { id, page_size, options, state: Mutex::new(state), cache };
-        let (start, heads) = volume.restore()?;
-        Ok(Opened { volume, start, heads })
+        Volume { id, page_size, options, fixed: false, state: Mutex::new(state), cache }
     }
 
     /// Its identity.
@@ -388,6 +427,9 @@ impl Volume {
             change.changes.iter().all(|(i, p)| i.get() <= change.pages && p.len() == self.page_size.bytes())
         );
         let mut state = self.state.lock();
+        if self.fixed {
+            return Err(CommitError::ReadOnly { volume: self.id, lsn: state.base.lsn() });
+        }
         if state.tip.version() != on.version() {
             return Err(CommitError::Stale);
         }
@@ -522,6 +564,10 @@ impl Volume {
     /// may have changed. Commits that this replica has already are passed over, and nothing moves while
     /// there are local commits. On an error nothing has moved.
     pub fn absorb(&self, pulled: Pulled) -> Result<PageSet, StoreError> {
+        if self.fixed { Ok(PageSet::new()) } else { self.move_to(pulled) }
+    }
+
+    fn move_to(&self, pulled: Pulled) -> Result<PageSet, StoreError> {
         let mut state = self.state.lock();
         if !state.locals.is_empty() {
             return Ok(PageSet::new());

@@ -190,6 +190,30 @@ fn of_two_that_write_one_checkpoint_one_wins_and_the_other_goes_on_from_it() {
     assert_eq!(checkpoint(&*remote, &a, "a"), Written::Current { seq: Seq(2), lsn: Lsn(4) });
 }
 
+/// A replica that had read the log from its beginning, and went on from a checkpoint of before pages were
+/// cut off, showed those pages again once it had grown. The model of forks found it.
+#[test]
+fn a_checkpoint_of_before_a_cut_does_not_bring_back_what_was_cut_off() {
+    let remote = created();
+    let (a, b) = (open(&*remote, in_memory()).volume, open(&*remote, in_memory()).volume);
+    commit(&*remote, &a, 600, &[1, 3, 300, 600], 1);
+    let pulled = block_on(b.pull(&*remote)).unwrap();
+    b.absorb(pulled).unwrap();
+    commit(&*remote, &a, 1, &[], 2);
+    commit(&*remote, &a, 600, &[2, 301], 3);
+    checkpoint(&*remote, &b, "of lsn 1");
+    assert_eq!(checkpoint(&*remote, &a, "of lsn 3"), Written::Lost { seq: Seq(1) });
+    assert_eq!(a.base().checkpoint().unwrap().lsn, Lsn(1));
+    let expected: Vec<u8> =
+        [1, 2, 3, 300, 301, 600].map(|idx| read(&*remote, &open(&*remote, in_memory()).volume, idx)).into();
+    for _ in 0..2 {
+        let found: Vec<u8> = [1, 2, 3, 300, 301, 600].map(|idx| read(&*remote, &a, idx)).into();
+        assert_eq!(found, expected);
+        assert_eq!((found[2], found[3], found[5]), (0, 0, 0));
+        checkpoint(&*remote, &a, "of lsn 3");
+    }
+}
+
 /// A stalled checkpointer's create must not publish locations that are gone since.
 #[test]
 fn a_checkpoint_that_comes_late_meets_a_tombstone_and_loses() {

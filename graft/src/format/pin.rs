@@ -1,17 +1,23 @@
-//! A pin: `volumes/{vid}/forks/{child}` or `volumes/{vid}/readers/{lease}`. 80 bytes, little-endian.
+//! A pin: a state that garbage collection must leave readable. 80 bytes, little-endian.
+//!
+//! | key | whose |
+//! | --- | --- |
+//! | `volumes/{vid}/forks/{child}` | a fork, which reads what is before it through `vid` |
+//! | `volumes/{vid}/pins/{child}/{!seq}` | a fork's own page table, which was made from this checkpoint of `vid` |
+//! | `volumes/{vid}/readers/{lease}` | a long-lived reader |
 //!
 //! | offset | bytes | field    | meaning                                                            |
 //! |-------:|------:|----------|--------------------------------------------------------------------|
 //! |      0 |     4 | magic    | `GFP1`; the digit is the format version                            |
 //! |      4 |     4 | reserved | zero                                                               |
 //! |      8 |     8 | lsn      | the state that is read                                             |
-//! |     16 |     8 | seq      | the checkpoint that it is read from; 0 for none: from the first commit |
-//! |     24 |     8 | until    | ms since 1970 at which it lapses; 2^63 − 1 for a fork, which does not |
+//! |     16 |     8 | seq      | the checkpoint that it is read from; 0: from the volume's first commit; 2^64 − 1: from the newest one at or below the LSN, whichever that is |
+//! |     24 |     8 | until    | ms since 1970 at which it lapses; 2^63 − 1 for a fork's, which do not |
 //! |     32 |    16 | reserved | zero                                                               |
 //! |     48 |    32 | checksum | BLAKE3 over the object's key and bytes 0..48                       |
 //!
-//! It names the checkpoint beside the LSN, because a compaction may make another checkpoint of the same
-//! LSN with other locations: what must be kept is what this reader's page table names.
+//! Who has a page table already names the checkpoint it comes from: a compaction may make another one of
+//! the same LSN with other places, and what must stay are the places that this reader knows.
 
 use bytes::Bytes;
 
@@ -20,6 +26,7 @@ use crate::ids::{Lsn, Seq};
 
 const MAGIC: [u8; 4] = *b"GFP1";
 const BODY_BYTES: usize = 48;
+const NEWEST: u64 = u64::MAX;
 /// A pin's length.
 pub const PIN_BYTES: usize = 80;
 
@@ -28,8 +35,9 @@ pub const PIN_BYTES: usize = 80;
 pub struct Pin {
     /// The state that is read.
     pub lsn: Lsn,
-    /// The checkpoint that it is read from; [`Seq::ZERO`] for none.
-    pub seq: Seq,
+    /// The checkpoint that it is read from, [`Seq::ZERO`] for none: from the volume's first commit.
+    /// `None` for whichever is the newest at or below the LSN.
+    pub seq: Option<Seq>,
     /// When it lapses, ms since 1970; [`Pin::FOR_EVER`] for a fork.
     pub until_ms: i64,
 }
@@ -44,7 +52,7 @@ impl Pin {
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(&self.lsn.0.to_le_bytes());
-        out.extend_from_slice(&self.seq.0.to_le_bytes());
+        out.extend_from_slice(&self.seq.map_or(NEWEST, |seq| seq.0).to_le_bytes());
         out.extend_from_slice(&self.until_ms.to_le_bytes());
         out.extend_from_slice(&[0; 16]);
         let checksum = checksum(key, &out);
@@ -67,7 +75,7 @@ impl Pin {
             reader.take(4, "reserved field")?;
             let pin = Pin {
                 lsn: Lsn(reader.u64("lsn")?),
-                seq: Seq(reader.u64("checkpoint")?),
+                seq: Some(reader.u64("checkpoint")?).filter(|seq| *seq != NEWEST).map(Seq),
                 until_ms: i64::from_le_bytes(reader.array("end")?),
             };
             reader.take(16, "reserved field")?;
@@ -98,7 +106,9 @@ mod tests {
 
     #[test]
     fn every_changed_or_missing_byte_is_noticed() {
-        let pin = Pin { lsn: Lsn(7), seq: Seq(3), until_ms: Pin::FOR_EVER };
+        let newest = Pin { lsn: Lsn(7), seq: None, until_ms: 3 };
+        assert_eq!(Pin::decode("k", &newest.encode("k")), Ok(newest));
+        let pin = Pin { lsn: Lsn(7), seq: Some(Seq(3)), until_ms: Pin::FOR_EVER };
         let bytes = pin.encode("volumes/a/forks/b");
         assert_eq!(bytes.len(), PIN_BYTES);
         assert_eq!(Pin::decode("volumes/a/forks/b", &bytes), Ok(pin));

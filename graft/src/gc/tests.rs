@@ -10,6 +10,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use super::*;
 use crate::compact::{self, ByNumber, CompactError, Group, Layout, Moved, Scope, Source};
 use crate::fetch::fetch;
+use crate::fork::{self, ForkError};
 use crate::format::meta::Meta;
 use crate::history::Start;
 use crate::ids::{PageIdx, PageSize};
@@ -17,7 +18,8 @@ use crate::page_set::PageSet;
 use crate::publish::{Prepared, PublishError, publish};
 use crate::remote::MemoryRemote;
 use crate::snapshot::Snapshot;
-use crate::volume::{Change, Options, Volume};
+use crate::time::At;
+use crate::volume::{Change, Options, Volume, push};
 use crate::{catalog, checkpoint};
 
 const VOLUME: VolumeId = VolumeId([9; 16]);
@@ -63,6 +65,8 @@ struct World {
     stalled_compaction: Option<(Volume, Moved)>,
     /// Pins that were accepted.
     pins: Vec<Pin>,
+    /// Forks and what is in them.
+    forks: Vec<(VolumeId, Content)>,
     counts: BTreeMap<&'static str, u32>,
 }
 
@@ -81,6 +85,7 @@ impl World {
             stalled_checkpoint: None,
             stalled_compaction: None,
             pins: Vec::new(),
+            forks: Vec::new(),
             counts: BTreeMap::new(),
         }
     }
@@ -140,7 +145,9 @@ impl World {
     fn step(&mut self, seed: u64) {
         self.now_ms += self.rng.random_range(0..50);
         match self.rng.random_range(0..100) {
-            0..40 => self.commit(),
+            0..32 => self.commit(),
+            32..36 => self.fork(),
+            36..40 => self.work_in_a_fork(),
             40..52 => {
                 let volume = self.open();
                 block_on(checkpoint::write(&*self.remote, &volume, &volume.base(), Bytes::new())).unwrap();
@@ -223,6 +230,7 @@ impl World {
                 Why::Segment => "segments",
                 Why::Floor => "floors",
                 Why::Lease => "leases",
+                Why::Abandoned => "abandoned forks",
             });
         }
     }
@@ -238,14 +246,88 @@ impl World {
         }
         let lease = crate::ids::LeaseId(self.id().0);
         let until_ms = if self.rng.random() { Pin::FOR_EVER } else { self.now_ms + 300 };
-        let pin = Pin { lsn: base.lsn(), seq, until_ms };
+        let pin = Pin { lsn: base.lsn(), seq: Some(seq), until_ms };
         let key = key::reader(VOLUME, lease);
         block_on(self.remote.create(&key, pin.encode(&key))).unwrap();
         let floor = block_on(published(&*self.remote, VOLUME)).unwrap();
-        if pin.lsn < floor.lsn || pin.seq < floor.seq {
+        if pin.lsn < floor.lsn || seq < floor.seq {
             block_on(self.remote.delete(&key)).unwrap();
         } else {
             self.pins.push(pin);
+        }
+    }
+
+    /// A fork of the newest state, of an older one, or of a fork.
+    fn fork(&mut self) {
+        let child = VolumeId(self.id().0);
+        let name = format!("fork-{child}").parse().unwrap();
+        let (parent, at, content) = match self.rng.random_range(0..3) {
+            0 if !self.forks.is_empty() => {
+                let (parent, content) = self.forks[self.rng.random_range(0..self.forks.len())].clone();
+                (parent, At::Newest, content)
+            }
+            1 => {
+                let lsn = Lsn(self.rng.random_range(0..=self.newest().0.0));
+                (VOLUME, At::Lsn(lsn), self.model[&lsn].clone())
+            }
+            _ => (VOLUME, At::Newest, self.newest().1),
+        };
+        match block_on(fork::create(&*self.remote, parent, at, child, &name)) {
+            Ok(_) => {
+                self.count("forks");
+                self.forks.push((child, content));
+            }
+            Err(ForkError::Expired { .. } | ForkError::At(_)) => self.count("refused forks"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// A fork gets a commit, a page table of its own, a compaction; or its maker's crash is played.
+    fn work_in_a_fork(&mut self) {
+        if self.rng.random_bool(0.2) {
+            // Its maker died between the pin and the metadata.
+            let child = VolumeId(self.id().0);
+            let key = key::fork_pin(VOLUME, child);
+            let pin = Pin { lsn: self.newest().0, seq: None, until_ms: Pin::FOR_EVER };
+            return block_on(self.remote.create(&key, pin.encode(&key))).unwrap();
+        }
+        if self.forks.is_empty() {
+            return;
+        }
+        let at = self.rng.random_range(0..self.forks.len());
+        let (child, mut content) = self.forks[at].clone();
+        let volume = block_on(Volume::open(&*self.remote, child, options())).unwrap().volume;
+        if self.rng.random() && !content.is_empty() {
+            let idx = self.rng.random_range(0..content.len());
+            let byte = self.rng.random();
+            content[idx] = Some(byte);
+            let changes = BTreeMap::from([(page(idx as u32 + 1), Bytes::from(vec![byte; PAGE]))]);
+            let change = Change { changes, pages: content.len() as u32, payload: Bytes::new() };
+            volume.commit(&volume.tip(), change).unwrap();
+            let id = self.id();
+            block_on(push(&*self.remote, &volume, |_| Bytes::new(), || id, self.now_ms)).unwrap();
+            self.forks[at].1 = content;
+        }
+        match self.rng.random_range(0..4) {
+            0 => {}
+            1 => {
+                let id = self.id();
+                let moved = compact::gather(&*self.remote, &volume, &ByNumber, Scope::Sparse, id, &|_, _| {});
+                let moved = block_on(moved).unwrap();
+                block_on(compact::publish(&*self.remote, &volume, &moved, Bytes::new())).unwrap();
+            }
+            _ => {
+                block_on(checkpoint::write(&*self.remote, &volume, &volume.base(), Bytes::new())).unwrap();
+                self.count("forks' checkpoints");
+            }
+        }
+    }
+
+    fn check_forks(&self) {
+        for (child, content) in &self.forks {
+            let volume = block_on(Volume::open(&*self.remote, *child, options())).unwrap().volume;
+            let expected: Content = content.iter().map(|b| Some(b.unwrap_or(0))).collect();
+            assert_eq!(self.read_all(&volume.base()), expected, "fork {child}");
         }
     }
 
@@ -296,7 +378,7 @@ impl World {
 
     /// What a pin keeps is read as its reader reads it: from its checkpoint on.
     fn check_pin(&self, pin: Pin) {
-        let start = match pin.seq {
+        let start = match pin.seq.unwrap() {
             Seq::ZERO => Start::empty(crate::format::chunk::Lineage::of(VOLUME)),
             seq => block_on(read_checkpoint(&*self.remote, VOLUME, seq)).unwrap(),
         };
@@ -320,9 +402,12 @@ fn no_history_of_stalls_and_sweeps_changes_what_is_read() {
     for seed in seeds {
         println!("seed {seed}: GRAFT_SEED={seed} cargo test -p graft no_history_of_stalls");
         let mut world = World::new(seed);
-        for _ in 0..120 {
+        for step in 0..120 {
             world.step(seed);
             world.check(&world.open().base());
+            if step % 10 == 0 {
+                world.check_forks();
+            }
             let now = world.now_ms;
             world.pins.retain(|pin| pin.until_ms >= now);
         }
@@ -334,6 +419,10 @@ fn no_history_of_stalls_and_sweeps_changes_what_is_read() {
     println!("{counts:?}");
     for what in [
         "abandoned",
+        "abandoned forks",
+        "forks",
+        "forks' checkpoints",
+        "refused forks",
         "checkpoints",
         "commits",
         "compactions",

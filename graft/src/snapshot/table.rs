@@ -157,23 +157,39 @@ impl TableChunk {
         (0..CHUNK_PAGES).map(|at| self.get(at))
     }
 
-    /// The same content on another base: entries that it holds are dropped.
+    /// The same content on the base of a checkpoint at `lsn`, which is not newer: entries that it holds
+    /// are dropped.
     fn rebased(&self, base: Option<Arc<RemoteChunk>>, lsn: Lsn) -> TableChunk {
-        let keep = |entry: &Entry| match entry {
+        let Some(base) = base else {
+            // The checkpoint knows nothing here: nor does what lies below.
+            let keep = |entry: &Entry| match entry {
+                Entry::Base | Entry::Zero => Entry::Base,
+                Entry::Frame(..) | Entry::Local(_) => entry.clone(),
+            };
+            return TableChunk { base: None, own: self.own.iter().map(keep).collect() };
+        };
+        // Without a base below, what no entry names was never written or was cut off since, and the
+        // checkpoint may be of before that.
+        let bare = self.base.is_none();
+        let zero = |at: usize| match base.get() {
+            Some(chunk) if chunk.get(at).is_none() => Entry::Base,
+            Some(_) | None => Entry::Zero,
+        };
+        let keep = |(at, entry): (usize, &Entry)| match entry {
+            Entry::Base if bare => zero(at),
             Entry::Base => Entry::Base,
             Entry::Frame(frame, slot) => match frame.slots.get(usize::from(*slot)) {
                 Some(slot) if slot.lsn > lsn => entry.clone(),
                 Some(_) | None => Entry::Base,
             },
-            Entry::Zero if base.is_some() => Entry::Zero,
-            Entry::Zero => Entry::Base,
+            Entry::Zero => zero(at),
             Entry::Local(bytes) => Entry::Local(bytes.clone()),
         };
-        let mut own: Vec<Entry> = self.own.iter().map(keep).collect();
+        let mut own: Vec<Entry> = self.own.iter().enumerate().map(keep).collect();
         if own.iter().all(|entry| matches!(entry, Entry::Base)) {
             own = Vec::new();
         }
-        TableChunk { base, own }
+        TableChunk { base: Some(base), own }
     }
 }
 
