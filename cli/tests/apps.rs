@@ -180,7 +180,7 @@ fn dev_follows_the_module_and_survives_its_errors() {
     let types = app.join("web/src/mutations.ts");
     assert!(dev.line().ends_with("web/src/mutations.ts"));
     let line = dev.line();
-    assert!(line.starts_with("deployed ") && line.contains("to todo: schema 1 (1 migration run)"), "{line}");
+    assert!(line.starts_with("deployed ") && line.contains("to todo: schema 2 (2 migrations run)"), "{line}");
     assert_eq!(std::fs::read_to_string(&types).unwrap(), TODO_TS);
 
     // It serves, and its own description makes the same types.
@@ -201,7 +201,7 @@ fn dev_follows_the_module_and_survives_its_errors() {
     changed.extend([0, 3, 1, b'x', 0]);
     put(&changed);
     let line = dev.line();
-    assert!(line.starts_with("deployed ") && line.contains("schema 1 (0 migrations run)"), "{line}");
+    assert!(line.starts_with("deployed ") && line.contains("schema 2 (0 migrations run)"), "{line}");
     std::fs::remove_file(app.join("module.wasm")).unwrap();
     assert!(dev.error().contains("cannot read `module.wasm`"));
     put(&changed);
