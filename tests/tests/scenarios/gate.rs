@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use graft::remote::{Listed, Remote, RemoteError, SharedRemote};
+use graft::remote::{Listed, Remote, RemoteError, SharedRemote, Tag};
 use tokio::sync::watch;
 
 /// Passes everything on; creates only while open.
@@ -41,6 +41,18 @@ impl Remote for Gate {
         // The sender lives as long as this.
         drop(self.open.subscribe().wait_for(|open| *open).await);
         self.inner.create(key, body).await
+    }
+
+    async fn put(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
+        self.inner.put(key, body).await
+    }
+
+    async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError> {
+        self.inner.get_tagged(key).await
+    }
+
+    async fn update(&self, key: &str, body: Bytes, tag: &Tag) -> Result<Tag, RemoteError> {
+        self.inner.update(key, body, tag).await
     }
 
     async fn list(
