@@ -12,7 +12,7 @@ export function RefusedTexts(props: { readonly at: (place: string) => boolean; r
   const kept = useKept(props.at);
   if (kept.length === 0) return null;
   return (
-    <ul className="refused" aria-label="Not accepted">
+    <ul className="refused-texts" aria-label="Not accepted">
       {kept.map((note) => (
         <Refused key={note.key} note={note} list={props.list} />
       ))}
@@ -65,15 +65,22 @@ function Elsewhere(props: { readonly note: Note; readonly list: string | undefin
   const id = useId();
   const here = lists.find((other) => other.id === list)?.id ?? lists[0]?.id;
   const [chosen, choose] = useState<string>();
+  const [sending, setSending] = useState(false);
   const target = chosen ?? (here === undefined ? undefined : `list:${here}`);
   const submit = (event: FormEvent) => {
     event.preventDefault();
     if (target === undefined || note.text === undefined) return;
     const at = target.slice(target.indexOf(":") + 1);
-    // If this is refused as well, it makes a note of its own.
-    if (target.startsWith("list:")) db.mutate("add_task", { id: crypto.randomUUID(), list: at, title: note.text });
-    else db.mutate("add_comment", { id: crypto.randomUUID(), task: at, author: myName(), text: note.text });
-    discardNote(note);
+    const id = crypto.randomUUID();
+    const { seq } = target.startsWith("list:")
+      ? db.mutate.addTask({ id, list: at, title: note.text })
+      : db.mutate.addComment({ id, task: at, author: myName(), text: note.text });
+    setSending(true);
+    // Kept here until it is kept there. If it is refused as well, that makes a note of its own.
+    seq.then(
+      () => discardNote(note),
+      () => setSending(false),
+    );
   };
   return (
     <form className="elsewhere" onSubmit={submit}>
@@ -98,7 +105,7 @@ function Elsewhere(props: { readonly note: Note; readonly list: string | undefin
           </optgroup>
         )}
       </select>
-      <button type="submit" disabled={target === undefined}>
+      <button type="submit" disabled={target === undefined || sending}>
         Put it there
       </button>
     </form>

@@ -155,6 +155,7 @@ function Claim(props: { readonly task: Task; readonly title: string }): ReactNod
   };
   return (
     <span className={mine ? "claim mine" : "claim"}>
+      <span className="visually-hidden">Claimed by</span>
       <bdi>{claimer}</bdi>
       {mine && " (you)"}
       <button type="button" aria-label={mine ? `Release ${title}` : `Release ${title} for ${claimer}`} onClick={release}>
