@@ -192,9 +192,14 @@ fn dev_follows_the_module_and_survives_its_errors() {
 
     put(b"not wasm");
     assert!(dev.error().contains("not a core wasm module"));
-    put(&std::fs::read(wasm("notes")).unwrap());
+    // An older version of the module, which does not know the volume's tables.
+    let older = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/testdata/todo-schema-1.wasm");
+    put(&std::fs::read(older).unwrap());
     let said = dev.error();
-    assert!(said.contains("cannot deploy to volume `todo`") && said.contains("notes"), "{said}");
+    assert!(
+        said.contains("cannot deploy to volume `todo`") && said.contains("schema is at version 2"),
+        "{said}"
+    );
     assert_eq!(std::fs::read_to_string(&types).unwrap(), TODO_TS, "types are of what is in force");
     // The same module with a section that means nothing: other bytes, so it is deployed.
     let mut changed = todo.clone();
