@@ -8,6 +8,7 @@ import { TryConflict } from "./conflict.js";
 import { Lists } from "./lists.js";
 import { shownLists, type List } from "./model.js";
 import { noteRejection } from "./notes.js";
+import { Presence } from "./presence.js";
 import { RefusedTexts } from "./refused.js";
 import { ConnectionBanner, StatusLine } from "./status.js";
 import { Tasks } from "./tasks.js";
@@ -52,6 +53,7 @@ function Page(props: {
           <img src="/icon.svg" alt="" width="28" height="28" />
           Todo
         </a>
+        <Presence />
         <StatusLine />
       </header>
       <ConnectionBanner startOver={props.startOver} />
