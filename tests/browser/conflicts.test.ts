@@ -87,6 +87,20 @@ async function limit(person: Person, tasks: string): Promise<void> {
   await person.page.getByLabel("Room for").press("Enter");
 }
 
+/** Pictures of the page as it is now on a phone, by day and in the dark; nothing may stick out. */
+async function onPhone(person: Person, name: string): Promise<void> {
+  const { page } = person;
+  const before = page.viewportSize();
+  await page.setViewportSize({ width: 375, height: 720 });
+  const overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+  expect(overflow, `${name} scrolls sideways`).toBeLessThanOrEqual(0);
+  await person.picture(`${name}-phone`);
+  await page.emulateMedia({ colorScheme: "dark" });
+  await person.picture(`${name}-phone-dark`);
+  await page.emulateMedia({ colorScheme: "light" });
+  if (before !== null) await page.setViewportSize(before);
+}
+
 /** What was refused and is kept. */
 function kept(person: Person): Locator {
   return person.page.locator(".note.kept");
@@ -110,6 +124,7 @@ test("a comment on a task that was deleted meanwhile is kept for whoever wrote i
   const told = "The comment “Two litres, please” was not added: somebody has deleted the task meanwhile.";
   await kept(bob).getByText(told).waitFor();
   await bob.picture("conflict-comment-refused");
+  await onPhone(bob, "conflict-comment-refused");
 
   // A reload keeps it, and so does the page of all lists; then it goes to a task that is there.
   await bob.page.reload();
@@ -207,6 +222,7 @@ test("of two who claim a task one has it, and the other is told whose it is", as
   await expect.poll(() => bob.task("Do the dishes").locator(".claim bdi").allInnerTexts()).toEqual(["Ada"]);
   await ada.task("Do the dishes").getByText("Ada (you)").waitFor();
   await bob.picture("conflict-claimed");
+  await onPhone(bob, "conflict-claimed");
   await ada.page.getByRole("button", { name: "Release Do the dishes", exact: true }).click();
   await bob.page.getByRole("button", { name: "Claim Do the dishes" }).click();
   await ada.task("Do the dishes").locator(".claim").getByText("Bob").waitFor();

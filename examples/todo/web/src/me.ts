@@ -1,18 +1,15 @@
-/** What this browser's person is called, as kept on this device for everybody who is here to see. */
+/** What this browser's person is called, as `presence.tsx` keeps it on this device. */
 
-/** Where presence keeps the person: `{"person": …, "name": …}`. */
+import { personOf } from "./presence.js";
+
+/** Where presence keeps the person. */
 const KEY = "graft-todo-person";
 
 /** The name under which this person comments and claims. */
 export function myName(): string {
   try {
-    const stored: unknown = JSON.parse(localStorage.getItem(KEY) ?? "null");
-    if (typeof stored === "object" && stored !== null && "name" in stored) {
-      const { name } = stored;
-      if (typeof name === "string" && name.trim() !== "") return name.trim();
-    }
+    return personOf(JSON.parse(localStorage.getItem(KEY) ?? "null"))?.name ?? "Somebody";
   } catch {
-    // Nothing is kept, or nothing of ours: a person without a name.
+    return "Somebody"; // Nothing is kept, or nothing of ours.
   }
-  return "Somebody";
 }
