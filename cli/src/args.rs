@@ -90,6 +90,10 @@ pub struct Serve {
     /// A directory of static files to serve at `/`: an app's built page. [default: none]
     #[arg(long, env = "GRAFT_WEB", value_name = "DIR")]
     pub web: Option<PathBuf>,
+    /// Let programs that give this server as their --store write objects, as if they had the bucket's
+    /// credentials. [default: they read]
+    #[arg(long, env = "GRAFT_ALLOW_REMOTE_WRITES")]
+    pub allow_remote_writes: bool,
 }
 
 /// `graft deploy`
