@@ -21,11 +21,13 @@
 //! | [`volume`] | one replica of one volume: tip, local commits, push, reset |
 //! | [`mod@fetch`] | bringing pages that a read faulted on into the cache |
 //! | [`catalog`] | names of volumes, creating and listing them |
+//! | [`lease`] | who owns a volume just now: for speed, never for safety |
 
 pub mod catalog;
 pub mod fetch;
 pub mod format;
 pub mod ids;
+pub mod lease;
 pub mod page_set;
 pub mod publish;
 pub mod pull;
