@@ -10,6 +10,7 @@
 //! | [`protocol`] | the messages of `/v1/volumes/{name}/sync` |
 //! | [`session`] | both ends of a connection as state machines, without sockets or clocks |
 //! | [`actor`] | the server's side of one volume: batches, ledger, replay, live queries |
+//! | [`layout`] | how compaction lays out a SQLite database's pages |
 //! | [`vfs`] | SQLite on volumes: connections, read and write sets |
 //! | [`client`] | the Rust client over tokio-tungstenite (feature `client`) |
 
@@ -17,6 +18,7 @@ pub mod actor;
 #[cfg(all(feature = "client", not(target_arch = "wasm32")))]
 pub mod client;
 pub mod guard;
+pub mod layout;
 pub mod ledger;
 pub mod live;
 pub mod payload;
