@@ -16,7 +16,7 @@
 //! | `directory` | files, made by link and fsync (feature `native`) |
 //! | [`object`] | any store of the crate `object_store`; `s3` builds the one for S3 (feature `native`) |
 //! | `http` | the store behind a coordinator (feature `native`) |
-//! | [`counting`], [`faulty`] | wrappers: exact costs, injected faults |
+//! | [`counting`], [`faulty`], [`delayed`] | wrappers: exact costs, injected faults, a distance |
 //! | [`mod@probe`] | does this store really keep a second creator out? |
 //! | [`conformance`] | the suite that every implementation passes |
 //!
@@ -32,6 +32,7 @@ use bytes::Bytes;
 #[doc(hidden)]
 pub mod conformance;
 pub mod counting;
+pub mod delayed;
 #[cfg(feature = "native")]
 pub mod directory;
 pub mod faulty;
@@ -44,6 +45,7 @@ pub mod probe;
 pub mod s3;
 
 pub use counting::{Counting, Counts};
+pub use delayed::Delayed;
 #[cfg(feature = "native")]
 pub use directory::DirectoryRemote;
 pub use faulty::{Fault, Faults, Faulty};
