@@ -91,6 +91,11 @@ async fn without_the_flag_nothing_is_written() {
         assert!(matches!(refused, RemoteError::Refused { .. }), "{refused:?}");
         assert!(refused.to_string().contains("--allow-remote-writes"), "{refused}");
     }
+    // Large enough that the answer comes while it is being sent.
+    for _ in 0..5 {
+        let refused = remote.create(&new, vec![7; 16 << 20].into()).await.unwrap_err();
+        assert!(refused.to_string().contains("--allow-remote-writes"), "{refused}");
+    }
     assert_eq!(memory.objects(), before);
     assert_eq!(remote.get(KEY).await.unwrap(), "here");
     running.shutdown().await;
@@ -131,6 +136,7 @@ async fn what_never_changes_is_cached_for_ever_and_nothing_else_at_all() {
         (format!("PUT /v1/objects/{KEY}\r\nif-none-match: *\r\ncontent-length: 0"), 412),
         (format!("PUT /v1/objects/{KEY}\r\nif-none-match: \"x\"\r\ncontent-length: 0"), 400),
         (format!("PUT /v1/objects/{KEY}\r\nif-match: unquoted\r\ncontent-length: 0"), 400),
+        (format!("PUT /v1/objects/{KEY}\r\ncontent-length: 268435457"), 413),
     ] {
         let (status, head, _) = raw(&running, &path).await;
         assert!(status == expected && head.contains(never), "{path}: {head}");

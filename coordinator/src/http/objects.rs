@@ -19,11 +19,13 @@ use std::ops::Range;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Json, Path, Query, State};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Json, Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use bytes::BytesMut;
+use futures::StreamExt as _;
 use graft::remote::http::{
     ERROR_HEADER, LIST_ROWS_MAX, OBJECT_BYTES_MAX, TAG_HEADER, errors, format_row, format_tag, parse_tag,
 };
@@ -43,10 +45,9 @@ pub(crate) struct Objects {
 
 /// The routes. They write where `writes`.
 pub(crate) fn router<S: Clone + Send + Sync + 'static>(remote: SharedRemote, writes: bool) -> Router<S> {
-    let body = DefaultBodyLimit::max(OBJECT_BYTES_MAX);
     Router::new()
         .route("/v1/objects", get(list))
-        .route("/v1/objects/{*key}", get(read).put(write).delete(delete).layer(body))
+        .route("/v1/objects/{*key}", get(read).put(write).delete(delete))
         .with_state(Objects { remote, writes })
 }
 
@@ -229,19 +230,24 @@ async fn read(
 async fn write(
     path: Result<Path<String>, PathRejection>,
     State(Objects { remote, writes }): State<Objects>,
-    request: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    request: Request,
 ) -> Result<Response, ObjectError> {
-    let (key, _) = named(path)?;
-    if !writes {
-        return Err(ObjectError::ReadOnly);
+    let (request, body) = request.into_parts();
+    let length = request.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    if length.and_then(|length| length.parse::<u64>().ok()).is_some_and(|n| n > OBJECT_BYTES_MAX as u64) {
+        return Err(too_large());
     }
-    let body = body.map_err(|error| ObjectError::Body {
-        message: error.body_text(),
-        too_large: error.status() == StatusCode::PAYLOAD_TOO_LARGE,
-    })?;
+    let key = match named(path) {
+        Ok((key, _)) if writes => Ok(key),
+        Ok(_) => Err(ObjectError::ReadOnly),
+        Err(error) => Err(error),
+    };
+    // Also what is refused is read to its end, and kept nowhere: a client that is still sending when
+    // the connection closes hears no answer at all.
+    let body = receive(body, key.is_ok()).await?;
+    let key = key?;
     let mut headers = HeaderMap::new();
-    match (request.get(header::IF_NONE_MATCH), request.get(header::IF_MATCH)) {
+    match (request.headers.get(header::IF_NONE_MATCH), request.headers.get(header::IF_MATCH)) {
         (None, None) => remote.put(&key, body).await?,
         (Some(none), None) if none.as_bytes() == b"*" => remote.create(&key, body).await?,
         (None, Some(tag)) => {
@@ -256,6 +262,26 @@ async fn write(
     }
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok((StatusCode::NO_CONTENT, headers).into_response())
+}
+
+fn too_large() -> ObjectError {
+    ObjectError::Body { message: "it is larger".into(), too_large: true }
+}
+
+/// Reads a body to its end; empty unless it is kept.
+async fn receive(body: Body, keep: bool) -> Result<Bytes, ObjectError> {
+    let (mut stream, mut received, mut bytes) = (body.into_data_stream(), 0, BytesMut::new());
+    while let Some(part) = stream.next().await {
+        let part = part.map_err(|e| ObjectError::Body { message: e.to_string(), too_large: false })?;
+        received += part.len();
+        if received > OBJECT_BYTES_MAX {
+            return Err(too_large());
+        }
+        if keep {
+            bytes.extend_from_slice(&part);
+        }
+    }
+    Ok(bytes.freeze())
 }
 
 async fn delete(

@@ -170,6 +170,10 @@ impl HttpRemote {
         tag: Option<&Tag>,
     ) -> Result<Response, RemoteError> {
         let mut request = self.request(Method::PUT, key)?;
+        if body.len() > OBJECT_BYTES_MAX {
+            let message = format!("an object of {} bytes; at most {OBJECT_BYTES_MAX} go through", body.len());
+            return Err(RemoteError::Refused { key: key.into(), message });
+        }
         match kind {
             Kind::Create => request = request.header(IF_NONE_MATCH, HeaderValue::from_static("*")),
             Kind::Update | Kind::Read | Kind::Overwrite => {}

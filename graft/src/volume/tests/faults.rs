@@ -26,7 +26,19 @@ use crate::ids::key;
 use crate::remote::{Faults, Faulty, Listed, RemoteError, SharedRemote, Tag};
 use crate::store::MemoryStore;
 
-/// Page → the byte it is filled with, and how many pages there are.
+/// Pages of large volumes do not compress, so that commits of a few go to segments.
+fn content(byte: u8, page_size: usize) -> Bytes {
+    if byte == 0 || page_size < LARGE {
+        return filled(page_size, byte);
+    }
+    let mut bytes = vec![0; page_size];
+    blake3::Hasher::new().update(&[byte]).finalize_xof().fill(&mut bytes);
+    bytes.into()
+}
+
+const LARGE: usize = 65536;
+
+/// Page → the byte it is filled from, and how many pages there are.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Db {
     pages: u32,
@@ -107,9 +119,9 @@ impl Site {
     fn options(&self) -> Options {
         match &self.store {
             Some(store) => {
-                Options { store: Some(store.clone()), locals: Some(Durability::Sync), cache_bytes: 1 << 20 }
+                Options { store: Some(store.clone()), locals: Some(Durability::Sync), cache_bytes: 8 << 20 }
             }
-            None => Options { store: None, locals: None, cache_bytes: 1 << 20 },
+            None => Options { store: None, locals: None, cache_bytes: 8 << 20 },
         }
     }
 
@@ -135,19 +147,20 @@ impl Site {
     fn write(&mut self) {
         let Some(volume) = &self.volume else { return };
         let size = volume.page_size().bytes();
+        let most = if size == LARGE { 9 } else { 4 };
         let mut after = self.tip.clone();
         after.pages = match self.rng.random_range(0..8) {
             0 => self.rng.random_range(0..=after.pages),
-            1..=3 => (after.pages + self.rng.random_range(1..4)).min(40),
+            1..=3 => (after.pages + self.rng.random_range(1..most)).min(40),
             _ => after.pages.max(1),
         };
         let pages = after.pages;
         after.bytes.retain(|idx, _| *idx <= pages);
         let mut changes = BTreeMap::new();
-        for _ in 0..if pages == 0 { 0 } else { self.rng.random_range(1..4) } {
+        for _ in 0..if pages == 0 { 0 } else { self.rng.random_range(1..most) } {
             let (idx, byte) = (self.rng.random_range(1..=pages), self.rng.random());
             after.bytes.insert(idx, byte);
-            changes.insert(page(idx), filled(size, byte));
+            changes.insert(page(idx), content(byte, size));
         }
         volume.commit(&volume.tip(), Change { changes, pages, payload: Bytes::new() }).unwrap();
         self.tip = after;
@@ -229,7 +242,7 @@ impl Site {
         for idx in wanted.iter() {
             match volume.read(&snapshot, idx) {
                 Ok(bytes) => {
-                    let expected = filled(volume.page_size().bytes(), db.byte(idx.get()));
+                    let expected = content(db.byte(idx.get()), volume.page_size().bytes());
                     assert!(
                         bytes == expected,
                         "{idx:?} of {snapshot:?} holds {} and not {}",
@@ -302,10 +315,21 @@ fn weather(rng: &mut StdRng) -> Faults {
     }
 }
 
+/// What a world saw, to know that it was worth running.
+#[derive(Debug, Default)]
+struct Seen {
+    commits: usize,
+    acked: usize,
+    rejected: usize,
+    segments: usize,
+    faults: u64,
+}
+
 /// One world of this seed; `wrap` puts something between the sites' faults and the store.
-fn run(seed: u64, wrap: impl Fn(Arc<MemoryRemote>) -> SharedRemote) {
+fn run(seed: u64, wrap: impl Fn(Arc<MemoryRemote>) -> SharedRemote) -> Seen {
     let mut rng = StdRng::seed_from_u64(seed);
-    let truth = created(512);
+    let page_size = if seed.is_multiple_of(20) { LARGE as u32 } else { 512 };
+    let truth = created(page_size);
     let shared = Rc::new(Shared {
         truth: truth.clone(),
         notes: RefCell::default(),
@@ -354,19 +378,39 @@ fn run(seed: u64, wrap: impl Fn(Arc<MemoryRemote>) -> SharedRemote) {
     let newest = shared.at(Lsn(log.len() as u64));
     let newcomer = open(&*truth, in_memory());
     for volume in sites.iter().map(|site| site.volume.as_ref().unwrap()).chain([&newcomer]) {
-        let expected: Vec<u8> = (1..=newest.pages).map(|idx| newest.byte(idx)).collect();
-        assert_eq!(bytes_of(&*truth, volume), expected, "{volume:?}");
+        let tip = volume.tip();
+        assert_eq!(tip.pages(), newest.pages, "{volume:?}");
+        for idx in 1..=newest.pages {
+            let expected = content(newest.byte(idx), page_size as usize);
+            assert!(read(&*truth, volume, &tip, idx) == expected, "page {idx} of {volume:?}");
+        }
+    }
+    let (acked, rejected) = (shared.acked.borrow().len(), shared.rejected.borrow().len());
+    Seen {
+        commits: log.len(),
+        acked,
+        rejected,
+        segments: truth.objects().iter().filter(|(key, _)| key.contains("/segments/")).count(),
+        faults: sites.iter().map(|site| site.remote.injected()).sum(),
     }
 }
 
 fn run_all(seeds: Range<u64>) {
+    let (count, mut sum) = ((seeds.end - seeds.start) as usize, Seen::default());
     for seed in seeds {
-        let ran = std::panic::catch_unwind(|| run(seed, |truth| truth));
-        if let Err(panic) = ran {
-            println!("seed {seed}: run(seed, |truth| truth) again");
+        let seen = std::panic::catch_unwind(|| run(seed, |truth| truth)).unwrap_or_else(|panic| {
+            println!("seed {seed}: run({seed}, |truth| truth) again");
             std::panic::resume_unwind(panic);
-        }
+        });
+        sum.commits += seen.commits;
+        sum.acked += seen.acked;
+        sum.rejected += seen.rejected;
+        sum.segments += seen.segments;
+        sum.faults += seen.faults;
     }
+    println!("{count} seeds: {sum:?}");
+    assert!(sum.commits > 2 * count && sum.acked > 2 * count && sum.rejected > 2 * count, "{sum:?}");
+    assert!(sum.segments > count / 20 && sum.faults > 5 * count as u64, "{sum:?}");
 }
 
 #[test]
