@@ -612,3 +612,81 @@ fn nodes_that_leave_out_the_skew_are_found_out() {
     let sum = run_all(2_000..2_040, Clocks { spread_ms: i64::from(SKEW), skew_ms: 0 });
     assert!(sum.overlap_ms > 0, "{sum:?}");
 }
+
+/// Whatever comes, in whatever order, and answers that nobody asked for: no panic, and an ownership
+/// that ends is always said to have ended.
+#[test]
+fn any_events_in_any_order_leave_the_machine_whole() {
+    for seed in 0..300 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut lease = Lease::new(config(1));
+        let (mut now_ms, mut owner, mut fenced) = (1_000_i64, None, Epoch(0));
+        for step in 0..200 {
+            now_ms += rng.random_range(-20..120);
+            let request = RequestId(lease.requests.saturating_sub(rng.random_range(0..3)));
+            let event = match rng.random_range(0..12) {
+                0 | 1 => Event::Want,
+                2 => Event::HandOver {
+                    to: rng.random_bool(0.5).then_some(NodeId([rng.random_range(0..3); 16])),
+                },
+                3..=5 => Event::Tick,
+                6..=8 => {
+                    let found = match rng.random_range(0..6) {
+                        0 => Found::Nothing,
+                        1 => Found::Unknown,
+                        2 => Found::Object("damaged".into(), Tag::new("d")),
+                        _ => {
+                            let to = rng.random_bool(0.5).then_some(NodeId([rng.random_range(0..3); 16]));
+                            let hold = if rng.random_bool(0.7) { Hold::Held } else { Hold::Released { to } };
+                            let edge = [i64::MIN, i64::MAX, now_ms, now_ms + 200][rng.random_range(0..4)];
+                            let epoch = [1, 2, 3, 50, u64::MAX - 1][rng.random_range(0..5)];
+                            let record = Record {
+                                node: NodeId([rng.random_range(1..3); 16]),
+                                epoch: Epoch(epoch),
+                                renewal: u64::MAX,
+                                expires_ms: edge,
+                                ttl_ms: rng.random_range(0..TTL_MS_MAX),
+                                hold,
+                                address: String::new(),
+                            };
+                            Found::Object(record.encode(VOLUME), Tag::new(rng.random_range(0..3).to_string()))
+                        }
+                    };
+                    Event::Read { request, found }
+                }
+                _ => {
+                    let answer = match rng.random_range(0..5) {
+                        0 => Written::Created,
+                        1 => Written::Lost,
+                        2 => Written::Unknown,
+                        _ => Written::Updated(Tag::new("w")),
+                    };
+                    Event::Written { request, answer }
+                }
+            };
+            let said = format!("seed {seed}, step {step}, {event:?}");
+            for effect in lease.handle(now_ms, event) {
+                match effect {
+                    Effect::Owned { epoch, until_ms } => {
+                        assert!(epoch > fenced, "{said}: {epoch:?} came back");
+                        assert!(owner.is_none_or(|owner| owner <= epoch), "{said}");
+                        assert!(until_ms > lease.now_ms, "{said}");
+                        owner = Some(epoch);
+                    }
+                    Effect::Fenced { epoch } => {
+                        assert_eq!(owner.take(), Some(epoch), "{said}: it was not owned");
+                        fenced = epoch;
+                    }
+                    Effect::Get { .. }
+                    | Effect::Create { .. }
+                    | Effect::Update { .. }
+                    | Effect::Wake { .. }
+                    | Effect::Elsewhere { .. }
+                    | Effect::LetGo
+                    | Effect::Unreadable { .. } => {}
+                }
+            }
+            assert_eq!(lease.owns(i64::MIN), owner, "{said}: what was said is not what is");
+        }
+    }
+}
