@@ -29,6 +29,7 @@
 //! | [`gc`] | deleting what no reader can reach any more |
 //! | [`mod@verify`] | reading everything and saying what is wrong |
 //! | [`catalog`] | names of volumes, creating and listing them |
+//! | [`lease`] | who owns a volume just now: for speed, never for safety |
 
 pub mod catalog;
 pub mod checkpoint;
@@ -40,6 +41,7 @@ pub mod format;
 pub mod gc;
 pub mod history;
 pub mod ids;
+pub mod lease;
 pub mod page_set;
 pub mod publish;
 pub mod pull;
