@@ -59,6 +59,10 @@ impl Blocked {
     }
 }
 
+const SAVEPOINT: &str = "SAVEPOINT operation";
+const ROLLBACK_TO: &str = "ROLLBACK TO operation";
+const RELEASE: &str = "RELEASE operation";
+
 enum Stop {
     /// Operation `at` made SQLite end the transaction.
     Ended {
@@ -143,9 +147,12 @@ impl Writer {
         Ok(done)
     }
 
-    /// A statement of our own; it fails only where the world does.
+    /// A statement of our own, kept prepared; it fails only where the world does. A reducer that uses the
+    /// same text does not find it: [`Guarded`] has every text authorised in the reducer's mode first.
     fn internal(&self, sql: &str) -> Result<(), Blocked> {
-        self.guarded.connection().execute_batch(sql).map_err(|error| {
+        let connection = self.guarded.connection();
+        let run = connection.prepare_cached(sql).and_then(|mut statement| statement.execute([]));
+        run.map(drop).map_err(|error| {
             let failure = self.control.take_failure();
             failure.map_or_else(|| Blocked::passing(format!("{sql}: {error}")), Blocked)
         })
@@ -264,7 +271,7 @@ impl Writer {
         mode: Mode,
         body: impl FnOnce(&mut Port<'_>) -> Result<(), Failure>,
     ) -> Result<Outcome, Stop> {
-        self.internal("SAVEPOINT operation")?;
+        self.internal(SAVEPOINT)?;
         self.reset_connection_state();
         let mut port = Port { writer: self, blocked: None, ended: None };
         let mut result = self
@@ -288,9 +295,9 @@ impl Writer {
             result = Err(Reason::new(codes::SQL, message));
         }
         if result.is_err() {
-            self.internal("ROLLBACK TO operation")?;
+            self.internal(ROLLBACK_TO)?;
         }
-        self.internal("RELEASE operation")?;
+        self.internal(RELEASE)?;
         Ok(result.map_or_else(Outcome::Rejected, |()| Outcome::Applied))
     }
 
