@@ -16,12 +16,14 @@
 //! | [`remote`] | the object store: a trait, directory, memory, S3, fault injection |
 //! | [`store`] | the local replica store: a trait, fjall, memory |
 //! | [`snapshot`] | the page table and read views |
+//! | [`bulk`] | a commit of any size, stored as its pages come |
 //! | [`publish`] | turning a prepared commit into a durable log entry, or learning that it lost |
 //! | [`pull`] | reading what others committed: metadata only |
 //! | [`volume`] | one replica of one volume: tip, local commits, push, reset |
 //! | [`mod@fetch`] | bringing pages that a read faulted on into the cache |
 //! | [`catalog`] | names of volumes, creating and listing them |
 
+pub mod bulk;
 pub mod catalog;
 pub mod fetch;
 pub mod format;
