@@ -10,6 +10,7 @@
 //! | [`protocol`] | the messages of `/v1/volumes/{name}/sync` |
 //! | [`session`] | both ends of a connection as state machines, without sockets or clocks |
 //! | [`actor`] | the server's side of one volume: batches, ledger, replay, live queries |
+//! | `transfer` | ordinary SQLite files to volumes and back; continuous backup (Unix) |
 //! | [`vfs`] | SQLite on volumes: connections, read and write sets |
 //! | [`client`] | the Rust client over tokio-tungstenite (feature `client`) |
 
@@ -22,5 +23,7 @@ pub mod live;
 pub mod payload;
 pub mod protocol;
 pub mod session;
+#[cfg(unix)]
+pub mod transfer;
 pub mod value;
 pub mod vfs;

@@ -70,7 +70,8 @@ pub(super) struct GraftVfs;
 
 pub(super) enum Handle {
     Volume(Box<VolumeFile>),
-    Journal(Scratch, Arc<Spilling>),
+    /// A journal of this connection.
+    Journal(Scratch, Arc<Spilling>, Option<Arc<Control>>),
     Scratch(Scratch, Arc<Spilling>),
 }
 
@@ -139,9 +140,10 @@ impl Vfs for GraftVfs {
                 {
                     *changes = true;
                 }
-                let spilling = id.and_then(served).map(|(database, _)| database.settings.spilling.clone());
-                let spilling = spilling.unwrap_or_default();
-                Ok(Handle::Journal(Scratch::default(), spilling))
+                let served = id.and_then(served);
+                let spilling = served.as_ref().map(|(database, _)| database.settings.spilling.clone());
+                let control = served.map(|(_, control)| control);
+                Ok(Handle::Journal(Scratch::default(), spilling.unwrap_or_default(), control))
             }
             // More than one database changes in this transaction, and a volume is one of them.
             OpenKind::SuperJournal => Err(vars::SQLITE_CANTOPEN),
@@ -166,14 +168,14 @@ impl Vfs for GraftVfs {
     fn file_size(&self, handle: &mut Handle) -> VfsResult<usize> {
         guard(|| match handle {
             Handle::Volume(file) => Ok(file.size_pages() as usize * file.page_bytes()),
-            Handle::Journal(scratch, _) | Handle::Scratch(scratch, _) => Ok(scratch.len()),
+            Handle::Journal(scratch, ..) | Handle::Scratch(scratch, _) => Ok(scratch.len()),
         })
     }
 
     fn truncate(&self, handle: &mut Handle, size: usize) -> VfsResult<()> {
         guard(|| match handle {
             Handle::Volume(file) => file.truncate(size),
-            Handle::Journal(scratch, _) | Handle::Scratch(scratch, _) => {
+            Handle::Journal(scratch, ..) | Handle::Scratch(scratch, _) => {
                 scratch.truncate(size).map_err(|_| vars::SQLITE_IOERR_TRUNCATE)
             }
         })
@@ -186,7 +188,16 @@ impl Vfs for GraftVfs {
                 Handle::Journal(..) if names_super_journal(offset, data) => {
                     return Err(vars::SQLITE_IOERR_WRITE);
                 }
-                Handle::Journal(scratch, spilling) | Handle::Scratch(scratch, spilling) => {
+                Handle::Journal(scratch, spilling, control) => {
+                    let (budget, dir) = (spilling.memory_bytes, spilling.dir.as_deref());
+                    scratch.write(offset, data, budget, dir).map_err(|error| {
+                        if let Some(control) = control {
+                            control.fail(unspilled(&error), false);
+                        }
+                        spill_failed(&error)
+                    })?;
+                }
+                Handle::Scratch(scratch, spilling) => {
                     let (budget, dir) = (spilling.memory_bytes, spilling.dir.as_deref());
                     scratch.write(offset, data, budget, dir).map_err(|error| spill_failed(&error))?;
                 }
@@ -198,7 +209,7 @@ impl Vfs for GraftVfs {
     fn read(&self, handle: &mut Handle, offset: usize, data: &mut [u8]) -> VfsResult<usize> {
         guard(|| match handle {
             Handle::Volume(file) => file.read(offset, data),
-            Handle::Journal(scratch, _) | Handle::Scratch(scratch, _) => {
+            Handle::Journal(scratch, ..) | Handle::Scratch(scratch, _) => {
                 scratch.read(offset, data).map_err(|_| vars::SQLITE_IOERR_READ)
             }
         })
@@ -266,6 +277,10 @@ impl Vfs for GraftVfs {
 /// The volume file whose journal has this path: `NAME#ID-journal`.
 fn journal_of(path: &str) -> Option<u64> {
     path.strip_suffix("-journal")?.rsplit_once('#')?.1.parse().ok()
+}
+
+fn unspilled(error: &std::io::Error) -> String {
+    format!("this transaction is larger than its memory budget, and spilling it failed: {error}")
 }
 
 /// The code for a spill file that could not be written.
@@ -481,7 +496,7 @@ impl VolumeFile {
         let kept = self.dirty.insert(idx, data, spilling.memory_bytes, spilling.dir.as_deref());
         kept.map_err(|error| {
             let code = spill_failed(&error);
-            self.failed(code, format!("this transaction is larger than its memory budget, and spilling it failed: {error}"))
+            self.failed(code, unspilled(&error))
         })?;
         self.pages = Some(self.size_pages().max(idx.get()));
         Ok(())

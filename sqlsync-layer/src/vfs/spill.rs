@@ -6,7 +6,7 @@
 //! any of those pages does, which is until the commit is durable.
 //!
 //! Invariants: the file never changes once it is mapped; a page lies either in memory or in the file.
-//! On wasm32 there are no files: there a transaction larger than [`MEMORY_ONLY_BYTES_MAX`] is refused.
+//! On wasm32 there are no files: there a transaction larger than 1 GiB is refused.
 #![allow(unsafe_code, reason = "mapping a file")]
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use bytes::Bytes;
 use graft::PageIdx;
 
 /// What a transaction may write where nothing can be spilled.
-#[cfg(any(target_arch = "wasm32", test))]
+#[cfg(target_arch = "wasm32")]
 pub(super) const MEMORY_ONLY_BYTES_MAX: usize = 1 << 30;
 
 /// The pages of one transaction.
@@ -115,11 +115,6 @@ impl Dirty {
             }
         }
         Ok(pages)
-    }
-
-    #[cfg(test)]
-    pub(super) fn spilled_pages(&self) -> usize {
-        self.file.as_ref().map_or(0, |spilled| spilled.slots.len())
     }
 }
 
