@@ -11,6 +11,7 @@
 //! | [`session`] | both ends of a connection as state machines, without sockets or clocks |
 //! | [`actor`] | the server's side of one volume: batches, ledger, replay, live queries |
 //! | `transfer` | ordinary SQLite files to volumes and back; continuous backup (Unix) |
+//! | [`layout`] | how compaction lays out a SQLite database's pages |
 //! | [`vfs`] | SQLite on volumes: connections, read and write sets |
 //! | [`client`] | the Rust client over tokio-tungstenite (feature `client`) |
 
@@ -18,6 +19,7 @@ pub mod actor;
 #[cfg(all(feature = "client", not(target_arch = "wasm32")))]
 pub mod client;
 pub mod guard;
+pub mod layout;
 pub mod ledger;
 pub mod live;
 pub mod payload;
