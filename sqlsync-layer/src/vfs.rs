@@ -188,7 +188,7 @@ pub enum PragmaAnswer {
 /// What is taken from a file's URI beside its name.
 pub const URI_PARAMETERS: [&str; 4] = ["remote", "data", "at", "page_size"];
 
-/// SQLite opens a main database whose name no [`Database`] has.
+/// What SQLite asks an [`Opener`] for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OpenRequest {
     /// The file's name.
@@ -206,7 +206,8 @@ pub type Opener = fn(&OpenRequest) -> Option<Arc<Database>>;
 
 static OPENER: OnceLock<Opener> = OnceLock::new();
 
-/// Sets who opens databases by names that no [`Database`] has. The first setting counts.
+/// Sets who opens every database by the name that SQLite has for it, instead of
+/// [`Database::name`]. The first setting counts.
 pub fn set_opener(opener: Opener) {
     let _ = OPENER.set(opener);
 }
@@ -330,9 +331,11 @@ impl Database {
     fn resolve(path: &str) -> Option<(Arc<Database>, Arc<Control>)> {
         let (name, id) = path.rsplit_once('#')?;
         let id: u64 = id.parse().ok()?;
-        let known = DATABASES.lock().get(name).and_then(Weak::upgrade);
         let request = OpenRequest { name: name.into(), ..hooks::request() };
-        let database = known.or_else(|| OPENER.get()?(&request))?;
+        let database = match OPENER.get() {
+            Some(open) => open(&request)?,
+            None => DATABASES.lock().get(name).and_then(Weak::upgrade)?,
+        };
         if !database.open.lock().insert(id) {
             return None;
         }
@@ -393,6 +396,11 @@ pub struct Control {
 impl Control {
     fn new(id: u64) -> Control {
         Control { id, state: Mutex::default() }
+    }
+
+    /// A control of no connection, which never has anything to say.
+    pub fn detached() -> Arc<Control> {
+        Arc::new(Control::new(0))
     }
 
     /// Records the pages of the next read transaction, which begins cold: SQLite drops its cache, so
