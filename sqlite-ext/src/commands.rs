@@ -121,7 +121,7 @@ pub const COMMANDS: &[Command] = &[
     Command {
         name: "graft_export",
         columns: &["file", "lsn", "page_size", "pages"],
-        arguments: &["file", "at"],
+        arguments: &["to_file", "at"],
         single: true,
         run: export_file,
     },

@@ -181,6 +181,10 @@ async fn replica(
     create: Option<PageSize>,
     store: Option<Arc<FjallStore>>,
 ) -> Result<(Volume, Option<String>), Box<dyn std::error::Error>> {
+    let key = name_key(remote, name);
+    let known = store.as_ref().and_then(|store| remembered(store, &key));
+    // A volume that was here before is missed, not made anew.
+    let create = create.filter(|_| known.is_none());
     let resolved = match (catalog::resolve(&**remote, name).await, create) {
         (Err(CatalogError::NoSuchVolume { .. }), Some(page_size)) => {
             let mut id = [0; 16];
@@ -200,7 +204,15 @@ async fn replica(
         let opened = Volume::open(&**remote, resolved?, Options::default()).await?;
         return Ok((opened.volume, None));
     };
-    let key = name_key(remote, name);
+    if let (Ok(found), Some((known, _))) = (&resolved, known)
+        && *found != known
+    {
+        return Err(format!(
+            "the directory holds volume {known} under this name, the store {found}: the store was replaced; give \
+             another directory"
+        )
+        .into());
+    }
     let options = Options { store: Some(store.clone() as SharedStore), ..Options::default() };
     let opened = match &resolved {
         Ok(id) => Volume::open(&**remote, *id, options.clone()).await.map_err(|error| error.to_string()),
@@ -215,7 +227,7 @@ async fn replica(
             Ok((opened.volume, None))
         }
         // The store is not there, or says nonsense; what is in the directory may be used all the same.
-        Err(reason) => match remembered(&store, &key) {
+        Err(reason) => match known {
             Some((id, page_size)) => Ok((Volume::load(id, page_size, options)?.volume, Some(reason))),
             None => Err(reason.into()),
         },
