@@ -37,7 +37,8 @@ pub fn reducer_module(example: &str) -> PathBuf {
 ///
 /// If it has not been built.
 pub fn sqlite_extension() -> PathBuf {
-    built("GRAFT_EXTENSION", "target/debug/libgraft_sqlite.so")
+    let name = format!("{}graft_sqlite{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    built("GRAFT_EXTENSION", &format!("target/debug/{name}"))
 }
 
 /// The `sqlite3` shell; `None`, with a line that says so, where there is none.
