@@ -8,6 +8,7 @@
 //! | [`live`] | live queries: which must re-run, and keyed deltas |
 //! | [`value`] | SQL values to and from JSON without loss |
 //! | [`protocol`] | the messages of `/v1/volumes/{name}/sync` |
+//! | [`presence`] | who is connected, for a while and stored nowhere |
 //! | [`session`] | both ends of a connection as state machines, without sockets or clocks |
 //! | [`actor`] | the server's side of one volume: batches, ledger, replay, live queries |
 //! | `transfer` | ordinary SQLite files to volumes and back; continuous backup (Unix) |
@@ -23,6 +24,7 @@ pub mod layout;
 pub mod ledger;
 pub mod live;
 pub mod payload;
+pub mod presence;
 pub mod protocol;
 pub mod session;
 #[cfg(unix)]
