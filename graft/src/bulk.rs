@@ -31,7 +31,9 @@ pub enum BulkError {
     #[error(transparent)]
     Remote(#[from] RemoteError),
     /// Its head would be longer than readers accept: about 16 bytes for each page.
-    #[error("one commit cannot hold so many pages: its head would have {bytes} bytes, and readers take 256 MiB")]
+    #[error(
+        "one commit cannot hold so many pages: its head would have {bytes} bytes, and readers take 256 MiB"
+    )]
     TooLarge {
         /// The head's length.
         bytes: u64,

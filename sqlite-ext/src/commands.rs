@@ -71,9 +71,21 @@ pub struct Command {
 
 /// Every command.
 pub const COMMANDS: &[Command] = &[
-    Command { name: "graft_version", columns: &["version", "sqlite"], arguments: &[], single: true, run: version },
+    Command {
+        name: "graft_version",
+        columns: &["version", "sqlite"],
+        arguments: &[],
+        single: true,
+        run: version,
+    },
     Command { name: "graft_errors", columns: &["message"], arguments: &[], single: false, run: errors },
-    Command { name: "graft_volumes", columns: &["name", "id"], arguments: &["remote"], single: false, run: volumes },
+    Command {
+        name: "graft_volumes",
+        columns: &["name", "id"],
+        arguments: &["remote"],
+        single: false,
+        run: volumes,
+    },
     Command {
         name: "graft_info",
         columns: &["name", "id", "remote", "data", "page_size", "pages", "lsn", "read_only", "offline"],
@@ -110,7 +122,13 @@ pub const COMMANDS: &[Command] = &[
         run: pull,
     },
     Command { name: "graft_push", columns: &["lsn", "pushed"], arguments: &[], single: true, run: push_all },
-    Command { name: "graft_hydrate", columns: &["pages_fetched", "pages"], arguments: &[], single: true, run: hydrate },
+    Command {
+        name: "graft_hydrate",
+        columns: &["pages_fetched", "pages"],
+        arguments: &[],
+        single: true,
+        run: hydrate,
+    },
     Command {
         name: "graft_import",
         columns: &["name", "id", "lsn", "page_size", "pages"],
@@ -269,7 +287,9 @@ fn pull(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
     let open = volume(open)?;
     let (session, volume) = (&open.session, &open.session.volume);
     if let Some(lsn) = session.at {
-        return Err(format!("this view stands still at lsn {lsn}; PRAGMA graft_open_at moves on to the newest"));
+        return Err(format!(
+            "this view stands still at lsn {lsn}; PRAGMA graft_open_at moves on to the newest"
+        ));
     }
     if open.database.is_writing() {
         return Err("a transaction is writing to this volume; end it, then pull".into());
@@ -313,8 +333,13 @@ fn push_all(open: Option<&Open>, _: &[Option<String>]) -> Rows {
     let runtime = runtime()?;
     let mut tries = 0;
     loop {
-        let pushed =
-            runtime.block_on(push(&*session.remote, &session.volume, Payload::of_plain_sql, &mut id, now_ms()));
+        let pushed = runtime.block_on(push(
+            &*session.remote,
+            &session.volume,
+            Payload::of_plain_sql,
+            &mut id,
+            now_ms(),
+        ));
         match pushed {
             Ok(Pushed::Durable(lsn)) => return Ok(vec![vec![lsn.into(), ahead.into()]]),
             Ok(Pushed::Nothing) => return Ok(vec![vec![session.volume.status().lsn.into(), 0u64.into()]]),
@@ -339,7 +364,9 @@ fn hydrate(open: Option<&Open>, _: &[Option<String>]) -> Rows {
     let session = &volume(open)?.session;
     let (volume, tip) = (&session.volume, session.volume.tip());
     if session.data.is_none() {
-        return Err("without a data directory there is nowhere to keep the pages; open it with data=DIR".into());
+        return Err(
+            "without a data directory there is nowhere to keep the pages; open it with data=DIR".into()
+        );
     }
     let mut fetched = 0;
     let mut at = 1;
@@ -374,8 +401,9 @@ fn import_file(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
         seed[0] ^= made;
         seed
     };
-    let imported =
-        runtime.block_on(import(&*remote, file, &name, None, &mut ids, now_ms(), &mut |_| {})).map_err(text)?;
+    let imported = runtime
+        .block_on(import(&*remote, file, &name, None, &mut ids, now_ms(), &mut |_| {}))
+        .map_err(text)?;
     Ok(vec![vec![
         name.to_string().into(),
         imported.volume.to_string().into(),
@@ -400,10 +428,13 @@ fn export_file(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
         None => &*session.volume,
     };
     let tip = volume.tip();
-    runtime
-        .block_on(export(&*session.remote, volume, &tip, Path::new(file), &mut |_| {}))
-        .map_err(text)?;
-    Ok(vec![vec![file.to_owned().into(), tip.lsn().into(), volume.page_size().get().into(), tip.pages().into()]])
+    runtime.block_on(export(&*session.remote, volume, &tip, Path::new(file), &mut |_| {})).map_err(text)?;
+    Ok(vec![vec![
+        file.to_owned().into(),
+        tip.lsn().into(),
+        volume.page_size().get().into(),
+        tip.pages().into(),
+    ]])
 }
 
 /// The system drops all locks that this process has on a file when any part of it closes the file. So a

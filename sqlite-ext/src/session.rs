@@ -92,7 +92,8 @@ pub fn open(request: &OpenRequest) -> Option<Arc<Database>> {
 }
 
 fn try_open(request: &OpenRequest) -> Result<Arc<Database>, String> {
-    let parameter = |name: &str| request.parameters.iter().find(|(key, _)| *key == name).map(|(_, v)| v.as_str());
+    let parameter =
+        |name: &str| request.parameters.iter().find(|(key, _)| *key == name).map(|(_, v)| v.as_str());
     let name = request.name.parse().map_err(|error| format!("{error}"))?;
     let at = match parameter("at") {
         Some(text) => Some(parse_lsn(text)?),
@@ -264,9 +265,12 @@ impl Pragmas for Session {
         name: &str,
         argument: Option<&str>,
     ) -> Option<Result<PragmaAnswer, String>> {
-        let argument = argument.map(|text| text.trim().trim_matches(['\'', '"'])).filter(|text| !text.is_empty());
+        let argument =
+            argument.map(|text| text.trim().trim_matches(['\'', '"'])).filter(|text| !text.is_empty());
         let answered = match (name, argument) {
-            ("graft_open_at", None) => self.other(self.name.clone(), None).map(|to| (to, self.name.to_string())),
+            ("graft_open_at", None) => {
+                self.other(self.name.clone(), None).map(|to| (to, self.name.to_string()))
+            }
             ("graft_open_at", Some(lsn)) => parse_lsn(lsn).and_then(|lsn| {
                 self.other(self.name.clone(), Some(lsn)).map(|to| (to, format!("{} at lsn {lsn}", self.name)))
             }),

@@ -168,8 +168,7 @@ pub(crate) async fn import_source(
         }
         break backup::Shipped { prepared, hashes, pages: view.pages(), position: view.position() };
     };
-    let mut imported =
-        Imported { volume, lsn: Lsn::ZERO, pages: shipped.pages, pages_written: 0, page_size };
+    let mut imported = Imported { volume, lsn: Lsn::ZERO, pages: shipped.pages, pages_written: 0, page_size };
     if shipped.pages > 0 {
         imported.lsn = publish_settled(remote, &shipped.prepared).await?.lsn;
         imported.pages_written = shipped.prepared.head.set.len() as u32;
@@ -236,7 +235,9 @@ async fn publish_settled(remote: &dyn Remote, prepared: &Prepared) -> Result<Pub
     let mut tries = 0;
     loop {
         match publish(remote, prepared).await {
-            Err(PublishError::Unknown { .. } | PublishError::Upload { .. }) if tries < TRIES_MAX => tries += 1,
+            Err(PublishError::Unknown { .. } | PublishError::Upload { .. }) if tries < TRIES_MAX => {
+                tries += 1
+            }
             settled => return settled,
         }
     }

@@ -115,9 +115,8 @@ impl Drop for Holder {
 fn the_documented_tables_are_there_with_the_documented_columns() {
     let Some(shop) = Shop::open() else { return };
     let mut documented = 0;
-    let codes = |cell: &str| -> Vec<String> {
-        cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
-    };
+    let codes =
+        |cell: &str| -> Vec<String> { cell.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
     for line in DOC.lines().filter(|line| line.starts_with("| `graft_")) {
         let cells: Vec<&str> = line.trim_matches('|').split('|').collect();
         let [table, arguments, columns] = cells[..] else { panic!("{line}") };
@@ -127,7 +126,8 @@ fn the_documented_tables_are_there_with_the_documented_columns() {
         expected.push("schema".into());
         let sql = format!("select name from pragma_table_xinfo('{table}');");
         let found = shop.json(&sql);
-        let found: Vec<&str> = found[0].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
+        let found: Vec<&str> =
+            found[0].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
         assert_eq!(found, expected, "{table}");
         documented += 1;
     }
@@ -164,13 +164,15 @@ fn a_volume_is_made_written_pushed_and_read_elsewhere() {
     let names = std::fs::read_dir(shop.folder.path()).unwrap().count();
     assert_eq!(names, 2, "nothing but the store and the first one's directory");
     // `graft` reads the same.
-    let asked = graft(["sql", "select count(*) as n from t", "--volume", "todo", "--store", &shop.store(), "--json"]);
+    let asked =
+        graft(["sql", "select count(*) as n from t", "--volume", "todo", "--store", &shop.store(), "--json"]);
     assert_eq!(asked.json()["rows"], json!([[2]]));
 
     // The settings in a file, and in the environment.
     let toml = format!("# here\nremote = \"{}\"\ndata = \"data\" # beside it\n", shop.store());
     std::fs::write(shop.path("graft.toml"), toml).unwrap();
-    let read = shop.json(".open 'file:todo?vfs=graft'\nselect count(*) as n from t; select read_only from graft_info;");
+    let read = shop
+        .json(".open 'file:todo?vfs=graft'\nselect count(*) as n from t; select read_only from graft_info;");
     assert_eq!(read, [json!([{ "n": 2 }]), json!([{ "read_only": 0 }])]);
     std::fs::remove_file(shop.path("graft.toml")).unwrap();
     let mut command = shop.command();
@@ -188,7 +190,11 @@ fn two_replicas_pull_push_and_tell_what_stands_in_the_way() {
     shop.json(&format!("{one}create table t(v); insert into t values(1); select * from graft_push;"));
     shop.json(&format!("{two}insert into t values(2); select * from graft_push;"));
     let found = shop.json(&format!("{one}select sum(v) as s from t; select lsn, behind from graft_fetch;"));
-    assert_eq!(found, [json!([{ "s": 3 }]), json!([{ "lsn": 2, "behind": 0 }])], "opening moves to the newest");
+    assert_eq!(
+        found,
+        [json!([{ "s": 3 }]), json!([{ "lsn": 2, "behind": 0 }])],
+        "opening moves to the newest"
+    );
     // One holds a local commit when two pushes.
     shop.json(&format!("{one}insert into t values(10);"));
     shop.json(&format!("{two}select * from graft_pull; insert into t values(20); select * from graft_push;"));
@@ -196,7 +202,8 @@ fn two_replicas_pull_push_and_tell_what_stands_in_the_way() {
     assert!(said.err.contains("another writer made lsn 3 first"), "{}", said.err);
     assert!(said.err.contains("stand in the way"), "{}", said.err);
     assert_eq!(said.out.trim(), "1\n24", "what is local is still there");
-    let moved = shop.json(&format!("{one}select discarded, lsn from graft_pull('discard'); select sum(v) as s from t;"));
+    let moved = shop
+        .json(&format!("{one}select discarded, lsn from graft_pull('discard'); select sum(v) as s from t;"));
     assert_eq!(moved, [json!([{ "discarded": 2, "lsn": 3 }]), json!([{ "s": 23 }])]);
     // In the middle of a transaction: refused, and the transaction goes on.
     let said = shop.run(&format!(
@@ -222,7 +229,13 @@ fn the_past_another_volume_and_files() {
          begin; select count(*) from t; pragma graft_open_at = 1; commit; pragma graft_open_at = 7; pragma graft_switch = 'no%s';"
     ));
     assert_eq!(seen.out.trim(), "2\nv at lsn 1\n1\nv\n0\n2\nw\nw\nv\n2\n2");
-    for word in ["no such table: later", "readonly database", "a transaction is open", "lsn 7", "`no%s` cannot name a volume"] {
+    for word in [
+        "no such table: later",
+        "readonly database",
+        "a transaction is open",
+        "lsn 7",
+        "`no%s` cannot name a volume",
+    ] {
         assert!(seen.err.contains(word), "{word}: {}", seen.err);
     }
     let past = shop.json(&format!("{}select count(*) as n from t;", shop.uri("v", "&at=1")));
@@ -239,7 +252,8 @@ fn the_past_another_volume_and_files() {
     assert_eq!((&moved[3], &moved[4]), (&json!([{ "lsn": 2 }]), &json!([{ "ok": 1 }])));
     let said = run(shop.command(), &format!(".open '{file}'\nselect * from t; pragma integrity_check;"));
     assert_eq!((said.out.trim(), said.err.as_str()), ("1\nok", ""));
-    let said = shop.run(&format!(".open '{file}'\nselect * from graft_import('{file}', 'again', '{}');", shop.store()));
+    let said = shop
+        .run(&format!(".open '{file}'\nselect * from graft_import('{file}', 'again', '{}');", shop.store()));
     assert!(said.err.contains("has it open"), "{}", said.err);
 }
 
@@ -253,7 +267,13 @@ fn errors_are_told_and_text_is_never_a_format() {
          pragma locking_mode = exclusive; pragma synchronous = off; pragma page_size = 512; select 'alive';"
     ));
     assert_eq!(said.out.trim(), "alive");
-    for word in ["/nowhere/%s%n%p.db", "`%s%n`", "locking_mode=EXCLUSIVE is refused", "synchronous=off is refused", "page_size=512 is refused"] {
+    for word in [
+        "/nowhere/%s%n%p.db",
+        "`%s%n`",
+        "locking_mode=EXCLUSIVE is refused",
+        "synchronous=off is refused",
+        "page_size=512 is refused",
+    ] {
         assert!(said.err.contains(word), "{word}: {}", said.err);
     }
     // What cannot be opened, and where the reason is found.
@@ -263,8 +283,22 @@ fn errors_are_told_and_text_is_never_a_format() {
         (shop.uri("a/b", ""), "cannot name a volume"),
         (".open 'file:v?vfs=graft'\n".into(), "no store is given"),
         (".open 'file:v?vfs=graft&remote=gopher://x'\n".into(), "gopher://x"),
-        (format!(".open 'file:new?vfs=graft&mode=rw&remote={}&data={}'\n", shop.store(), shop.path("data")), "no volume `new`"),
-        (format!(".open 'file:new?vfs=graft&page_size=7&remote={}&data={}'\n", shop.store(), shop.path("data")), "power of two"),
+        (
+            format!(
+                ".open 'file:new?vfs=graft&mode=rw&remote={}&data={}'\n",
+                shop.store(),
+                shop.path("data")
+            ),
+            "no volume `new`",
+        ),
+        (
+            format!(
+                ".open 'file:new?vfs=graft&page_size=7&remote={}&data={}'\n",
+                shop.store(),
+                shop.path("data")
+            ),
+            "power of two",
+        ),
     ] {
         let said = shop.run(&format!("{uri}.open :memory:\nselect message from graft_errors;"));
         assert!(said.err.contains(word) && said.out.contains(word), "{word}: {} {}", said.err, said.out);
@@ -272,7 +306,12 @@ fn errors_are_told_and_text_is_never_a_format() {
     }
     // Beside a database that is no volume.
     let said = shop.run("select * from graft_status; select sqlite from graft_version;");
-    assert!(said.err.contains("this database is no volume") && said.out.starts_with('3'), "{} {}", said.err, said.out);
+    assert!(
+        said.err.contains("this database is no volume") && said.out.starts_with('3'),
+        "{} {}",
+        said.err,
+        said.out
+    );
 }
 
 #[test]
@@ -285,15 +324,21 @@ fn one_process_has_a_directory_and_the_next_is_told_who() {
     let said = shop.run(&v);
     assert!(said.err.contains(&data) && said.err.contains(&id), "the holder is {id}: {}", said.err);
     // A replica without the directory is nobody's rival.
-    assert_eq!(shop.json(&format!("{}select lsn from graft_info;", shop.uri("v", ""))), [json!([{ "lsn": 0 }])]);
+    assert_eq!(
+        shop.json(&format!("{}select lsn from graft_info;", shop.uri("v", ""))),
+        [json!([{ "lsn": 0 }])]
+    );
     // Killed, it leaves what it committed, and no lock.
     holder.0.stdin.as_mut().unwrap().write_all(b"begin; insert into t values(2);\n").unwrap();
     drop(holder);
-    let found = shop.json(&format!("{v}select count(*) as n from t; select ahead from graft_status; select pushed from graft_push;"));
+    let found = shop.json(&format!(
+        "{v}select count(*) as n from t; select ahead from graft_status; select pushed from graft_push;"
+    ));
     assert_eq!(found, [json!([{ "n": 1 }]), json!([{ "ahead": 2 }]), json!([{ "pushed": 2 }])]);
     // The store is gone: the directory still opens, and says why it stands still.
     std::fs::rename(shop.path("store"), shop.path("elsewhere")).unwrap();
-    let found = shop.json(&format!("{v}select count(*) as n from t; select offline is not null as off from graft_info;"));
+    let found = shop
+        .json(&format!("{v}select count(*) as n from t; select offline is not null as off from graft_info;"));
     assert_eq!(found, [json!([{ "n": 1 }]), json!([{ "off": 1 }])]);
 }
 

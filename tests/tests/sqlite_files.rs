@@ -28,7 +28,8 @@ fn text(connection: &Connection, sql: &str) -> String {
     connection.query_row(sql, [], |row| row.get(0)).unwrap()
 }
 
-const CONTENT: &str = "select count(*) || ' ' || sum(length(v)) || ' ' || hex(max(v)) || ' ' || hex(min(v)) from t";
+const CONTENT: &str =
+    "select count(*) || ' ' || sum(length(v)) || ' ' || hex(max(v)) || ' ' || hex(min(v)) from t";
 
 #[test]
 fn an_import_that_is_killed_leaves_nothing_and_runs_again() {
@@ -64,7 +65,15 @@ fn an_import_that_is_killed_leaves_nothing_and_runs_again() {
     assert_eq!(text(&out, "pragma integrity_check"), "ok");
     assert_eq!(text(&out, CONTENT), text(&source, CONTENT));
     // One query, from nowhere, with nothing kept.
-    let asked = graft(["sql", "select length(v) as n from t where id = 77", "--volume", "big", "--store", &store, "--json"]);
+    let asked = graft([
+        "sql",
+        "select length(v) as n from t where id = 77",
+        "--volume",
+        "big",
+        "--store",
+        &store,
+        "--json",
+    ]);
     assert_eq!(asked.json()["rows"], serde_json::json!([[900]]));
 }
 
@@ -164,7 +173,10 @@ fn checked(file: &Path) -> u64 {
     let one = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap() as u64;
     assert_eq!(one("select sum(balance) from account"), 2000);
     let seq = one("select seq from tally");
-    assert_eq!((one("select count(*) from record"), one("select ifnull(max(seq), 0) from record")), (seq, seq));
+    assert_eq!(
+        (one("select count(*) from record"), one("select ifnull(max(seq), 0) from record")),
+        (seq, seq)
+    );
     seq
 }
 
@@ -188,12 +200,23 @@ fn every_state_of_a_backup_is_one_that_was_committed_whoever_is_killed() {
         .unwrap();
     let store = format!("file://{}/store", folder.path().display());
     let backup = |watch: bool| {
-        let args = ["backup", file.to_str().unwrap(), "--volume", "bank", "--store", &store, "--json", "--interval", "3"];
+        let args = [
+            "backup",
+            file.to_str().unwrap(),
+            "--volume",
+            "bank",
+            "--store",
+            &store,
+            "--json",
+            "--interval",
+            "3",
+        ];
         command(args.into_iter().chain(watch.then_some("--watch")))
     };
     let export = |at: Option<u64>| -> u64 {
         let out: PathBuf = folder.path().join("out.db");
-        let mut args = vec!["export".into(), "bank".into(), out.display().to_string(), "--store".into(), store.clone()];
+        let mut args =
+            vec!["export".into(), "bank".into(), out.display().to_string(), "--store".into(), store.clone()];
         if let Some(lsn) = at {
             args.extend(["--at".into(), lsn.to_string()]);
         }

@@ -148,8 +148,14 @@ impl Backup {
         let (lsn, hash) = opened.volume.head();
         let time_ms = opened.heads.last().map_or(0, |head| head.time_ms);
         let hashes = Hashes::of(&base, theirs.bytes());
-        let backup =
-            Backup { source, volume, head: (lsn, hash, time_ms), hashes, pages: base.pages(), position: None };
+        let backup = Backup {
+            source,
+            volume,
+            head: (lsn, hash, time_ms),
+            hashes,
+            pages: base.pages(),
+            position: None,
+        };
         Ok((backup, None))
     }
 

@@ -58,7 +58,9 @@ const SYNCHRONOUS: [&str; 9] = ["normal", "full", "extra", "1", "2", "3", "on", 
 static WRITERS: Mutex<BTreeMap<u64, bool>> = Mutex::new(BTreeMap::new());
 
 /// Every open volume file: the database and the control of its connection.
-static SERVED: Mutex<BTreeMap<u64, (Weak<Database>, Arc<Control>)>> = Mutex::new(BTreeMap::new());
+static SERVED: Mutex<BTreeMap<u64, Served>> = Mutex::new(BTreeMap::new());
+
+type Served = (Weak<Database>, Arc<Control>);
 
 /// What volume file `id` is served from.
 pub(super) fn served(id: u64) -> Option<(Arc<Database>, Arc<Control>)> {
@@ -678,7 +680,8 @@ impl VolumeFile {
     fn pragma(&mut self, pragma: &Pragma<'_>) -> Result<Option<String>, PragmaErr> {
         let refuse =
             |message: String| Err(PragmaErr::Fail(vars::SQLITE_ERROR, Some(escape_format(&message))));
-        let ours = pragma.name.get(..OUR_PRAGMAS.len()).is_some_and(|at| at.eq_ignore_ascii_case(OUR_PRAGMAS));
+        let ours =
+            pragma.name.get(..OUR_PRAGMAS.len()).is_some_and(|at| at.eq_ignore_ascii_case(OUR_PRAGMAS));
         if ours && let Some(pragmas) = self.database.settings.pragmas.clone() {
             let answer = pragmas.pragma(&self.database, &pragma.name.to_ascii_lowercase(), pragma.arg);
             return match answer {

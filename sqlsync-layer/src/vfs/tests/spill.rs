@@ -74,8 +74,10 @@ fn a_transaction_larger_than_its_budget_spills_and_commits() {
 fn vacuum_auto_vacuum_and_temporary_tables_spill_too() {
     let (db, _folder, _) = tiny(1024);
     let (a, _) = db.connect().unwrap();
-    a.execute_batch("pragma cache_size = 4; pragma temp_store = file; create table t(id integer primary key, v)")
-        .unwrap();
+    a.execute_batch(
+        "pragma cache_size = 4; pragma temp_store = file; create table t(id integer primary key, v)",
+    )
+    .unwrap();
     a.execute_batch(MANY).unwrap();
     let before = db.volume().tip().pages();
     a.execute_batch("delete from t where id > 20; vacuum").unwrap();
