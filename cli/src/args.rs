@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::moment::Moment;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 /// Where a server is, unless said otherwise.
@@ -198,6 +199,9 @@ pub struct Sql {
     /// A directory for the replica, kept for the next time. [default: a temporary one]
     #[arg(long, env = "GRAFT_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
+    /// Read the volume as it was: after this commit, or at this time (UTC, like 2026-11-22T09:30:00Z).
+    #[arg(long, value_name = "LSN|TIME", conflicts_with_all = ["write", "discard_kept"])]
+    pub at: Option<Moment>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -224,6 +228,59 @@ pub enum VolumeCommand {
     },
     /// Show one volume: identity, size, head, reducer module.
     Info {
+        /// The volume's name.
+        name: String,
+        #[command(flatten)]
+        store: Store,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a new volume that begins as another one is, or was. Copies nothing.
+    Fork {
+        /// The new volume's name.
+        name: String,
+        /// The volume to fork.
+        #[arg(long, value_name = "NAME")]
+        from: String,
+        /// Where: after this commit, or at this time (UTC, like 2026-11-22T09:30:00Z). [default: now]
+        #[arg(long, value_name = "LSN|TIME")]
+        at: Option<Moment>,
+        #[command(flatten)]
+        store: Store,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Bring back an earlier state, as a new volume: a fork there. The volume itself keeps its newest
+    /// state.
+    Restore {
+        /// The new volume's name.
+        name: String,
+        /// The volume whose past it is.
+        #[arg(long, value_name = "NAME")]
+        from: String,
+        /// Where: after this commit, or at this time (UTC, like 2026-11-22T09:30:00Z).
+        #[arg(long, value_name = "LSN|TIME")]
+        at: Moment,
+        #[command(flatten)]
+        store: Store,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a volume for ever. Refused while it has forks, which read through it.
+    Rm {
+        /// The volume's name.
+        name: String,
+        #[command(flatten)]
+        store: Store,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write a checkpoint, so that opening the volume need not read its log. Servers do it by themselves.
+    Checkpoint {
         /// The volume's name.
         name: String,
         #[command(flatten)]
@@ -348,6 +405,12 @@ mod tests {
             "graft sql SELECT --volume todo --store memory: --write --data d --json",
             "graft volume ls --store memory: --json",
             "graft volume info todo --store memory: --json",
+            "graft sql SELECT --volume todo --at 7",
+            "graft volume fork new --from todo --at 2026-11-22T09:30:00Z --store memory: --json",
+            "graft volume fork new --from todo",
+            "graft volume restore new --from todo --at 12 --json",
+            "graft volume rm todo --json",
+            "graft volume checkpoint todo --store memory: --json",
             "graft volume log todo --store memory: --json",
             "graft codegen ts m.wasm --out m.ts --name M --no-register",
             "graft codegen ts --volume todo --url http://127.0.0.1:1",

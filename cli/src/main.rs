@@ -15,6 +15,7 @@ mod export;
 mod http;
 mod import;
 mod live;
+mod moment;
 mod new;
 mod output;
 mod serve;

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow, bail};
+use graft::checkpoint::Policy;
 use graft::fetch::RemoteFetch;
 use graft::publish::PublishError;
 use graft::remote::SharedRemote;
 use graft::store::{FjallStore, SharedStore};
-use graft::volume::{Options, PushError, Pushed, Volume, push};
+use graft::volume::{Opened, Options, PushError, Pushed, Volume, push};
 use graft::{CommitId, Lsn, VolumeName, catalog};
 use rand::Rng as _;
 use reducers_abi::Value;
@@ -16,6 +17,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Batch, Connection};
 use serde::Serialize;
 use serde_json::Value as Json;
+use sqlsync_layer::ledger::Ledger;
 use sqlsync_layer::payload::Payload;
 use sqlsync_layer::value::to_json;
 use sqlsync_layer::vfs::Database;
@@ -49,12 +51,22 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
     let name: VolumeName = args.volume.parse()?;
     let remote = graft::remote::open(&args.store.store)?;
     let id = catalog::resolve(&*remote, &name).await?;
+    if let Some(moment) = args.at {
+        let opened = Volume::open_at(&*remote, id, moment.0, Options::default().cache_bytes).await?;
+        let database = Database::new(Arc::new(opened.volume), Arc::new(RemoteFetch::new(remote)));
+        let (lsn, sql) = (database.volume().status().lsn, args.sql.clone());
+        let ran = tokio::task::spawn_blocking(move || execute(&database, &sql, false)).await?;
+        let answer = ran.with_context(|| format!("volume `{name}` at lsn {lsn}"))?;
+        return print(&answer, lsn, false, args.json);
+    }
     let store = match &args.data {
         Some(dir) => Some(Arc::new(FjallStore::open(dir)?) as SharedStore),
         None => None,
     };
     let options = Options { store, ..Options::default() };
-    let volume = Arc::new(Volume::open(&*remote, id, options).await?.volume);
+    let Opened { volume, start, heads } = Volume::open(&*remote, id, options).await?;
+    let volume = Arc::new(volume);
+    let mut known = Known { ledger: Ledger::open(&start, &heads)? };
     if volume.status().ahead > 0 && !args.write {
         eprintln!("note: this replica holds local commits that the store does not have");
     }
@@ -63,10 +75,9 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
     if args.discard_kept {
         let dropped = volume.reset()?.len();
         eprintln!("dropped {}", output::count(dropped, "kept change"));
-        let pulled = volume.pull(&*remote).await?;
-        volume.absorb(pulled)?;
+        known.pull(&remote, &volume).await?;
     } else if args.write && volume.status().ahead > 0 {
-        push_kept(&name, &remote, &volume).await?;
+        push_kept(&name, &remote, &volume, &mut known).await?;
     }
     let mut tries = 0;
     let (answer, lsn) = loop {
@@ -87,8 +98,7 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
             // Another writer committed first, so nothing of ours happened: run it again on top.
             Err(PushError::Publish(PublishError::Rejected { .. })) if tries < TRIES_MAX => {
                 volume.reset()?;
-                let pulled = volume.pull(&*remote).await?;
-                volume.absorb(pulled)?;
+                known.pull(&remote, &volume).await?;
             }
             Err(error) if args.data.is_none() => {
                 return Err(
@@ -98,7 +108,14 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
             Err(error) => bail!("volume `{name}`: {error}; the change is kept in the data directory"),
         }
     };
-    if args.json {
+    if args.write {
+        known.checkpoint(&remote, &volume).await;
+    }
+    print(&answer, lsn, args.write, args.json)
+}
+
+fn print(answer: &Answer, lsn: Lsn, write: bool, json: bool) -> anyhow::Result<Outcome> {
+    if json {
         output::json(&SqlLine {
             columns: &answer.columns,
             rows: &answer.rows,
@@ -111,21 +128,52 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
         output::line(&output::table(&answer.columns, &answer.rows))?;
         output::line(&format!("({}, lsn {lsn})", output::count(answer.rows.len(), "row")))?;
     }
-    if args.write {
+    if write {
         output::line(&format!("{} changed, lsn {lsn}", output::count(answer.changes as usize, "row")))?;
     }
     Ok(Outcome::Done)
 }
 
+/// What the layer remembers, as of the last look at the log. Plain SQL adds nothing to it.
+struct Known {
+    ledger: Ledger,
+}
+
+impl Known {
+    /// Takes in what others committed.
+    async fn pull(&mut self, remote: &SharedRemote, volume: &Volume) -> anyhow::Result<()> {
+        let pulled = volume.pull(&**remote).await?;
+        if let Some(start) = &pulled.jump {
+            self.ledger = Ledger::open(start, &[])?;
+        }
+        self.ledger.follow(&pulled.heads)?;
+        volume.absorb(pulled)?;
+        Ok(())
+    }
+
+    /// Writes a checkpoint if one is due. The change is durable already, so that a failure is no more
+    /// than a note: the next writer does it.
+    async fn checkpoint(&self, remote: &SharedRemote, volume: &Volume) {
+        if !volume.checkpoint_due(&Policy::default()) {
+            return;
+        }
+        let state = self.ledger.encode();
+        if let Err(error) = graft::checkpoint::write(&**remote, volume, &volume.base(), state).await {
+            tracing::warn!(%error, "no checkpoint was written");
+        }
+    }
+}
+
 /// Pushes what an earlier run could not. Nothing new runs before that is settled.
-async fn push_kept(name: &VolumeName, remote: &SharedRemote, volume: &Volume) -> anyhow::Result<()> {
+async fn push_kept(
+    name: &VolumeName,
+    remote: &SharedRemote,
+    volume: &Volume,
+    known: &mut Known,
+) -> anyhow::Result<()> {
     let kept = output::count(volume.status().ahead, "change");
     match publish(remote, volume).await {
-        Ok(_) => {
-            let pulled = volume.pull(&**remote).await?;
-            volume.absorb(pulled)?;
-            Ok(())
-        }
+        Ok(_) => known.pull(remote, volume).await,
         Err(PushError::Publish(PublishError::Rejected { .. })) => bail!(
             "volume `{name}`: {kept} kept in the data directory cannot be pushed any more, because another writer \
              committed meanwhile; read what you need with `graft sql` and the same --data, then drop them with \

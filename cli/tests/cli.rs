@@ -217,6 +217,37 @@ fn every_command_does_what_its_page_says() {
     assert_eq!(lsns, (1..=newest).rev().map(Value::from).collect::<Vec<_>>());
     assert_eq!(server.ok(&["volume", "log", "todo", "-n", "2", "--json"]).lines().count(), 2);
 
+    // Checkpoints, the past, forks.
+    let written = documented("volume-checkpoint", &server.ok(&["volume", "checkpoint", "todo", "--json"]));
+    assert_eq!((&written["outcome"], written["lsn"].as_u64()), (&Value::from("stored"), Some(newest)));
+    let again = server.ok(&["volume", "checkpoint", "todo", "--json"]);
+    assert_eq!(documented("volume-checkpoint", &again)["outcome"], "current");
+    let info = documented("volume-info", &server.ok(&["volume", "info", "todo", "--json"]));
+    assert_eq!((info["checkpoint"].as_u64(), info["lsn"].as_u64()), (Some(newest), Some(newest)));
+    let count = |volume: &str, at: &str| {
+        let sql = "select count(*) as n from tasks";
+        let line = server.ok(&["sql", sql, "--volume", volume, "--at", at, "--json"]);
+        documented("sql", &line)["rows"][0][0].as_u64().unwrap()
+    };
+    let (first, last) = (count("todo", "1"), count("todo", &newest.to_string()));
+    assert!(first < last, "{first} tasks at first, {last} at last");
+    assert_eq!(count("todo", "2126-01-01"), last);
+    let fork = server.ok(&["volume", "fork", "trial", "--from", "todo", "--json"]);
+    assert_eq!(documented("volume-fork", &fork)["lsn"].as_u64(), Some(newest));
+    server.ok(&["sql", "delete from tasks", "--volume", "trial", "--write"]);
+    let newest_trial = (newest + 1).to_string();
+    assert_eq!((count("trial", &newest_trial), count("todo", &newest.to_string())), (0, last));
+    let restored = server.ok(&["volume", "restore", "earlier", "--from", "trial", "--at", "1", "--json"]);
+    assert_eq!(documented("volume-fork", &restored)["lsn"], 1);
+    assert_eq!(count("earlier", "1"), first);
+    let refused = server.run(&["volume", "rm", "todo"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("earlier, trial"), "{said}");
+    for volume in ["trial", "earlier"] {
+        let removed = documented("volume-rm", &server.ok(&["volume", "rm", volume, "--json"]));
+        assert_eq!(removed["removed"], volume);
+    }
+
     watching.signal("-INT");
     assert_eq!(watching.end().0, Some(0), "Ctrl-C ends a subscription well");
     server.process.signal("-TERM");

@@ -489,7 +489,7 @@ fn from_open(name: &VolumeName, error: OpenError) -> OpenVolumeError {
         OpenError::Pull(PullError::Damaged(damaged)) => {
             OpenVolumeError::Damaged { name: name.clone(), message: damaged.to_string() }
         }
-        OpenError::Pull(error @ PullError::Diverged { .. }) => {
+        OpenError::Pull(error @ (PullError::Diverged { .. } | PullError::Expired { .. })) => {
             OpenVolumeError::Damaged { name: name.clone(), message: error.to_string() }
         }
         error => OpenVolumeError::Unavailable { name: name.clone(), message: error.to_string() },

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use crate::format::commit::{FrameEntry, HEAD_BYTES_MAX, Head};
 use crate::format::frame::{self, FRAME_PAGES_MAX, PageHash};
-use crate::ids::{ChainHash, Lsn, PageIdx, key};
+use crate::ids::{ChainHash, PageIdx, key};
 use crate::page_set::PageSet;
 use crate::publish::{Draft, Prepared, prepare};
 use crate::remote::{Remote, RemoteError};
@@ -155,7 +155,7 @@ impl Bulk {
             parent: draft.parent,
             hash: ChainHash::ZERO,
             time_ms: draft.now_ms.max(draft.parent_time_ms.saturating_add(1)),
-            checkpoint: Lsn::ZERO,
+            checkpoint: draft.checkpoint,
             pages,
             set: self.set,
             hashes: self.hashes,
@@ -180,7 +180,7 @@ mod tests {
     use crate::catalog;
     use crate::fetch::fetch;
     use crate::format::meta::Meta;
-    use crate::ids::{CommitId, PageSize, VolumeId};
+    use crate::ids::{CommitId, Lsn, PageSize, VolumeId};
     use crate::publish::publish;
     use crate::remote::MemoryRemote;
     use crate::volume::{Options, Volume};
@@ -196,6 +196,7 @@ mod tests {
             pages: 0,
             payload: Bytes::from_static(b"x"),
             locals: 0,
+            checkpoint: Lsn::ZERO,
         }
     }
 

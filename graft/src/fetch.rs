@@ -1,6 +1,7 @@
 //! Fetching: bringing pages that a read faulted on into a replica's cache.
 //!
-//! Costs one ranged GET for each frame that holds a page asked for and is not cached.
+//! Costs one ranged GET for each frame that holds a page asked for and is not cached; before that, what
+//! [`crate::chunks`] says, where parts of the page table were not read yet.
 //!
 //! Invariants: what is cached was checked against its hash; a fetch that fails leaves what it had
 //! fetched before in the cache, and everything else as it was.
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 
+use crate::chunks;
 use crate::format::Damaged;
 use crate::page_set::PageSet;
 use crate::remote::{Remote, RemoteError, SharedRemote};
@@ -43,9 +45,10 @@ pub async fn fetch(
     snapshot: &Snapshot,
     pages: &PageSet,
 ) -> Result<(), FetchError> {
+    chunks::load(remote, volume, snapshot, pages).await?;
     let mut frames: HashMap<*const FrameRef, Arc<FrameRef>> = HashMap::new();
     for page in volume.missing(snapshot, pages)?.iter() {
-        if let Some(Location::Frame(frame)) = snapshot.location(page) {
+        if let Location::Frame(frame, _) = snapshot.location(page) {
             frames.insert(Arc::as_ptr(frame), frame.clone());
         }
     }

@@ -19,6 +19,11 @@
 //! | [`bulk`] | a commit of any size, stored as its pages come |
 //! | [`publish`] | turning a prepared commit into a durable log entry, or learning that it lost |
 //! | [`pull`] | reading what others committed: metadata only |
+//! | [`history`] | opening: the newest checkpoint and the commits since; catching up |
+//! | [`chunks`] | reading parts of the page table when they are first needed |
+//! | [`mod@checkpoint`] | writing a whole page table and the layer's state, so that opening stays cheap |
+//! | [`mod@time`] | which commit a moment means |
+//! | [`fork`] | a new volume that begins as another one was |
 //! | [`volume`] | one replica of one volume: tip, local commits, push, reset |
 //! | [`mod@fetch`] | bringing pages that a read faulted on into the cache |
 //! | [`compact`] | rewriting pages into dense segments, laid out for readers |
@@ -27,8 +32,12 @@
 pub mod bulk;
 pub mod catalog;
 pub mod compact;
+pub mod checkpoint;
+pub mod chunks;
 pub mod fetch;
+pub mod fork;
 pub mod format;
+pub mod history;
 pub mod ids;
 pub mod page_set;
 pub mod publish;
@@ -36,7 +45,10 @@ pub mod pull;
 pub mod remote;
 pub mod snapshot;
 pub mod store;
+pub mod time;
 pub mod volume;
 
-pub use ids::{ChainHash, CommitId, Lsn, ModuleHash, PageIdx, PageSize, VolumeId, VolumeName, key};
+pub use ids::{
+    ChainHash, CommitId, LeaseId, Lsn, ModuleHash, PageIdx, PageSize, Seq, VolumeId, VolumeName, key,
+};
 pub use page_set::PageSet;

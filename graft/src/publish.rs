@@ -8,7 +8,7 @@
 //! time-out or an error proves nothing, so the log is read back: our own id there means won, another
 //! means rejected, and while the LSN is not seen occupied the outcome stays unknown. The caller then
 //! publishes the same [`Prepared`] again: identical bytes, so that whichever try lands is the same
-//! commit.
+//! commit. Where garbage collection has passed meanwhile, the tombstone under the key says whose it was.
 //!
 //! Invariants: a log entry never names a segment that is not stored; an unknown outcome is never
 //! reported as a lost or a won one. Waiting between tries is the caller's business.
@@ -20,7 +20,7 @@ use crate::format::commit::{FrameEntry, HEAD_BYTES_MAX, Head};
 use crate::format::frame::{self, FRAME_PAGES_MAX, PageHash};
 use crate::ids::{ChainHash, CommitId, Lsn, PageIdx, VolumeId, key};
 use crate::page_set::PageSet;
-use crate::pull::{PullError, read_head};
+use crate::pull::{Entry, PullError, read_entry};
 use crate::remote::{Remote, RemoteError};
 
 /// Frames up to this many bytes in all ride inside the commit; more go to segments.
@@ -66,6 +66,8 @@ pub struct Draft {
     pub payload: Bytes,
     /// How many local commits it rolls up.
     pub locals: usize,
+    /// The newest checkpoint's LSN that the writer knows; 0 for none.
+    pub checkpoint: Lsn,
 }
 
 /// Compresses and hashes pages into a commit. `pages` ascend and lie within `draft.pages`.
@@ -104,7 +106,7 @@ pub fn prepare(draft: Draft, pages: &[(PageIdx, Bytes)]) -> Prepared {
         parent: draft.parent,
         hash: ChainHash::ZERO,
         time_ms: draft.now_ms.max(draft.parent_time_ms.saturating_add(1)),
-        checkpoint: Lsn::ZERO,
+        checkpoint: draft.checkpoint,
         pages: draft.pages,
         set: pages.iter().map(|(idx, _)| *idx).collect::<PageSet>(),
         hashes: pages.iter().map(|(idx, page)| PageHash::of(*idx, page)).collect(),
@@ -187,12 +189,21 @@ pub async fn publish(remote: &dyn Remote, prepared: &Prepared) -> Result<Publish
     };
     // The whole head, whose hash vouches for it: a bit that flipped in our own commit's id must not
     // make it look like another writer's.
-    match read_head(remote, prepared.head.volume, lsn).await {
-        Ok(found) if found.hash == prepared.head.hash => Ok(Published { lsn, hash: found.hash }),
-        Ok(_) => Err(PublishError::Rejected { lsn }),
+    match read_entry(remote, prepared.head.volume, lsn).await {
+        Ok(Entry::Commit(found)) if found.hash == prepared.head.hash => {
+            Ok(Published { lsn, hash: found.hash })
+        }
+        Ok(Entry::Commit(_)) => Err(PublishError::Rejected { lsn }),
+        // So long ago that it was deleted since; what is left of it says whose it was.
+        Ok(Entry::Gone(left)) if left.id == prepared.head.id && left.hash == prepared.head.hash => {
+            Ok(Published { lsn, hash: left.hash })
+        }
+        Ok(Entry::Gone(_)) => Err(PublishError::Rejected { lsn }),
         Err(PullError::Damaged(damaged)) => Err(damaged.into()),
         // Not seen occupied, or not seen at all: neither proves that the create will not land.
-        Err(PullError::Remote(_) | PullError::Diverged { .. }) => Err(PublishError::Unknown { lsn, source }),
+        Err(PullError::Remote(_) | PullError::Diverged { .. } | PullError::Expired { .. }) => {
+            Err(PublishError::Unknown { lsn, source })
+        }
     }
 }
 

@@ -13,10 +13,10 @@ use graft::fetch::RemoteFetch;
 use graft::format::meta::Meta;
 use graft::remote::SharedRemote;
 use graft::store::{Batch, Durability, FjallStore, ReplicaStore as _, SharedStore, Space};
+use graft::time::At;
 use graft::volume::{Options, Volume};
 use graft::{Lsn, PageSize, VolumeId, VolumeName};
 use parking_lot::Mutex;
-use sqlsync_layer::transfer::export::{At, open_at};
 use sqlsync_layer::vfs::{Control, Database, OpenRequest, PragmaAnswer, Pragmas, Settings};
 use tokio::runtime::Runtime;
 
@@ -51,6 +51,9 @@ struct Registry {
     sessions: HashMap<Key, (Weak<Database>, Weak<Session>)>,
     stores: HashMap<PathBuf, Weak<FjallStore>>,
 }
+
+/// Pages of a past state kept in memory.
+pub const CACHE_BYTES: usize = 64 << 20;
 
 /// Held while a volume is opened, so that two connections open it once.
 static REGISTRY: LazyLock<Mutex<Registry>> = LazyLock::new(Mutex::default);
@@ -199,7 +202,8 @@ async fn replica(
         (resolved, _) => resolved,
     };
     if let Some(lsn) = at {
-        return Ok((open_at(&**remote, resolved?, At::Lsn(lsn)).await?, None));
+        let opened = Volume::open_at(&**remote, resolved?, At::Lsn(lsn), CACHE_BYTES).await?;
+        return Ok((opened.volume, None));
     }
     let Some(store) = store else {
         let opened = Volume::open(&**remote, resolved?, Options::default()).await?;

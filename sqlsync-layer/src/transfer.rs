@@ -27,17 +27,24 @@ use std::path::{Path, PathBuf};
 use bytes::{Bytes, BytesMut};
 use graft::bulk::{Bulk, BulkError};
 use graft::catalog::{self, CatalogError};
+use graft::checkpoint::Policy;
+use graft::fetch::FetchError;
 use graft::format::meta::Meta;
 use graft::publish::{Draft, Prepared, PublishError, Published, publish};
 use graft::remote::Remote;
+use graft::volume::{Options, Volume};
 use graft::{ChainHash, CommitId, Lsn, PageIdx, PageSize, VolumeId, VolumeName};
 
 use self::source::{Source, SourceError, View};
+use crate::ledger::Ledger;
 use crate::payload::Payload;
 use crate::vfs::{Marks, page1};
 
 /// Views of a file that were torn by a restart of its WAL, in a row, before an operation gives up.
 const TORN_MAX: usize = 5;
+
+/// A head of so many bytes is read by everyone who opens the volume, without a checkpoint.
+const HEAD_BYTES_CHEAP: u64 = 64 << 10;
 
 /// How far a transfer has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +92,9 @@ pub enum TransferError {
     /// The commit could not be made.
     #[error(transparent)]
     Publish(#[from] PublishError),
+    /// The volume's page table could not be read.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
     /// The volume could not be opened.
     #[error(transparent)]
     Open(#[from] graft::volume::OpenError),
@@ -174,7 +184,30 @@ pub(crate) async fn import_source(
         imported.pages_written = shipped.prepared.head.set.len() as u32;
     }
     catalog::create(remote, name, volume, meta).await?;
+    if shipped.prepared.head.encoded.len() as u64 > HEAD_BYTES_CHEAP {
+        // Otherwise everyone who opens the volume reads 16 bytes for each page.
+        checkpoint_if_due(remote, volume, &Policy { commits: 1, bytes: 0 }).await;
+    }
     Ok((imported, shipped))
+}
+
+/// Writes a checkpoint of a volume's newest commit where `policy` says that one is due, so that opening it
+/// stays cheap. Nothing depends on it: where it fails, that is logged, and another is written later.
+pub async fn checkpoint_if_due(remote: &dyn Remote, volume: VolumeId, policy: &Policy) {
+    let written = async {
+        let opened =
+            Volume::open(remote, volume, Options::default()).await.map_err(|error| error.to_string())?;
+        if opened.volume.checkpoint_due(policy) {
+            let ledger = Ledger::open(&opened.start, &opened.heads).map_err(|error| error.to_string())?;
+            let base = opened.volume.base();
+            let written = graft::checkpoint::write(remote, &opened.volume, &base, ledger.encode()).await;
+            written.map_err(|error| error.to_string())?;
+        }
+        Ok::<(), String>(())
+    };
+    if let Err(error) = written.await {
+        tracing::warn!(%volume, error, "no checkpoint was written");
+    }
 }
 
 fn draft(volume: VolumeId, parent: Option<(Lsn, ChainHash, i64)>, id: CommitId, now_ms: i64) -> Draft {
@@ -189,6 +222,7 @@ fn draft(volume: VolumeId, parent: Option<(Lsn, ChainHash, i64)>, id: CommitId, 
         pages: 0,
         payload: Payload { marks: Marks::BOTH.to_byte(), records: Vec::new() }.encode(),
         locals: 0,
+        checkpoint: Lsn::ZERO,
     }
 }
 

@@ -258,6 +258,37 @@ fn the_past_another_volume_and_files() {
 }
 
 #[test]
+fn a_fork_goes_its_own_way_and_verify_finds_a_changed_byte() {
+    let Some(shop) = Shop::open() else { return };
+    let data = format!("&data={}", shop.path("data"));
+    let (v, child) = (shop.uri("v", &data), shop.uri("child", &data));
+    shop.json(&format!(
+        "{v}create table t(v); insert into t values(1); select * from graft_push; insert into t values(2); select * from graft_push;"
+    ));
+    let made = shop.json(&format!(
+        "{v}select name, parent, lsn from graft_fork('child'); select lsn from graft_fork('old', 1);"
+    ));
+    assert_eq!(made, [json!([{ "name": "child", "parent": "v", "lsn": 2 }]), json!([{ "lsn": 1 }])]);
+    let there = shop.json(&format!(
+        "{child}insert into t values(3); select * from graft_push; select sum(v) as s from t;"
+    ));
+    assert_eq!(there[1], json!([{ "s": 6 }]));
+    let sum = |uri: &str| shop.json(&format!("{uri}select sum(v) as s from t;"))[0][0]["s"].clone();
+    assert_eq!((sum(&v), sum(&shop.uri("old", ""))), (json!(3), json!(1)));
+    let verify = format!("{}select lsn, problem from graft_verify;", shop.uri("v", ""));
+    assert_eq!(shop.json(&verify), [json!([{ "lsn": 2, "problem": null }])]);
+    // The last byte of the newest commit of `v`, which lies in its pages.
+    let id = shop.json(&format!("{v}select id from graft_info;"))[0][0]["id"].as_str().unwrap().to_owned();
+    let log = shop.folder.path().join("store/volumes").join(id).join("log");
+    let newest = std::fs::read_dir(log).unwrap().map(|entry| entry.unwrap().path()).min().unwrap();
+    let mut bytes = std::fs::read(&newest).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&newest, bytes).unwrap();
+    let found = shop.json(&verify);
+    assert!(found[0][0]["problem"].as_str().unwrap().contains("volumes/"), "{found:?}");
+}
+
+#[test]
 fn errors_are_told_and_text_is_never_a_format() {
     let Some(shop) = Shop::open() else { return };
     let v = shop.uri("v", &format!("&data={}", shop.path("data")));

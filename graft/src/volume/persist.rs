@@ -2,24 +2,30 @@
 //!
 //! | space | key | value |
 //! | --- | --- | --- |
-//! | state | `vid ‖ 'h' ‖ lsn` (big-endian) | a pulled or pushed commit's head |
+//! | state | `vid ‖ 's'` | the checkpoint that it begins at: volume, number, root and state |
+//! | state | `vid ‖ 'v'` | of a fork: the volumes that it is made of |
+//! | state | `vid ‖ 'h' ‖ lsn` (big-endian) | the head of a commit since |
+//! | state | `vid ‖ 'c' ‖ hash` | a chunk of that checkpoint's page table |
 //! | state | `vid ‖ 'p'` | the pending push: every byte that was or will be sent |
 //! | local | `vid ‖ number` (big-endian) | a local commit |
-//! | pages | `vid ‖ page ‖ lsn` (big-endian) | a cached durable page |
+//! | pages | `origin ‖ page ‖ lsn` (big-endian) | a cached durable page: the volume and commit that wrote it |
 //!
 //! Invariants: a local commit is written with the replica's durability before it is acknowledged;
 //! the pending push is written before anything is sent; confirming removes the pending push and its
 //! local commits and adds the head in one batch, so a crash repeats the settling or finds it done.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::{LocalCommit, OpenError, Prepared, State, Volume};
+use crate::format::checkpoint::{ChunkRef, Root, state_hash};
+use crate::format::chunk::Lineage;
 use crate::format::commit::Head;
 use crate::format::{Reader, Short};
-use crate::ids::{Lsn, PageIdx, VolumeId};
-use crate::snapshot::FrameRef;
+use crate::history::Start;
+use crate::ids::{Lsn, PageIdx, Seq, VolumeId};
+use crate::snapshot::{FrameRef, Snapshot};
 use crate::store::{Batch, Durability, ReplicaStore, Space, StoreError};
 
 fn head_prefix(vid: VolumeId) -> Vec<u8> {
@@ -34,8 +40,28 @@ fn pending_key(vid: VolumeId) -> Vec<u8> {
 fn local_key(vid: VolumeId, number: u64) -> Vec<u8> {
     [&vid.0[..], &number.to_be_bytes()].concat()
 }
+fn start_key(vid: VolumeId) -> Vec<u8> {
+    [&vid.0[..], b"s"].concat()
+}
+fn volumes_key(vid: VolumeId) -> Vec<u8> {
+    [&vid.0[..], b"v"].concat()
+}
+fn chunk_prefix(vid: VolumeId) -> Vec<u8> {
+    [&vid.0[..], b"c"].concat()
+}
+fn chunk_key(vid: VolumeId, hash: &[u8; 16]) -> Vec<u8> {
+    [&vid.0[..], b"c", &hash[..]].concat()
+}
 fn page_key(vid: VolumeId, page: PageIdx, lsn: Lsn) -> Vec<u8> {
     [&vid.0[..], &page.get().to_be_bytes(), &lsn.0.to_be_bytes()].concat()
+}
+
+/// Whether the store holds anything of this volume's log or local commits.
+pub(super) fn holds(store: Option<&dyn ReplicaStore>, vid: VolumeId) -> Result<bool, StoreError> {
+    let Some(store) = store else { return Ok(false) };
+    Ok(store.get(Space::State, &start_key(vid))?.is_some()
+        || !store.scan(Space::State, &head_prefix(vid))?.is_empty()
+        || !store.scan(Space::Local, &vid.0)?.is_empty())
 }
 
 impl Volume {
@@ -48,11 +74,16 @@ impl Volume {
         Some((self.store()?, self.options.locals?))
     }
 
-    pub(super) fn stored_page(&self, page: PageIdx, lsn: Lsn) -> Result<Option<Bytes>, StoreError> {
+    pub(super) fn stored_page(
+        &self,
+        origin: VolumeId,
+        page: PageIdx,
+        lsn: Lsn,
+    ) -> Result<Option<Bytes>, StoreError> {
         match self.store() {
             None => Ok(None),
             Some(store) => {
-                let found = store.get(Space::Pages, &page_key(self.id, page, lsn))?;
+                let found = store.get(Space::Pages, &page_key(origin, page, lsn))?;
                 Ok(found.filter(|bytes| bytes.len() == self.page_size.bytes()))
             }
         }
@@ -61,15 +92,84 @@ impl Volume {
     pub(super) fn store_pages(&self, frame: &FrameRef, pages: &[Bytes]) -> Result<(), StoreError> {
         let Some(store) = self.store() else { return Ok(()) };
         let mut batch = Batch::default();
-        for (page, bytes) in frame.pages.iter().zip(pages) {
-            batch.put(Space::Pages, page_key(self.id, *page, frame.lsn), bytes.clone());
+        let base = self.base();
+        for (slot, bytes) in frame.slots.iter().zip(pages) {
+            let origin = base.volumes().origin(slot.lsn);
+            batch.put(Space::Pages, page_key(origin, slot.page, slot.lsn), bytes.clone());
         }
         store.write(batch, Durability::Buffered)
     }
 
-    pub(super) fn store_heads(&self, heads: &[Head]) -> Result<(), StoreError> {
+    /// A chunk's compressed bytes, as they were stored; not checked.
+    pub(crate) fn stored_chunk(&self, at: &ChunkRef) -> Result<Option<Bytes>, StoreError> {
+        let Some(store) = self.store() else { return Ok(None) };
+        store.get(Space::State, &chunk_key(self.id, &at.hash))
+    }
+
+    /// Keeps chunks that were read. They can be read again: a store that fails loses nothing.
+    pub(crate) fn keep_chunks(&self, chunks: &[(ChunkRef, Bytes)]) {
+        let Some(store) = self.store() else { return };
+        let mut batch = Batch::default();
+        for (at, bytes) in chunks {
+            batch.put(Space::State, chunk_key(self.id, &at.hash), bytes.clone());
+        }
+        if let Err(error) = store.write(batch, Durability::Buffered) {
+            tracing::warn!(volume = %self.id, %error, "a part of the page table could not be kept");
+        }
+    }
+
+    /// The replica begins at `start` now: heads before it and chunks that it does not name go.
+    fn put_start(&self, batch: &mut Batch, before: &Snapshot, start: &Start) -> Result<(), StoreError> {
+        let Some(store) = self.store() else { return Ok(()) };
+        match &start.checkpoint {
+            None => batch.remove(Space::State, start_key(self.id)),
+            Some(root) => batch.put(Space::State, start_key(self.id), encode_start(root, &start.state)),
+        }
+        match start.volumes.volumes() {
+            [] | [_] => batch.remove(Space::State, volumes_key(self.id)),
+            more => batch.put(Space::State, volumes_key(self.id), encode_volumes(more)),
+        }
+        let since = before.checkpoint().map_or(Lsn::ZERO, |root| root.lsn);
+        for lsn in since.0.saturating_add(1)..=start.lsn.0.min(before.lsn().0) {
+            batch.remove(Space::State, head_key(self.id, Lsn(lsn)));
+        }
+        let named: HashSet<[u8; 16]> = start.chunks.iter().map(|chunk| chunk.at.hash).collect();
+        for (key, _) in store.scan(Space::State, &chunk_prefix(self.id))? {
+            if key.last_chunk::<16>().is_none_or(|hash| !named.contains(hash)) {
+                batch.remove(Space::State, key);
+            }
+        }
+        for chunk in &start.chunks {
+            if let Some(bytes) = chunk.compressed() {
+                batch.put(Space::State, chunk_key(self.id, &chunk.at.hash), bytes.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// See [`Volume::adopt`].
+    pub(super) fn store_start(&self, before: &Snapshot, start: &Start) -> Result<(), StoreError> {
         let Some(store) = self.store() else { return Ok(()) };
         let mut batch = Batch::default();
+        self.put_start(&mut batch, before, start)?;
+        store.write(batch, Durability::Buffered)
+    }
+
+    pub(super) fn store_pulled(
+        &self,
+        before: &Snapshot,
+        jump: Option<&Start>,
+        heads: &[Head],
+    ) -> Result<(), StoreError> {
+        let Some(store) = self.store() else { return Ok(()) };
+        let mut batch = Batch::default();
+        if let Some(start) = jump {
+            self.put_start(&mut batch, before, start)?;
+            // Those after the jump's checkpoint that were here are not of what is stored now, either.
+            for lsn in start.lsn.0.saturating_add(1)..=before.lsn().0 {
+                batch.remove(Space::State, head_key(self.id, Lsn(lsn)));
+            }
+        }
         for head in heads {
             batch.put(Space::State, head_key(self.id, head.lsn), head.encoded.clone());
         }
@@ -113,6 +213,7 @@ impl Volume {
             }
         }
         for (page, bytes) in changes {
+            // The volume's own: a fork writes after the LSN it was forked at.
             batch.put(Space::Pages, page_key(self.id, *page, prepared.head.lsn), bytes.clone());
         }
         // Losing this batch to a power cut is harmless: the pending push is settled once more.
@@ -129,21 +230,37 @@ impl Volume {
         store.write(batch, durability)
     }
 
-    /// Fills a fresh replica's state from the store.
-    pub(super) fn restore(&self) -> Result<Vec<Head>, OpenError> {
+    /// Fills a fresh replica's state from the store: where it begins, and the heads since.
+    pub(super) fn restore(&self) -> Result<(Start, Vec<Head>), OpenError> {
+        let mut start = Start::empty(Lineage::of(self.id));
         let mut heads = Vec::new();
-        let Some(store) = self.store() else { return Ok(heads) };
+        let Some(store) = self.store() else { return Ok((start, heads)) };
         let mut state = self.state.lock();
+        let damaged = |reason: &str| OpenError::Local { volume: self.id, reason: reason.into() };
+        let volumes = store.get(Space::State, &volumes_key(self.id))?;
+        let volumes = volumes.map(|value| decode_volumes(&value).ok_or_else(|| damaged("its ancestors")));
+        if let Some(value) = store.get(Space::State, &start_key(self.id))? {
+            start = decode_start(&value).ok_or_else(|| damaged("its checkpoint"))?;
+        }
+        start.volumes = volumes.transpose()?.unwrap_or_else(|| Lineage::of(self.id));
+        let version = state.next_version();
+        let empty = || Snapshot::empty(self.page_size, start.volumes.clone());
+        state.base = match &start.checkpoint {
+            None => empty(),
+            Some(root) => Snapshot::of_checkpoint(root, &start.chunks, start.volumes.clone(), version, 0),
+        };
+        if state.base.page_size() != self.page_size {
+            return Err(damaged("its checkpoint has another page size"));
+        }
         for (key, value) in store.scan(Space::State, &head_prefix(self.id))? {
             heads.push(self.restore_head(&mut state, &key, &value)?);
         }
         state.tip = state.base.clone();
-        let damaged = |reason: &str| OpenError::Local { volume: self.id, reason: reason.into() };
         let locals = store.scan(Space::Local, &self.id.0)?;
         if self.options.locals.is_none() {
             // This replica would move the base on under them.
             let unpushed = OpenError::Unpushed { volume: self.id, locals: locals.len() };
-            return if locals.is_empty() { Ok(heads) } else { Err(unpushed) };
+            return if locals.is_empty() { Ok((start, heads)) } else { Err(unpushed) };
         }
         let mut pages = state.base.pages();
         for (_, value) in locals {
@@ -166,7 +283,7 @@ impl Volume {
         }
         let version = state.next_version();
         state.tip = state.stack(version);
-        Ok(heads)
+        Ok((start, heads))
     }
 
     fn restore_head(&self, state: &mut State, key: &[u8], value: &[u8]) -> Result<Head, OpenError> {
@@ -174,17 +291,58 @@ impl Volume {
         let lsn = key.last_chunk::<8>().map(|bytes| Lsn(u64::from_be_bytes(*bytes)));
         let lsn = lsn.filter(|lsn| *lsn == state.base.lsn().next());
         let lsn = lsn.ok_or_else(|| damaged(format!("no head of lsn {}", state.base.lsn().next())))?;
-        let head =
-            Head::decode(self.id, lsn, value).map_err(|_| damaged(format!("the head of lsn {lsn}")))?;
-        if head.parent != state.hash {
+        let head = Head::decode(state.base.volumes().origin(lsn), lsn, value)
+            .map_err(|_| damaged(format!("the head of lsn {lsn}")))?;
+        if head.parent != state.base.hash() {
             return Err(damaged(format!("the head of lsn {lsn} does not follow its predecessor")));
         }
         let version = state.next_version();
         state.base = state.base.with_commit(&head, version);
-        state.hash = head.hash;
-        state.time_ms = head.time_ms;
         Ok(head)
     }
+}
+
+/// volume, number u64, then root and state as they are in the checkpoint object.
+fn encode_start(root: &Root, state: &Bytes) -> Bytes {
+    let mut out = BytesMut::new();
+    out.extend_from_slice(&root.volume.0);
+    out.put_u64_le(root.seq.0);
+    out.extend_from_slice(&root.encoded);
+    out.extend_from_slice(state);
+    out.freeze()
+}
+
+fn decode_start(bytes: &[u8]) -> Option<Start> {
+    let (volume, rest) = bytes.split_first_chunk::<16>()?;
+    let (seq, rest) = rest.split_first_chunk::<8>()?;
+    let root = Root::decode(VolumeId(*volume), Seq(u64::from_le_bytes(*seq)), rest).ok()?;
+    let state = Bytes::copy_from_slice(rest.get(root.encoded.len()..)?);
+    let whole = state.len() as u64 == root.state_bytes && state_hash(&state) == root.state_hash;
+    whole.then(|| Start::of(root, state))
+}
+
+/// For each volume its id and the last LSN read of it, u64; last, 16 bytes of BLAKE3 over all before.
+fn encode_volumes(volumes: &[(VolumeId, Lsn)]) -> Bytes {
+    let mut out = BytesMut::new();
+    for (volume, last) in volumes {
+        out.extend_from_slice(&volume.0);
+        out.put_u64_le(last.0);
+    }
+    let hash = blake3::hash(&out);
+    out.extend_from_slice(&hash.as_bytes()[..16]);
+    out.freeze()
+}
+
+fn decode_volumes(bytes: &[u8]) -> Option<Lineage> {
+    let (body, checksum) = bytes.split_last_chunk::<16>()?;
+    if blake3::hash(body).as_bytes()[..16] != *checksum || !body.len().is_multiple_of(24) {
+        return None;
+    }
+    let volumes = body.chunks_exact(24).map(|entry| {
+        let (volume, last) = entry.split_first_chunk::<16>()?;
+        Some((VolumeId(*volume), Lsn(u64::from_le_bytes(*last.first_chunk::<8>()?))))
+    });
+    Lineage::from_volumes(volumes.collect::<Option<_>>()?)
 }
 
 /// number u64, pages before u32, pages after u32, payload length u32, changes u32, payload, then for

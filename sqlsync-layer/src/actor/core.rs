@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use graft::checkpoint::{CheckpointError, Written};
 use graft::fetch::Fetch;
 use graft::format::Damaged;
 use graft::format::commit::Head;
@@ -151,6 +152,10 @@ pub struct Actor {
     pub(super) held_back: BTreeSet<QueryId>,
     /// Connections whose client knows more than this actor: welcomed after the next look at the log.
     behind: Vec<Behind>,
+    /// A checkpoint is being written.
+    checkpointing: bool,
+    /// The last one was not: the next publication will do.
+    checkpoint_failed: bool,
     pub(super) shutting_down: bool,
     drained: bool,
     pub(super) sessions: BTreeMap<SessionId, Session>,
@@ -182,10 +187,7 @@ impl Actor {
         limits: Limits,
         epoch: u64,
     ) -> Result<Actor, OpenError> {
-        let mut durable = Ledger::default();
-        for head in &opened.heads {
-            apply_payload(&mut durable, &Payload::decode(head)?, head.lsn);
-        }
+        let durable = Ledger::open(&opened.start, &opened.heads)?;
         let volume = Arc::new(opened.volume);
         let database = Database::new(volume.clone(), fetch);
         Ok(Actor {
@@ -207,6 +209,8 @@ impl Actor {
             waking: false,
             held_back: BTreeSet::new(),
             behind: Vec::new(),
+            checkpointing: false,
+            checkpoint_failed: false,
             shutting_down: false,
             drained: false,
             sessions: BTreeMap::new(),
@@ -257,6 +261,7 @@ impl Actor {
             Input::Reminded => self.reminded(),
             Input::Published(result) => self.published(result),
             Input::Pulled(result) => self.pulled(result),
+            Input::Checkpointed(result) => self.checkpointed(result),
             Input::Woken => self.woken(),
             Input::Shutdown => self.shutting_down = true,
         }
@@ -268,6 +273,7 @@ impl Actor {
         self.run_inbox();
         self.refresh();
         self.seal(now_ms, id);
+        self.checkpoint();
         let freshen = self.settle_waiting(now_ms) || !self.behind.is_empty();
         if freshen && matches!(self.phase, Phase::Idle) {
             self.pull();
@@ -275,6 +281,28 @@ impl Actor {
         if self.shutting_down && !self.drained && self.is_drained() {
             self.drained = true;
             self.output(Output::Drained);
+        }
+    }
+
+    /// Asks for a checkpoint of what is durable, if one is due.
+    fn checkpoint(&mut self) {
+        let waits = self.checkpointing || self.checkpoint_failed || self.shutting_down;
+        if !waits && self.volume.checkpoint_due(&self.limits.checkpoint) {
+            self.checkpointing = true;
+            // The durable ledger is the fold up to the base: both move in one step.
+            let (snapshot, state) = (self.volume.base(), self.durable.encode());
+            self.output(Output::Checkpoint { snapshot, state });
+        }
+    }
+
+    fn checkpointed(&mut self, result: Result<Written, CheckpointError>) {
+        self.checkpointing = false;
+        match result {
+            Ok(written) => tracing::debug!(volume = %self.volume.id(), ?written, "checkpoint"),
+            Err(error) => {
+                tracing::warn!(volume = %self.volume.id(), %error, "no checkpoint; the next publication tries again");
+                self.checkpoint_failed = true;
+            }
         }
     }
 
@@ -684,6 +712,7 @@ impl Actor {
         match result {
             Ok(published) => {
                 self.failures = 0;
+                self.checkpoint_failed = false;
                 self.metrics.published += 1;
                 self.confirm(prepared.locals, published.lsn);
                 self.welcome_waiting();
@@ -745,19 +774,25 @@ impl Actor {
     }
 
     fn pulled(&mut self, result: Result<Pulled, PullError>) {
-        if let Err(error @ (PullError::Damaged(_) | PullError::Diverged { .. })) = &result {
+        if let Err(error @ (PullError::Damaged(_) | PullError::Diverged { .. } | PullError::Expired { .. })) =
+            &result
+        {
             self.tell_all_of_damage(&error.to_string());
         }
         let replay = result.map_err(|error| error.to_string()).and_then(|pulled| {
             // A pull for waiting queries may find nothing new.
-            if pulled.heads.is_empty() && self.is_ahead() {
+            if pulled.heads.is_empty() && pulled.jump.is_none() && self.is_ahead() {
                 return Err("the lsn was lost, and the log shows no other commit".into());
             }
             let payloads: Result<Vec<Payload>, Damaged> = pulled.heads.iter().map(Payload::decode).collect();
-            Ok((payloads.map_err(|error| error.to_string())?, pulled))
+            let payloads = payloads.map_err(|error| error.to_string())?;
+            // After a jump, what lies between is in the checkpoint's ledger.
+            let begins = pulled.jump.as_ref().map(|start| Ledger::open(start, &[])).transpose();
+            Ok((payloads, begins.map_err(|error| error.to_string())?, pulled))
         });
-        let replayed = replay
-            .and_then(|(payloads, pulled)| self.reset(&payloads, pulled).map_err(|error| error.to_string()));
+        let replayed = replay.and_then(|(payloads, begins, pulled)| {
+            self.reset(&payloads, begins, pulled).map_err(|error| error.to_string())
+        });
         match replayed {
             Ok(()) => {
                 self.failures = 0;
@@ -781,11 +816,16 @@ impl Actor {
 
     /// Drops every local commit, takes in what others committed, and queues what was dropped to run
     /// again before everything newer.
-    fn reset(&mut self, payloads: &[Payload], pulled: Pulled) -> Result<(), StoreError> {
+    fn reset(
+        &mut self,
+        payloads: &[Payload],
+        begins: Option<Ledger>,
+        pulled: Pulled,
+    ) -> Result<(), StoreError> {
         let pages_before = self.volume.base().pages();
         let heads = pulled.heads.clone();
         self.volume.reset()?;
-        self.volume.absorb(pulled)?;
+        let graft = self.volume.absorb(pulled)?;
         self.writer.forget_schema();
         self.reader.forget_schema();
         let dropped = std::mem::take(&mut self.unpublished);
@@ -795,6 +835,13 @@ impl Actor {
         }
         for written in dropped.iter().filter_map(|unpublished| unpublished.done.written.clone()) {
             self.live.committed(written);
+        }
+        if let Some(begins) = begins {
+            self.durable = begins;
+            // What changed on the way is known by the chunk, and nothing of page 1.
+            let mut changed = graft;
+            changed.remove(PageIdx::FIRST);
+            self.live.committed(WriteSet { pages: changed, marks: Marks::BOTH });
         }
         let mut pages = pages_before;
         for (head, payload) in heads.iter().zip(payloads) {

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use futures::executor::block_on;
 use graft::fetch::RemoteFetch;
 use graft::remote::{Faults, Faulty, MemoryRemote, SharedRemote};
+use graft::time::At;
 use graft::volume::{Options, Volume};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use rusqlite::Connection;
 
 use super::backup::Backup;
-use super::export::{At, export, open_at};
+use super::export::export;
 use super::*;
 use crate::vfs::Database;
 
@@ -64,7 +65,7 @@ fn exported(remote: &SharedRemote, at: Option<At>) -> BTreeMap<String, Vec<Strin
     std::fs::write(folder.path().join("out.db-wal"), b"stale").unwrap();
     let id = block_on(catalog::resolve(&**remote, &name())).unwrap();
     let volume = match at {
-        Some(at) => block_on(open_at(&**remote, id, at)).unwrap(),
+        Some(at) => block_on(Volume::open_at(&**remote, id, at, 8 << 20)).unwrap().volume,
         None => block_on(Volume::open(&**remote, id, Options::default())).unwrap().volume,
     };
     block_on(export(&**remote, &volume, &volume.tip(), &file, &mut |_| {})).unwrap();

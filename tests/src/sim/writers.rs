@@ -188,6 +188,7 @@ impl Run {
             pages,
             payload: Payload::of_plain_sql(stale),
             locals: 0,
+            checkpoint: Lsn::ZERO,
         };
         let changes: Vec<(PageIdx, Bytes)> = changes.into_iter().collect();
         let published = publish(&self.remote, &prepare(draft, &changes)).await.map_err(|e| e.to_string())?;
