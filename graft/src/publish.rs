@@ -85,7 +85,7 @@ pub fn prepare(draft: Draft, pages: &[(PageIdx, Bytes)]) -> Prepared {
     let mut entries = Vec::with_capacity(frames.len());
     let mut segments: Vec<Vec<u8>> = Vec::new();
     let mut body = Vec::new();
-    for (chunk, frame) in chunks.iter().zip(&frames) {
+    for (chunk, frame) in chunks.iter().zip(frames) {
         let (segment, target) = if inline {
             (0, &mut body)
         } else {
@@ -97,7 +97,7 @@ pub fn prepare(draft: Draft, pages: &[(PageIdx, Bytes)]) -> Prepared {
         };
         let offset = target.len() as u64;
         entries.push(FrameEntry { segment, offset, bytes: frame.len() as u32, pages: chunk.len() as u32 });
-        target.extend_from_slice(frame);
+        target.extend_from_slice(&frame);
     }
     let mut head = Head {
         volume: draft.volume,
