@@ -302,6 +302,75 @@ pub enum VolumeCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Bring all of a volume into a data directory, so that reading it needs no store.
+    Hydrate(Hydrate),
+    /// Store a plain file as a volume, in one commit.
+    Put(VolumePut),
+    /// Write out a file that was stored with put.
+    Get(VolumeGet),
+}
+
+/// `graft volume hydrate`
+#[derive(Debug, ClapArgs)]
+pub struct Hydrate {
+    /// The volume's name.
+    pub name: String,
+    #[command(flatten)]
+    pub store: Store,
+    /// The replica's directory. What it has already is not fetched again.
+    #[arg(long, env = "GRAFT_DATA", value_name = "DIR")]
+    pub data: PathBuf,
+    /// Go on after that: fetch what others commit, until Ctrl-C.
+    #[arg(long)]
+    pub follow: bool,
+    /// Seconds between two looks at the log, with --follow. Each is one LIST.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
+    pub interval: f64,
+    /// Bytes that cached pages may take in the directory. A volume that does not fit is refused.
+    #[arg(long, env = "GRAFT_DISK_BYTES", value_name = "BYTES", default_value_t = 16 << 30)]
+    pub disk_bytes: u64,
+    /// Print one JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Ten milliseconds to a day.
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.01..=86_400.0).contains(&seconds) => Ok(seconds),
+        _ => Err("give seconds from 0.01 to 86400".into()),
+    }
+}
+
+/// `graft volume put`
+#[derive(Debug, ClapArgs)]
+pub struct VolumePut {
+    /// The volume's name. It is created if it is new.
+    pub name: String,
+    /// The file to store. Readers see all of it or nothing; pages they have already are not sent.
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub store: Store,
+    /// Bytes in each page of a new volume: a power of two from 512 to 65536. [default: 4096]
+    #[arg(long, value_name = "BYTES")]
+    pub page_size: Option<u32>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `graft volume get`
+#[derive(Debug, ClapArgs)]
+pub struct VolumeGet {
+    /// The volume's name.
+    pub name: String,
+    /// Where the file goes. It is in FILE.part until it is whole; an interrupted get goes on from there.
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub store: Store,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `graft codegen`
@@ -412,6 +481,9 @@ mod tests {
             "graft volume rm todo --json",
             "graft volume checkpoint todo --store memory: --json",
             "graft volume log todo --store memory: --json",
+            "graft volume hydrate todo --store memory: --data d --follow --interval 0.5 --disk-bytes 9 --json",
+            "graft volume put f file --store memory: --page-size 65536 --json",
+            "graft volume get f file --store memory: --json",
             "graft codegen ts m.wasm --out m.ts --name M --no-register",
             "graft codegen ts --volume todo --url http://127.0.0.1:1",
             "graft new app --path /src",

@@ -150,6 +150,9 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
                 output::line(&log_table(&commits))?;
             }
         }
+        VolumeCommand::Hydrate(args) => return crate::hydrate::run(args).await,
+        VolumeCommand::Put(args) => return crate::files::run_put(args).await,
+        VolumeCommand::Get(args) => return crate::files::run_get(args).await,
     }
     Ok(Outcome::Done)
 }

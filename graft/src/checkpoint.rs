@@ -131,10 +131,6 @@ pub async fn write(
     if snapshot.lsn() == current.1 {
         return Ok(Written::Current { seq: current.0, lsn: current.1 });
     }
-    if state.len() as u64 > STATE_BYTES_MAX {
-        return Err(CheckpointError::StateTooLong { bytes: state.len() });
-    }
-    let seq = current.0.next();
     let touched = snapshot.chunks().filter(|view| view.untouched().is_none());
     let unread = touched.filter_map(|view| view.base().filter(|base| base.get().is_none()));
     let mut missing = Vec::new();
@@ -145,7 +141,31 @@ pub async fn write(
     }
     chunks::read(remote, volume, snapshot, missing).await?;
 
-    let (chunks, bases) = table(snapshot)?;
+    let table = table(snapshot)?;
+    store(remote, volume, snapshot, state, table).await
+}
+
+/// Stores the checkpoint after the one that `snapshot` is seeded from, of `snapshot`'s content, with
+/// `table` to say where its pages are. Whatever the table names must be stored already.
+///
+/// Compaction comes in here: its table says other places than the snapshot, for the same versions.
+///
+/// # Errors
+///
+/// See [`CheckpointError`].
+pub(crate) async fn store(
+    remote: &dyn Remote,
+    volume: &Volume,
+    snapshot: &Snapshot,
+    state: Bytes,
+    Table { chunks, bases }: Table,
+) -> Result<Written, CheckpointError> {
+    let id = volume.id();
+    let before = snapshot.checkpoint().filter(|root| root.volume == id);
+    let seq = next_seq(volume, snapshot);
+    if state.len() as u64 > STATE_BYTES_MAX {
+        return Err(CheckpointError::StateTooLong { bytes: state.len() });
+    }
     let mut history: Vec<Past> =
         before.map_or_else(Vec::new, |root| root.history.iter().copied().chain([root.past()]).collect());
     history.drain(..history.len().saturating_sub(HISTORY_MAX));
@@ -201,8 +221,20 @@ pub async fn write(
     Ok(Written::Stored { seq, lsn })
 }
 
-/// The chunks of the next checkpoint's table, and for each the one in memory that it is a copy of.
-type Table = (Vec<NewChunk>, Vec<Option<Arc<RemoteChunk>>>);
+/// The number of the checkpoint after the one that `snapshot` is seeded from.
+pub(crate) fn next_seq(volume: &Volume, snapshot: &Snapshot) -> Seq {
+    let before = snapshot.checkpoint().filter(|root| root.volume == volume.id());
+    before.map_or(Seq::ZERO, |root| root.seq).next()
+}
+
+/// The page table of a checkpoint that is to be stored.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    /// Its chunks, by index.
+    pub(crate) chunks: Vec<NewChunk>,
+    /// For each of them the one in memory whose content is the same, if there is one.
+    pub(crate) bases: Vec<Option<Arc<RemoteChunk>>>,
+}
 
 fn table(snapshot: &Snapshot) -> Result<Table, CheckpointError> {
     let table_bytes = snapshot.checkpoint().map_or(0, |root| root.table_bytes());
@@ -237,7 +269,7 @@ fn table(snapshot: &Snapshot) -> Result<Table, CheckpointError> {
         chunks.push(NewChunk::Fresh(view.index, bytes));
         bases.push(None);
     }
-    Ok((chunks, bases))
+    Ok(Table { chunks, bases })
 }
 
 /// Goes on from the newest checkpoint, which another writer made, unless that is newer than the base.

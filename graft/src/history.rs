@@ -225,8 +225,8 @@ pub(crate) async fn read_heads(
 ) -> Result<Vec<Head>, PullError> {
     // Never collected: a key that claims an LSN without end must cost no more than the first miss.
     let lsns = spans
-        .to_vec()
-        .into_iter()
+        .iter()
+        .copied()
         .flat_map(|(volume, from, to)| (from.0.saturating_add(1)..=to.0).map(move |lsn| (volume, Lsn(lsn))));
     let reads = lsns.map(|(volume, lsn)| read_present(remote, volume, lsn));
     let heads: Vec<Head> = futures::stream::iter(reads).buffered(CONCURRENT_READS).try_collect().await?;

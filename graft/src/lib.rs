@@ -16,7 +16,6 @@
 //! | [`remote`] | the object store: a trait, directory, memory, S3, fault injection |
 //! | [`store`] | the local replica store: a trait, fjall, memory |
 //! | [`snapshot`] | the page table and read views |
-//! | [`bulk`] | a commit of any size, stored as its pages come |
 //! | [`publish`] | turning a prepared commit into a durable log entry, or learning that it lost |
 //! | [`pull`] | reading what others committed: metadata only |
 //! | [`history`] | opening: the newest checkpoint and the commits since; catching up |
@@ -26,23 +25,30 @@
 //! | [`fork`] | a new volume that begins as another one was |
 //! | [`volume`] | one replica of one volume: tip, local commits, push, reset |
 //! | [`mod@fetch`] | bringing pages that a read faulted on into the cache |
+//! | `replan` | finding pages again that were moved and deleted where they were |
+//! | [`prefetch`] | what to fetch before it is asked for |
+//! | [`hydrate`] | fetching everything, once or from then on |
+//! | [`file`] | volumes as files: byte ranges, whole files, sparse |
 //! | [`compact`] | rewriting pages into dense segments, laid out for readers |
 //! | [`catalog`] | names of volumes, creating and listing them |
 
-pub mod bulk;
 pub mod catalog;
-pub mod compact;
 pub mod checkpoint;
 pub mod chunks;
+pub mod compact;
 pub mod fetch;
+pub mod file;
 pub mod fork;
 pub mod format;
 pub mod history;
+pub mod hydrate;
 pub mod ids;
 pub mod page_set;
+pub mod prefetch;
 pub mod publish;
 pub mod pull;
 pub mod remote;
+mod replan;
 pub mod snapshot;
 pub mod store;
 pub mod time;

@@ -223,6 +223,18 @@ impl Snapshot {
         Snapshot(Arc::new(view))
     }
 
+    /// The same content, with these pages read from other frames that hold the same versions of them.
+    pub(crate) fn relocated(&self, moved: impl Iterator<Item = (PageIdx, Arc<FrameRef>)>) -> Snapshot {
+        let mut view = (*self.0).clone();
+        for (page, frame) in moved {
+            let place = frame.slots.iter().position(|slot| slot.page == page);
+            if let Some(place) = place.and_then(|place| u8::try_from(place).ok()) {
+                view.table.set(page, Entry::Frame(frame, place));
+            }
+        }
+        Snapshot(Arc::new(view))
+    }
+
     /// The pages that may read differently in `other`: conservative, by whole chunks.
     pub(crate) fn difference(&self, other: &Snapshot) -> PageSet {
         let mut pages = self.0.table.difference(&other.0.table);

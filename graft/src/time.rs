@@ -12,6 +12,7 @@ use crate::history::{self, HistoryError, checkpoint_below, newest_checkpoint, ne
 use crate::ids::{Lsn, VolumeId};
 use crate::pull::{PullError, read_head};
 use crate::remote::{Remote, RemoteError};
+use crate::store::StoreError;
 
 /// A state of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +63,9 @@ pub enum AtError {
     /// Its log or a checkpoint could not be read.
     #[error(transparent)]
     Pull(#[from] PullError),
+    /// The local store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 impl From<HistoryError> for AtError {

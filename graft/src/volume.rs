@@ -18,7 +18,7 @@
 //! under the LSN that wrote them; a pending push is forgotten only when the log shows how it ended;
 //! confirming a push does not change the tip's content nor its version.
 
-mod cache;
+pub(crate) mod cache;
 mod persist;
 #[cfg(test)]
 mod tests;
@@ -33,17 +33,15 @@ use parking_lot::Mutex;
 use self::cache::PageCache;
 use crate::catalog::{self, CatalogError};
 use crate::checkpoint::Policy;
-use crate::fetch::FetchError;
 use crate::format::chunk::Lineage;
 use crate::format::commit::Head;
-use crate::format::{Damaged, frame};
 use crate::history::{self, History, HistoryError, Standing, Start};
 use crate::ids::{ChainHash, CommitId, Lsn, PageIdx, PageSize, VolumeId};
 use crate::page_set::PageSet;
 use crate::publish::{Draft, Prepared, PublishError, Published, prepare, publish};
 use crate::pull::{PullError, Pulled};
 use crate::remote::Remote;
-use crate::snapshot::{FrameRef, Location, Snapshot, graft};
+use crate::snapshot::{Location, Snapshot, graft};
 use crate::store::{Durability, SharedStore, StoreError};
 use crate::time::{self, At, AtError};
 
@@ -55,13 +53,15 @@ pub struct Options {
     /// Whether local commits go to the store before they are acknowledged, and how. `None` keeps
     /// them in memory alone: right for a coordinator, whose clients resend what is not durable.
     pub locals: Option<Durability>,
-    /// Bytes of pages kept in memory.
+    /// Bytes of pages kept in memory: a strict bound, but for one page at least.
     pub cache_bytes: usize,
+    /// Bytes that cached pages take on disk, where there is a store: a strict bound on their file.
+    pub disk_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { store: None, locals: Some(Durability::Sync), cache_bytes: 64 << 20 }
+        Options { store: None, locals: Some(Durability::Sync), cache_bytes: 64 << 20, disk_bytes: 16 << 30 }
     }
 }
 
@@ -244,7 +244,7 @@ pub struct Volume {
     /// A view of the past: it neither commits nor moves.
     fixed: bool,
     state: Mutex<State>,
-    cache: Mutex<PageCache>,
+    cache: Arc<PageCache>,
 }
 
 impl fmt::Debug for Volume {
@@ -295,25 +295,22 @@ impl Volume {
         cache_bytes: usize,
     ) -> Result<Opened, AtError> {
         let History { meta, start, heads } = time::read_at(remote, id, at).await?;
-        let options = Options { store: None, locals: None, cache_bytes };
-        let mut volume = Volume::new(id, meta.page_size, options);
+        let options = Options { store: None, locals: None, cache_bytes, ..Options::default() };
+        let mut volume = Volume::new(id, meta.page_size, options)?;
         let pulled = Pulled { from: Lsn::ZERO, jump: Some(Box::new(start.clone())), heads: heads.clone() };
-        volume.move_to(pulled).map_err(|error| {
-            // Without a local store there is none that fails.
-            AtError::Pull(Damaged::new("local store", error.to_string()).into())
-        })?;
+        volume.move_to(pulled)?;
         volume.fixed = true;
         Ok(Opened { volume, start, heads })
     }
 
     /// Opens a replica from what the local store holds of it, without the remote.
     pub fn load(id: VolumeId, page_size: PageSize, options: Options) -> Result<Opened, OpenError> {
-        let volume = Volume::new(id, page_size, options);
+        let volume = Volume::new(id, page_size, options)?;
         let (start, heads) = volume.restore()?;
         Ok(Opened { volume, start, heads })
     }
 
-    fn new(id: VolumeId, page_size: PageSize, options: Options) -> Volume {
+    fn new(id: VolumeId, page_size: PageSize, options: Options) -> Result<Volume, StoreError> {
         let empty = Snapshot::empty(page_size, Lineage::of(id));
         let state = State {
             base: empty.clone(),
@@ -324,8 +321,8 @@ impl Volume {
             versions: 0,
             numbers: 0,
         };
-        let cache = Mutex::new(PageCache::new(options.cache_bytes));
-        Volume { id, page_size, options, fixed: false, state: Mutex::new(state), cache }
+        let cache = Arc::new(PageCache::open(id, page_size, &options)?);
+        Ok(Volume { id, page_size, options, fixed: false, state: Mutex::new(state), cache })
     }
 
     /// Its identity.
@@ -373,7 +370,7 @@ impl Volume {
             return match snapshot.location(page) {
                 Location::Zero => Ok(Bytes::from(vec![0; self.page_size.bytes()])),
                 Location::Local(bytes) => Ok(bytes.clone()),
-                Location::Frame(_, slot) => match self.cached(snapshot, page, slot.lsn)? {
+                Location::Frame(_, slot) => match self.cache.get((page, slot.lsn), slot.hash)? {
                     Some(bytes) => Ok(bytes),
                     None => Err(ReadError::Fault(PageSet::from_iter([page]))),
                 },
@@ -384,14 +381,14 @@ impl Volume {
         }
     }
 
-    /// The pages of `pages` that a read of `snapshot` would fault on.
+    /// The pages of `pages` that a read of `snapshot` would fault on. No I/O.
     pub fn missing(&self, snapshot: &Snapshot, pages: &PageSet) -> Result<PageSet, StoreError> {
         let mut missing = PageSet::new();
         for page in pages.iter() {
             match snapshot.location(page) {
                 Location::Zero | Location::Local(_) => {}
                 Location::Frame(_, slot) => {
-                    if self.cached(snapshot, page, slot.lsn)?.is_none() {
+                    if !self.cache.contains((page, slot.lsn)) {
                         missing.insert(page);
                     }
                 }
@@ -401,18 +398,6 @@ impl Volume {
             }
         }
         Ok(missing)
-    }
-
-    /// The page's version, which is `lsn`'s in the volume of `snapshot` that holds that LSN.
-    fn cached(&self, snapshot: &Snapshot, page: PageIdx, lsn: Lsn) -> Result<Option<Bytes>, StoreError> {
-        if let Some(bytes) = self.cache.lock().get(page, lsn) {
-            return Ok(Some(bytes));
-        }
-        let found = self.stored_page(snapshot.volumes().origin(lsn), page, lsn)?;
-        if let Some(bytes) = &found {
-            self.cache.lock().put(page, lsn, bytes.clone());
-        }
-        Ok(found)
     }
 
     /// Commits a change on top of the tip, if the tip is still the snapshot it was made on.
@@ -480,6 +465,27 @@ impl Volume {
         Ok(Some(prepared))
     }
 
+    /// A commit on top of the base that is made outside this replica, of no local commits: for
+    /// [`crate::publish::Builder`]. `None` where there are local commits, which would be lost to it.
+    pub fn draft(&self, pages: u32, id: CommitId, now_ms: i64) -> Option<Draft> {
+        let state = self.state.lock();
+        if !state.locals.is_empty() || state.pending.is_some() {
+            return None;
+        }
+        Some(Draft {
+            volume: self.id,
+            lsn: state.base.lsn().next(),
+            id,
+            parent: state.base.hash(),
+            parent_time_ms: state.base.time_ms(),
+            checkpoint: state.base.checkpoint().map_or(Lsn::ZERO, |root| root.lsn),
+            now_ms,
+            pages,
+            payload: Bytes::new(),
+            locals: 0,
+        })
+    }
+
     /// What `locals` on top of `base` change in all.
     fn roll_up(&self, base: &Snapshot, locals: &[LocalCommit]) -> BTreeMap<PageIdx, Bytes> {
         let mut changes: BTreeMap<PageIdx, Bytes> = BTreeMap::new();
@@ -509,13 +515,10 @@ impl Volume {
             return Ok(());
         };
         let changes = self.roll_up(&state.base, &state.locals[..prepared.locals]);
-        self.store_confirmed(&prepared, &state.locals[..prepared.locals], &changes)?;
-        {
-            let mut cache = self.cache.lock();
-            for (page, bytes) in changes {
-                cache.put(page, prepared.head.lsn, bytes);
-            }
-        }
+        self.store_confirmed(&prepared, &state.locals[..prepared.locals])?;
+        self.cache.replaced(&state.base, &prepared.head);
+        let lsn = prepared.head.lsn;
+        self.cache.put_own(changes.into_iter().map(|(page, bytes)| ((page, lsn), bytes)).collect());
         state.pending = None;
         state.locals.drain(..prepared.locals);
         let tip_version = state.tip.version();
@@ -591,6 +594,7 @@ impl Volume {
             if !jumped {
                 changed.union_with(&graft(&head.set, base.pages(), head.pages));
             }
+            self.cache.replaced(&base, &head);
             let version = state.next_version();
             base = base.with_commit(&head, version);
             heads.push(head);
@@ -630,24 +634,6 @@ impl Volume {
         let commits = state.base.lsn().0.saturating_sub(since.0);
         let bytes = state.base.log_bytes().saturating_sub(state.checkpointed_bytes);
         commits > 0 && (commits >= policy.commits || bytes >= policy.bytes)
-    }
-
-    pub(crate) fn put_fetched(&self, frame: &FrameRef, bytes: &[u8]) -> Result<(), FetchError> {
-        if bytes.len() != frame.bytes as usize {
-            let reason = format!("a frame of {} bytes ends after {}", frame.bytes, bytes.len());
-            return Err(Damaged::new(&frame.key, reason).into());
-        }
-        let pages = frame::decode(bytes, self.page_size, frame.count, &frame.slots)
-            .map_err(|reason| Damaged::new(&frame.key, reason))?;
-        if let Err(error) = self.store_pages(frame, &pages) {
-            // The store is a cache here: the page was read, and can be fetched again.
-            tracing::warn!(volume = %self.id, %error, "a fetched page could not be kept");
-        }
-        let mut cache = self.cache.lock();
-        for (slot, bytes) in frame.slots.iter().zip(pages) {
-            cache.put(slot.page, slot.lsn, bytes);
-        }
-        Ok(())
     }
 }
 

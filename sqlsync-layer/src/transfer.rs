@@ -25,13 +25,12 @@ pub mod wal;
 use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
-use graft::bulk::{Bulk, BulkError};
 use graft::catalog::{self, CatalogError};
 use graft::checkpoint::Policy;
 use graft::fetch::FetchError;
 use graft::format::meta::Meta;
-use graft::publish::{Draft, Prepared, PublishError, Published, publish};
-use graft::remote::Remote;
+use graft::publish::{Builder, Draft, Prepared, PublishError, Published, Segment, publish};
+use graft::remote::{Remote, RemoteError};
 use graft::volume::{Options, Volume};
 use graft::{ChainHash, CommitId, Lsn, PageIdx, PageSize, VolumeId, VolumeName};
 
@@ -39,6 +38,9 @@ use self::source::{Source, SourceError, View};
 use crate::ledger::Ledger;
 use crate::payload::Payload;
 use crate::vfs::{Marks, page1};
+
+/// A commit's head has 16 bytes and more for each page, and readers take 256 MiB.
+const PAGES_MAX: u32 = 15_000_000;
 
 /// Views of a file that were torn by a restart of its WAL, in a row, before an operation gives up.
 const TORN_MAX: usize = 5;
@@ -88,7 +90,17 @@ pub enum TransferError {
     Catalog(#[from] CatalogError),
     /// The pages could not be stored.
     #[error(transparent)]
-    Bulk(#[from] BulkError),
+    Remote(#[from] RemoteError),
+    /// It has more pages than the head of one commit can name.
+    #[error(
+        "{file}: {pages} pages are too many for one commit, which takes {PAGES_MAX}; give larger pages (--page-size)"
+    )]
+    TooLarge {
+        /// The file.
+        file: PathBuf,
+        /// Its pages.
+        pages: u32,
+    },
     /// The commit could not be made.
     #[error(transparent)]
     Publish(#[from] PublishError),
@@ -236,19 +248,33 @@ async fn collect(
     progress: OnProgress<'_>,
 ) -> Result<Prepared, TransferError> {
     const PAGES_BETWEEN_REPORTS: u32 = 1024;
-    let mut bulk = Bulk::new(draft);
+    if view.pages() > PAGES_MAX {
+        return Err(TransferError::TooLarge { file: view.path().into(), pages: view.pages() });
+    }
+    let mut builder = Builder::new(Draft { pages: view.pages(), ..draft });
     hashes.resize(view.pages());
     for (done, at) in (0..).zip(pages) {
         let Some(idx) = PageIdx::new(at).filter(|idx| idx.get() <= view.pages()) else { continue };
         let page = stored_form(idx, view.read(idx)?, view.pages());
         if hashes.replace(idx, &page) {
-            bulk.push(remote, idx, page).await?;
+            store(remote, builder.push(idx, page)).await?;
         }
         if at % PAGES_BETWEEN_REPORTS == 0 || at == view.pages() {
             progress(Progress { pages_done: done + 1, pages: view.pages() });
         }
     }
-    Ok(bulk.finish(remote, view.pages()).await?)
+    let (last, prepared) = builder.finish();
+    store(remote, last).await?;
+    Ok(prepared)
+}
+
+async fn store(remote: &dyn Remote, segment: Option<Segment>) -> Result<(), TransferError> {
+    let Some((key, bytes)) = segment else { return Ok(()) };
+    match remote.create(&key, bytes).await {
+        // Its key carries our random id: whatever is there, we wrote it.
+        Ok(()) | Err(RemoteError::AlreadyExists { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A page of a SQLite file as a volume of `pages` pages stores it.

@@ -77,7 +77,8 @@ struct Replica {
 
 impl Replica {
     fn open(remote: &SharedRemote, store: Arc<MemoryStore>, cache_bytes: usize) -> Replica {
-        let options = Options { store: Some(store.clone()), locals: Some(Durability::Buffered), cache_bytes };
+        let locals = Some(Durability::Buffered);
+        let options = Options { store: Some(store.clone()), locals, cache_bytes, ..Options::default() };
         let volume = block_on(Volume::open(&**remote, VOLUME, options)).unwrap().volume;
         let database = Database::new(Arc::new(volume), Arc::new(RemoteFetch::new(remote.clone())));
         let (connection, _) = database.connect().unwrap();

@@ -12,7 +12,7 @@ use crate::format::tombstone::{Of, Tombstone};
 use crate::ids::{CommitId, PageIdx, PageSize, VolumeId};
 use crate::page_set::PageSet;
 use crate::remote::{Counting, Counts, Fault, Faulty, MemoryRemote, Request};
-use crate::store::{Durability, MemoryStore, SharedStore};
+use crate::store::{MemoryStore, SharedStore};
 use crate::volume::{Change, OpenError, Opened, Options, ReadError, push};
 
 const VOLUME: VolumeId = VolumeId([3; 16]);
@@ -30,7 +30,7 @@ fn created() -> Arc<MemoryRemote> {
 }
 
 fn in_memory() -> Options {
-    Options { store: None, locals: None, cache_bytes: 16 << 20 }
+    Options { store: None, locals: None, cache_bytes: 16 << 20, ..Options::default() }
 }
 
 fn open(remote: &dyn Remote, options: Options) -> Opened {
@@ -271,8 +271,7 @@ fn local_commits_have_no_checkpoint_and_an_empty_volume_needs_none() {
 fn a_replica_far_behind_jumps() {
     let store: SharedStore = Arc::new(MemoryStore::new());
     let remote = Counting::new(created());
-    let keeping =
-        || Options { store: Some(store.clone()), locals: Some(Durability::Sync), cache_bytes: 1 << 20 };
+    let keeping = || Options { store: Some(store.clone()), cache_bytes: 1 << 20, ..Options::default() };
     let (a, b) = (open(&*remote, in_memory()).volume, open(&*remote, keeping()).volume);
     commit(&*remote, &a, 600, &[1, 300, 600], 1);
     let pulled = block_on(b.pull(&*remote)).unwrap();

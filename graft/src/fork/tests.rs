@@ -37,7 +37,7 @@ fn created(remote: &dyn Remote) {
 }
 
 fn in_memory() -> Options {
-    Options { store: None, locals: None, cache_bytes: 16 << 20 }
+    Options { store: None, locals: None, cache_bytes: 16 << 20, ..Options::default() }
 }
 
 fn open(remote: &dyn Remote, volume: VolumeId) -> Volume {
@@ -306,7 +306,7 @@ impl Family {
         };
         let store = store.map(|store| store as crate::store::SharedStore);
         let locals = store.is_some().then_some(Durability::Buffered);
-        Options { store, locals, cache_bytes: 64 << 10 }
+        Options { store, locals, cache_bytes: 64 << 10, ..Options::default() }
     }
 
     fn check(&self, volume: &Volume, model: &BTreeMap<u32, u8>) {

@@ -13,15 +13,13 @@
 //! `"part" ‖ vid ‖ number ‖ part` or `vid ‖ 'q' ‖ part`; its own value is then their length in
 //! all, and is written last. So no more than a part is copied at a time.
 //!
-//! | space | key | value |
-//! | --- | --- | --- |
-//! | pages | `origin ‖ page ‖ lsn` (big-endian) | a cached durable page: the volume and commit that wrote it |
+//! Cached pages are in a file of their own: see [`crate::store::pages`].
 //!
 //! Invariants: a local commit is written with the replica's durability before it is acknowledged;
 //! the pending push is written before anything is sent; confirming removes the pending push and its
 //! local commits and adds the head in one batch, so a crash repeats the settling or finds it done.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
@@ -32,7 +30,7 @@ use crate::format::commit::Head;
 use crate::format::{Reader, Short};
 use crate::history::Start;
 use crate::ids::{Lsn, PageIdx, Seq, VolumeId};
-use crate::snapshot::{FrameRef, Snapshot};
+use crate::snapshot::Snapshot;
 use crate::store::{Batch, Durability, ReplicaStore, Space, StoreError};
 
 fn head_prefix(vid: VolumeId) -> Vec<u8> {
@@ -65,9 +63,6 @@ fn chunk_prefix(vid: VolumeId) -> Vec<u8> {
 }
 fn chunk_key(vid: VolumeId, hash: &[u8; 16]) -> Vec<u8> {
     [&vid.0[..], b"c", &hash[..]].concat()
-}
-fn page_key(vid: VolumeId, page: PageIdx, lsn: Lsn) -> Vec<u8> {
-    [&vid.0[..], &page.get().to_be_bytes(), &lsn.0.to_be_bytes()].concat()
 }
 
 /// Whether the store holds anything of this volume's log or local commits.
@@ -181,32 +176,6 @@ impl Volume {
         Some((self.store()?, self.options.locals?))
     }
 
-    pub(super) fn stored_page(
-        &self,
-        origin: VolumeId,
-        page: PageIdx,
-        lsn: Lsn,
-    ) -> Result<Option<Bytes>, StoreError> {
-        match self.store() {
-            None => Ok(None),
-            Some(store) => {
-                let found = store.get(Space::Pages, &page_key(origin, page, lsn))?;
-                Ok(found.filter(|bytes| bytes.len() == self.page_size.bytes()))
-            }
-        }
-    }
-
-    pub(super) fn store_pages(&self, frame: &FrameRef, pages: &[Bytes]) -> Result<(), StoreError> {
-        let Some(store) = self.store() else { return Ok(()) };
-        let mut batch = Batch::default();
-        let base = self.base();
-        for (slot, bytes) in frame.slots.iter().zip(pages) {
-            let origin = base.volumes().origin(slot.lsn);
-            batch.put(Space::Pages, page_key(origin, slot.page, slot.lsn), bytes.clone());
-        }
-        store.write(batch, Durability::Buffered)
-    }
-
     /// A chunk's compressed bytes, as they were stored; not checked.
     pub(crate) fn stored_chunk(&self, at: &ChunkRef) -> Result<Option<Bytes>, StoreError> {
         let Some(store) = self.store() else { return Ok(None) };
@@ -309,7 +278,6 @@ impl Volume {
         &self,
         prepared: &Prepared,
         locals: &[LocalCommit],
-        changes: &BTreeMap<PageIdx, Bytes>,
     ) -> Result<(), StoreError> {
         let Some(store) = self.store() else { return Ok(()) };
         let mut batch = Batch::default();
@@ -320,18 +288,6 @@ impl Volume {
                 remove_local(&mut batch, self.id, local);
             }
         }
-        let (mut pages, mut pages_bytes) = (Batch::default(), 0);
-        for (page, bytes) in changes {
-            // The volume's own: a fork writes after the LSN it was forked at.
-            pages.put(Space::Pages, page_key(self.id, *page, prepared.head.lsn), bytes.clone());
-            pages_bytes += bytes.len();
-            if pages_bytes >= PART_BYTES {
-                // Cached pages, which nothing names before the head is there.
-                store.write(std::mem::take(&mut pages), Durability::Buffered)?;
-                pages_bytes = 0;
-            }
-        }
-        batch.changes.extend(pages.changes);
         // Losing this batch to a power cut is harmless: the pending push is settled once more.
         store.write(batch, Durability::Buffered)
     }

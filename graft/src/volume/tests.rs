@@ -36,7 +36,7 @@ fn open(remote: &dyn Remote, options: Options) -> Volume {
 
 /// Nothing kept but in memory.
 fn in_memory() -> Options {
-    Options { store: None, locals: None, cache_bytes: 16 << 20 }
+    Options { store: None, locals: None, cache_bytes: 16 << 20, ..Options::default() }
 }
 
 fn filled(page_size: usize, byte: u8) -> Bytes {

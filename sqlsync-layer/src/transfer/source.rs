@@ -221,6 +221,11 @@ pub struct Position {
 }
 
 impl View<'_> {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.source.path
+    }
+
     /// How many pages the database has in it.
     pub fn pages(&self) -> u32 {
         self.pages

@@ -84,7 +84,12 @@ impl Coordinator {
 
     /// How it opens the volume.
     pub fn options(&self) -> Options {
-        Options { store: self.disk.clone(), locals: None, cache_bytes: self.cache_bytes }
+        Options {
+            store: self.disk.clone(),
+            locals: None,
+            cache_bytes: self.cache_bytes,
+            ..Options::default()
+        }
     }
 
     /// The actor, where it runs.

@@ -73,16 +73,21 @@ impl Replica {
     }
 
     fn options(&self) -> Options {
-        let cache_bytes = 8 << 20;
+        let (cache_bytes, disk_bytes) = (8 << 20, 1 << 20);
         match self.keeping {
-            Keeping::Nothing => Options { store: None, locals: None, cache_bytes },
-            Keeping::Durable => Options { store: Some(self.memory.clone()), locals: None, cache_bytes },
-            Keeping::Memory => {
-                Options { store: Some(self.memory.clone()), locals: Some(Durability::Sync), cache_bytes }
+            Keeping::Nothing => Options { store: None, locals: None, cache_bytes, disk_bytes },
+            Keeping::Durable => {
+                Options { store: Some(self.memory.clone()), locals: None, cache_bytes, disk_bytes }
             }
+            Keeping::Memory => Options {
+                store: Some(self.memory.clone()),
+                locals: Some(Durability::Sync),
+                cache_bytes,
+                disk_bytes,
+            },
             Keeping::Disk(durability) => {
                 let store = FjallStore::open(self.dir.as_ref().unwrap().path()).unwrap();
-                Options { store: Some(Arc::new(store)), locals: Some(durability), cache_bytes }
+                Options { store: Some(Arc::new(store)), locals: Some(durability), cache_bytes, disk_bytes }
             }
         }
     }
