@@ -101,6 +101,10 @@ pub struct Serve {
     #[arg(long, env = "GRAFT_PRESENCE_TTL", value_name = "SECONDS", default_value_t = 90)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub presence_ttl: u64,
+    /// Let programs that give this server as their --store write objects, as if they had the bucket's
+    /// credentials. [default: they read]
+    #[arg(long, env = "GRAFT_ALLOW_REMOTE_WRITES")]
+    pub allow_remote_writes: bool,
 }
 
 /// `graft deploy`

@@ -310,6 +310,33 @@ fn a_subscription_goes_on_at_the_next_server() {
     }
 }
 
+/// Who knows only the server's address reads the volume page by page, and writes where that is allowed.
+#[test]
+fn a_server_can_stand_for_its_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let list = r#"{"id":"l","name":"L"}"#;
+    let read = ["sql", "SELECT id FROM lists", "--json"];
+    let write = ["sql", "INSERT INTO lists (id, name) VALUES ('m', 'M')", "--write"];
+    {
+        let server = Server::start(&store);
+        server.ok(&["deploy", todo_wasm().to_str().unwrap()]);
+        server.ok(&["mutate", "create_list", list]);
+        let through = |args: &[&str]| server.ok(&[args, &["--store", &server.url]].concat());
+        assert_eq!(through(&read), server.ok(&read));
+        assert!(through(&["volume", "ls"]).contains("todo"));
+        let said = server.fails(1, &[&write[..], &["--store", &server.url]].concat());
+        assert!(said.contains("--allow-remote-writes"), "{said}");
+    }
+    let server = Server::start_with(&store, &["--allow-remote-writes"]);
+    server.ok(&[&write[..], &["--store", &server.url]].concat());
+    assert!(server.ok(&read).contains(r#"[["l"],["m"]]"#), "the bucket has it");
+    // The server itself goes on after the commit that went past it.
+    server.ok(&["mutate", "create_list", r#"{"id":"n","name":"N"}"#]);
+    let rows = server.ok(&["query", "SELECT count(*) AS n FROM lists", "--json"]);
+    assert!(rows.contains("[[3]]"), "{rows}");
+}
+
 #[test]
 fn errors_name_the_thing_and_the_next_step() {
     let dir = tempfile::tempdir().unwrap();

@@ -11,7 +11,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::format::Damaged;
 use crate::format::meta::Meta;
-use crate::ids::{Lsn, VolumeId, VolumeName, key};
+use crate::ids::{Lsn, Seq, VolumeId, VolumeName, key};
 use crate::remote::{Remote, RemoteError};
 
 /// Why a name could not be created, resolved or listed.
@@ -60,7 +60,13 @@ pub async fn create(
     meta: Meta,
 ) -> Result<(), CatalogError> {
     match remote.create(&key::meta(id), meta.encode(id)).await {
-        Ok(()) | Err(RemoteError::AlreadyExists { .. }) => {}
+        Ok(()) => {}
+        // Ours from an unanswered try, or garbage collection's, which took a fork for abandoned.
+        Err(RemoteError::AlreadyExists { .. }) => {
+            if self::meta(remote, id).await? != meta {
+                return Err(Damaged::new(&key::meta(id), "it is another volume's").into());
+            }
+        }
         Err(error) => return Err(error.into()),
     }
     match remote.create(&key::name(name), Bytes::from(name_text(name, id))).await {
@@ -89,7 +95,7 @@ pub async fn remove(remote: &dyn Remote, name: &VolumeName) -> Result<u64, Catal
     let id = resolve(remote, name).await?;
     refuse_forks(remote, name, id).await?;
     // A fork that is being made now either pins before this is seen, or sees it and gives up.
-    let closed = key::horizon(id, Lsn(u64::MAX));
+    let closed = key::horizon(id, Lsn(u64::MAX), Seq(u64::MAX));
     match remote.create(&closed, Bytes::new()).await {
         Ok(()) | Err(RemoteError::AlreadyExists { .. }) => {}
         Err(error) => return Err(error.into()),
@@ -114,7 +120,15 @@ pub async fn remove(remote: &dyn Remote, name: &VolumeName) -> Result<u64, Catal
         futures::stream::iter(deletes).buffer_unordered(CONCURRENT_DELETES).try_collect::<()>().await?;
     }
     remote.delete(&last).await?;
-    // Only now: until here its parent keeps what it reads.
+    // Only now: until here its ancestors keep what it reads.
+    let mut ancestor = parent;
+    while let Some((volume, _)) = ancestor {
+        for row in remote.list(&key::child_pins_prefix(volume, id), None, 1000).await? {
+            remote.delete(&row.key).await?;
+            removed += 1;
+        }
+        ancestor = self::meta(remote, volume).await?.parent;
+    }
     if let Some((parent, _)) = parent {
         remote.delete(&key::fork_pin(parent, id)).await?;
         removed += 1;

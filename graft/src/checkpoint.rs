@@ -22,8 +22,10 @@ use crate::fetch::FetchError;
 use crate::format::Damaged;
 use crate::format::checkpoint::{HISTORY_MAX, NewChunk, Past, Root, STATE_BYTES_MAX, assemble};
 use crate::format::chunk;
-use crate::history::{Start, newest_checkpoint, read_checkpoint};
-use crate::ids::{ChainHash, Lsn, Seq, key};
+use crate::format::pin::Pin;
+use crate::history::{Start, checkpoint_below, newest_checkpoint, read_checkpoint};
+use crate::ids::{ChainHash, Epoch, Lsn, Seq, key};
+use crate::page_set::PageSet;
 use crate::pull::PullError;
 use crate::remote::{Remote, RemoteError};
 use crate::snapshot::{Location, RemoteChunk, Snapshot};
@@ -125,12 +127,32 @@ pub async fn write(
     snapshot: &Snapshot,
     state: Bytes,
 ) -> Result<Written, CheckpointError> {
-    let id = volume.id();
-    let before = snapshot.checkpoint().filter(|root| root.volume == id);
+    let before = snapshot.checkpoint().filter(|root| root.volume == volume.id());
     let current = before.map_or((Seq::ZERO, Lsn::ZERO), |root| (root.seq, root.lsn));
     if snapshot.lsn() == current.1 {
         return Ok(Written::Current { seq: current.0, lsn: current.1 });
     }
+    let hot = before.map(|root| root.hot.clone()).unwrap_or_default();
+    write_next(remote, volume, snapshot, state, hot).await
+}
+
+/// Writes the next checkpoint even where the newest one has the same LSN: a compaction's has other
+/// locations in it. `hot` are its hot pages.
+pub(crate) async fn write_next(
+    remote: &dyn Remote,
+    volume: &Volume,
+    snapshot: &Snapshot,
+    state: Bytes,
+    mut hot: PageSet,
+) -> Result<Written, CheckpointError> {
+    let id = volume.id();
+    let before = snapshot.checkpoint().filter(|root| root.volume == id);
+    let newest = before.map_or(Seq::ZERO, |root| root.seq);
+    hot.clip(snapshot.pages());
+    if state.len() as u64 > STATE_BYTES_MAX {
+        return Err(CheckpointError::StateTooLong { bytes: state.len() });
+    }
+    let seq = newest.next();
     let touched = snapshot.chunks().filter(|view| view.untouched().is_none());
     let unread = touched.filter_map(|view| view.base().filter(|base| base.get().is_none()));
     let mut missing = Vec::new();
@@ -141,31 +163,7 @@ pub async fn write(
     }
     chunks::read(remote, volume, snapshot, missing).await?;
 
-    let table = table(snapshot)?;
-    store(remote, volume, snapshot, state, table).await
-}
-
-/// Stores the checkpoint after the one that `snapshot` is seeded from, of `snapshot`'s content, with
-/// `table` to say where its pages are. Whatever the table names must be stored already.
-///
-/// Compaction comes in here: its table says other places than the snapshot, for the same versions.
-///
-/// # Errors
-///
-/// See [`CheckpointError`].
-pub(crate) async fn store(
-    remote: &dyn Remote,
-    volume: &Volume,
-    snapshot: &Snapshot,
-    state: Bytes,
-    Table { chunks, bases }: Table,
-) -> Result<Written, CheckpointError> {
-    let id = volume.id();
-    let before = snapshot.checkpoint().filter(|root| root.volume == id);
-    let seq = next_seq(volume, snapshot);
-    if state.len() as u64 > STATE_BYTES_MAX {
-        return Err(CheckpointError::StateTooLong { bytes: state.len() });
-    }
+    let (chunks, bases) = table(snapshot)?;
     let mut history: Vec<Past> =
         before.map_or_else(Vec::new, |root| root.history.iter().copied().chain([root.past()]).collect());
     history.drain(..history.len().saturating_sub(HISTORY_MAX));
@@ -180,11 +178,16 @@ pub(crate) async fn store(
         lineage: snapshot.volumes().clone(),
         history,
         chunks: Vec::new(),
+        epoch: before.map_or(Epoch::default(), |root| root.epoch),
+        hot,
         state_bytes: 0,
         state_hash: [0; 16],
         hash: ChainHash::ZERO,
         encoded: Bytes::new(),
     };
+    if before.is_none() {
+        pin_ancestors(remote, snapshot).await?;
+    }
     let object = assemble(&mut root, &chunks, &state);
     let hash = root.hash;
     if let Err(source) = remote.create(&key::checkpoint(id, seq), object).await {
@@ -221,20 +224,40 @@ pub(crate) async fn store(
     Ok(Written::Stored { seq, lsn })
 }
 
-/// The number of the checkpoint after the one that `snapshot` is seeded from.
-pub(crate) fn next_seq(volume: &Volume, snapshot: &Snapshot) -> Seq {
-    let before = snapshot.checkpoint().filter(|root| root.volume == volume.id());
-    before.map_or(Seq::ZERO, |root| root.seq).next()
+/// A fork's first page table of its own names places in its ancestors: those of the checkpoint that it
+/// was read from, and of the commits since. A compaction there may move what is at these places and let
+/// garbage collection free them, so they are pinned, before anything names them.
+async fn pin_ancestors(remote: &dyn Remote, snapshot: &Snapshot) -> Result<(), CheckpointError> {
+    let child = snapshot.volumes().own();
+    let from = snapshot.checkpoint();
+    let ancestors = snapshot.volumes().volumes().iter().filter(|(volume, _)| *volume != child);
+    for (volume, last) in ancestors {
+        let seq = match from {
+            Some(root) if root.volume == *volume => root.seq,
+            // What is before the checkpoint's volume, the pins of that one keep.
+            Some(root) if *last <= root.lsn => continue,
+            Some(_) | None => Seq::ZERO,
+        };
+        let pin = Pin { lsn: *last, seq: Some(seq), until_ms: Pin::FOR_EVER };
+        let key = key::pin(*volume, child, seq);
+        match remote.create(&key, pin.encode(&key)).await {
+            Ok(()) | Err(RemoteError::AlreadyExists { .. }) => {}
+            Err(source) => return Err(FetchError::Remote(source).into()),
+        }
+        // A collector that listed pins before ours keeps what the fork's own pin names, the newest at or
+        // below: if that is still the one that we read, it keeps what we read.
+        let newest = newest_checkpoint(remote, *volume).await?;
+        let found = checkpoint_below(remote, *volume, newest, |lsn, _| lsn <= *last).await?;
+        let found = found.and_then(|start| start.checkpoint).map_or(Seq::ZERO, |root| root.seq);
+        if found != seq {
+            return Err(PullError::Expired { volume: *volume, lsn: *last }.into());
+        }
+    }
+    Ok(())
 }
 
-/// The page table of a checkpoint that is to be stored.
-#[derive(Debug, Default)]
-pub(crate) struct Table {
-    /// Its chunks, by index.
-    pub(crate) chunks: Vec<NewChunk>,
-    /// For each of them the one in memory whose content is the same, if there is one.
-    pub(crate) bases: Vec<Option<Arc<RemoteChunk>>>,
-}
+/// The chunks of the next checkpoint's table, and for each the one in memory that it is a copy of.
+type Table = (Vec<NewChunk>, Vec<Option<Arc<RemoteChunk>>>);
 
 fn table(snapshot: &Snapshot) -> Result<Table, CheckpointError> {
     let table_bytes = snapshot.checkpoint().map_or(0, |root| root.table_bytes());
@@ -269,7 +292,7 @@ fn table(snapshot: &Snapshot) -> Result<Table, CheckpointError> {
         chunks.push(NewChunk::Fresh(view.index, bytes));
         bases.push(None);
     }
-    Ok(Table { chunks, bases })
+    Ok((chunks, bases))
 }
 
 /// Goes on from the newest checkpoint, which another writer made, unless that is newer than the base.

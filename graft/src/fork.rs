@@ -14,9 +14,10 @@
 //! commit is, so that each pin is under the volume that it keeps.
 
 use crate::catalog::{self, CatalogError};
+use crate::format::Damaged;
 use crate::format::meta::Meta;
-use crate::format::{Damaged, pin};
-use crate::history::horizon;
+use crate::format::pin::Pin;
+use crate::gc;
 use crate::ids::{Lsn, VolumeId, VolumeName, key};
 use crate::remote::{Remote, RemoteError};
 use crate::time::{At, AtError, Found, find};
@@ -86,13 +87,14 @@ pub async fn create(
     let Found { lsn, origin } = found;
     let page_size = catalog::meta(remote, origin).await?.page_size;
     let pin = key::fork_pin(origin, child);
-    match remote.create(&pin, pin::encode(origin, child, lsn)).await {
+    let pinned = Pin { lsn, seq: None, until_ms: Pin::FOR_EVER };
+    match remote.create(&pin, pinned.encode(&pin)).await {
         // Its key carries our random id: whatever is there, we wrote it.
         Ok(()) | Err(RemoteError::AlreadyExists { .. }) => {}
         Err(error) => return Err(error.into()),
     }
     let made = async {
-        let horizon = horizon(remote, origin).await.map_err(AtError::from)?;
+        let horizon = gc::published(remote, origin).await.map_err(AtError::from)?.lsn;
         if horizon == Lsn(u64::MAX) {
             return Err(ForkError::Removed { volume: origin });
         }

@@ -26,6 +26,7 @@ use crate::format::chunk::{LINEAGE_MAX, Lineage};
 use crate::format::commit::Head;
 use crate::format::meta::Meta;
 use crate::format::tombstone::{Of, Tombstone};
+use crate::gc;
 use crate::ids::{ChainHash, Lsn, Seq, VolumeId, key};
 use crate::pull::{Entry, PullError, Pulled, read_entry, read_head};
 use crate::remote::{Remote, RemoteError};
@@ -134,14 +135,6 @@ pub async fn newest_checkpoint(remote: &dyn Remote, volume: VolumeId) -> Result<
     seq.ok_or_else(|| Damaged::new(&row.key, "its key is not a checkpoint's").into())
 }
 
-/// The LSN below which a volume's commits may be gone; 0 where nothing was collected. One request.
-pub async fn horizon(remote: &dyn Remote, volume: VolumeId) -> Result<Lsn, PullError> {
-    let prefix = key::horizon_prefix(volume);
-    let Some(row) = remote.list(&prefix, None, 1).await?.into_iter().next() else { return Ok(Lsn::ZERO) };
-    let lsn = row.key.strip_prefix(&prefix).and_then(Lsn::from_key_part);
-    lsn.ok_or_else(|| Damaged::new(&row.key, "its key is not a horizon's").into())
-}
-
 /// Reads a checkpoint's root and state. One request where both are within its first 64 KiB; one or two
 /// more otherwise. What of the page table lies there too is read with it.
 pub async fn read_checkpoint(remote: &dyn Remote, volume: VolumeId, seq: Seq) -> Result<Start, PullError> {
@@ -211,8 +204,9 @@ pub(crate) async fn checkpoint_below(
         }
         let history = start.checkpoint.as_ref().map(|root| &root.history[..]).unwrap_or_default();
         let fitting = history.iter().rev().find(|past| fits(past.lsn, past.time_ms));
-        // None of those that it names: the oldest of them names older ones.
-        seq = fitting.or(history.first()).map_or(Seq::ZERO, |past| past.seq);
+        // None of those that it names: the oldest of them names older ones, if there are any.
+        let oldest = history.first().filter(|oldest| oldest.seq > Seq(1));
+        seq = fitting.or(oldest).map_or(Seq::ZERO, |past| past.seq);
     }
     Ok(None)
 }
@@ -245,7 +239,7 @@ async fn read_present(remote: &dyn Remote, volume: VolumeId, lsn: Lsn) -> Result
     match read_head(remote, volume, lsn).await {
         Err(PullError::Remote(RemoteError::NotFound { key })) => {
             // So old that not even its tombstone is left, or lost.
-            if lsn < horizon(remote, volume).await? {
+            if lsn < gc::published(remote, volume).await?.lsn {
                 return Err(PullError::Expired { volume, lsn });
             }
             Err(Damaged::new(&key, "missing, and later commits are there").into())

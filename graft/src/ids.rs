@@ -155,6 +155,11 @@ impl Seq {
     }
 }
 
+/// A volume's compaction epoch. Compactions of one epoch can be published while it lasts; garbage
+/// collection ends it to be rid of what unpublished ones have left.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct Epoch(pub u32);
+
 impl fmt::Display for Seq {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -269,7 +274,7 @@ impl fmt::Debug for VolumeName {
 
 /// Object keys, relative to the remote's prefix.
 pub mod key {
-    use super::{CommitId, LeaseId, Lsn, ModuleHash, Seq, VolumeId, VolumeName};
+    use super::{CommitId, Epoch, LeaseId, Lsn, ModuleHash, Seq, VolumeId, VolumeName};
 
     /// Everything that is stored of a volume, but for its name and its pin.
     pub fn volume_prefix(vid: VolumeId) -> String {
@@ -295,9 +300,9 @@ pub mod key {
     pub fn segments_prefix(vid: VolumeId) -> String {
         format!("volumes/{vid}/segments/")
     }
-    /// A segment that a compaction made for checkpoint `seq`. Never reused.
-    pub fn checkpoint_segment(vid: VolumeId, seq: Seq, id: CommitId, part: u32) -> String {
-        format!("volumes/{vid}/segments/c{}-{id}-{part:04x}", seq.key_part())
+    /// A segment that a compaction made in `epoch`. Never reused.
+    pub fn compacted_segment(vid: VolumeId, epoch: Epoch, id: CommitId, part: u32) -> String {
+        format!("volumes/{vid}/segments/c{:08x}-{id}-{part:04x}", epoch.0)
     }
     /// All of a volume's checkpoints.
     pub fn checkpoints_prefix(vid: VolumeId) -> String {
@@ -311,9 +316,9 @@ pub mod key {
     pub fn horizon_prefix(vid: VolumeId) -> String {
         format!("volumes/{vid}/horizon/")
     }
-    /// LSNs below `lsn` may be unreadable, but for those that are pinned or leased.
-    pub fn horizon(vid: VolumeId, lsn: Lsn) -> String {
-        format!("volumes/{vid}/horizon/{}", lsn.key_part())
+    /// LSNs below `lsn` and checkpoints below `seq` may be unreadable, but for those that are pinned.
+    pub fn horizon(vid: VolumeId, lsn: Lsn, seq: Seq) -> String {
+        format!("volumes/{vid}/horizon/{}-{}", lsn.key_part(), seq.key_part())
     }
     /// The pins of all of a volume's forks.
     pub fn forks_prefix(vid: VolumeId) -> String {
@@ -322,6 +327,18 @@ pub mod key {
     /// Keeps what `child` reads through `parent` from garbage collection.
     pub fn fork_pin(parent: VolumeId, child: VolumeId) -> String {
         format!("volumes/{parent}/forks/{child}")
+    }
+    /// What all forks' own page tables were made from.
+    pub fn pins_prefix(vid: VolumeId) -> String {
+        format!("volumes/{vid}/pins/")
+    }
+    /// What `child`'s own page tables were made from.
+    pub fn child_pins_prefix(vid: VolumeId, child: VolumeId) -> String {
+        format!("volumes/{vid}/pins/{child}/")
+    }
+    /// Keeps the checkpoint of `vid` that `child`'s own page table was made from.
+    pub fn pin(vid: VolumeId, child: VolumeId, seq: Seq) -> String {
+        format!("volumes/{vid}/pins/{child}/{}", seq.key_part())
     }
     /// The leases of a volume's long-lived readers.
     pub fn readers_prefix(vid: VolumeId) -> String {

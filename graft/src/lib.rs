@@ -30,7 +30,10 @@
 //! | [`hydrate`] | fetching everything, once or from then on |
 //! | [`file`] | volumes as files: byte ranges, whole files, sparse |
 //! | [`compact`] | rewriting pages into dense segments, laid out for readers |
+//! | [`gc`] | deleting what no reader can reach any more |
+//! | [`mod@verify`] | reading everything and saying what is wrong |
 //! | [`catalog`] | names of volumes, creating and listing them |
+//! | [`lease`] | who owns a volume just now: for speed, never for safety |
 
 pub mod catalog;
 pub mod checkpoint;
@@ -40,9 +43,11 @@ pub mod fetch;
 pub mod file;
 pub mod fork;
 pub mod format;
+pub mod gc;
 pub mod history;
 pub mod hydrate;
 pub mod ids;
+pub mod lease;
 pub mod page_set;
 pub mod prefetch;
 pub mod publish;
@@ -52,9 +57,10 @@ mod replan;
 pub mod snapshot;
 pub mod store;
 pub mod time;
+pub mod verify;
 pub mod volume;
 
 pub use ids::{
-    ChainHash, CommitId, LeaseId, Lsn, ModuleHash, PageIdx, PageSize, Seq, VolumeId, VolumeName, key,
+    ChainHash, CommitId, Epoch, LeaseId, Lsn, ModuleHash, PageIdx, PageSize, Seq, VolumeId, VolumeName, key,
 };
 pub use page_set::PageSet;

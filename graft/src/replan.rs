@@ -10,6 +10,8 @@
 //! Invariants: no page of another version is ever put in place of one that is gone. Where a version is
 //! nowhere any more, the reader is told that its snapshot expired.
 
+use std::collections::BTreeMap;
+
 use crate::chunks;
 use crate::fetch::FetchError;
 use crate::format::tombstone::Tombstone;
@@ -64,11 +66,13 @@ pub(crate) async fn elsewhere(
     let fresh = Snapshot::of_checkpoint(root, &start.chunks, start.volumes.clone(), version, lineage);
     let missing = volume.missing(snapshot, pages)?;
     chunks::load(remote, volume, &fresh, &missing).await?;
-    let mut moved = Vec::new();
+    let mut moved = BTreeMap::new();
     for page in missing.iter() {
         match (snapshot.location(page), fresh.location(page)) {
             (Location::Frame(_, then), Location::Frame(frame, now)) if then.lsn == now.lsn => {
-                moved.push((page, frame.clone()));
+                let place = frame.slots.iter().position(|slot| slot.page == page);
+                let place = place.and_then(|place| u8::try_from(place).ok());
+                moved.insert(page, (frame.clone(), place.ok_or_else(expired)?));
             }
             // Written after the checkpoint: its place cannot have gone.
             (Location::Frame(frame, then), _) if then.lsn > root.lsn && *frame.key != *key => {}
@@ -76,7 +80,7 @@ pub(crate) async fn elsewhere(
             (Location::Frame(..) | Location::Unknown(_), _) => return Err(expired()),
         }
     }
-    Ok(snapshot.relocated(moved.into_iter()))
+    Ok(snapshot.moved(&moved).0)
 }
 
 /// The newest checkpoint of the volume, if it has one that `snapshot` does not know.

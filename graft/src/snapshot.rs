@@ -7,6 +7,7 @@
 //! Invariants: a snapshot never changes; two snapshots with equal [`Snapshot::version`] of one
 //! replica have equal content; no location beyond the page count is answered.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -223,16 +224,22 @@ impl Snapshot {
         Snapshot(Arc::new(view))
     }
 
-    /// The same content, with these pages read from other frames that hold the same versions of them.
-    pub(crate) fn relocated(&self, moved: impl Iterator<Item = (PageIdx, Arc<FrameRef>)>) -> Snapshot {
+    /// The same content, read from other places: each of `moved` that is still the version that was
+    /// moved. Answers how many are.
+    pub(crate) fn moved(&self, moved: &BTreeMap<PageIdx, (Arc<FrameRef>, u8)>) -> (Snapshot, usize) {
         let mut view = (*self.0).clone();
-        for (page, frame) in moved {
-            let place = frame.slots.iter().position(|slot| slot.page == page);
-            if let Some(place) = place.and_then(|place| u8::try_from(place).ok()) {
-                view.table.set(page, Entry::Frame(frame, place));
+        let mut count = 0;
+        for (page, (frame, place)) in moved {
+            let same = match (self.location(*page), frame.slots.get(usize::from(*place))) {
+                (Location::Frame(_, now), Some(then)) => now.lsn == then.lsn,
+                _ => false,
+            };
+            if same {
+                view.table.set(*page, Entry::Frame(frame.clone(), *place));
+                count += 1;
             }
         }
-        Snapshot(Arc::new(view))
+        (Snapshot(Arc::new(view)), count)
     }
 
     /// The pages that may read differently in `other`: conservative, by whole chunks.

@@ -345,6 +345,12 @@ impl Volume {
         self.state.lock().base.clone()
     }
 
+    /// The empty volume, where the log has everything since: `None` for a fork.
+    pub(crate) fn origin(&self) -> Option<Snapshot> {
+        let volumes = self.base().volumes().clone();
+        (volumes.volumes().len() == 1).then(|| Snapshot::empty(self.page_size, volumes))
+    }
+
     /// Where this replica stands.
     pub fn status(&self) -> Status {
         let state = self.state.lock();

@@ -2,13 +2,14 @@
 
 use bytes::Bytes;
 use graft::format::checkpoint::{NewChunk, Past, Root, assemble};
+use graft::format::chunk;
 use graft::format::chunk::{FrameRef, Lineage, Object, ObjectKind, Slot, encode as encode_chunk};
 use graft::format::commit::{FrameEntry, Head};
 use graft::format::frame::PageHash;
 use graft::format::meta::Meta;
+use graft::format::pin::Pin;
 use graft::format::tombstone::{Of, Tombstone};
-use graft::format::{chunk, pin};
-use graft::{ChainHash, CommitId, Lsn, PageIdx, PageSet, PageSize, Seq, VolumeId};
+use graft::{ChainHash, CommitId, Epoch, Lsn, PageIdx, PageSet, PageSize, Seq, VolumeId};
 
 const DOC: &str = include_str!("../../docs/formats.md");
 
@@ -34,7 +35,7 @@ fn check(heading: &str, source: &str, written: &[u8], expected: &[(&str, Vec<u8>
     for (line, (offset, bytes, field)) in rows(heading) {
         assert!(source.contains(&format!("//! {line}")), "{heading}: the source has no row `{line}`");
         let (Some(offset), Some(bytes)) = (offset, bytes) else { continue };
-        let known = expected.iter().find(|(name, _)| *name == field);
+        let known = expected.iter().find(|(name, value)| *name == field && value.len() == bytes);
         let (_, value) = known.unwrap_or_else(|| panic!("{heading}: nothing is known of `{field}`"));
         assert_eq!(value.len(), bytes, "{heading}: {field}");
         assert_eq!(&written[offset..offset + bytes], value, "{heading}: {field} at {offset}");
@@ -130,13 +131,16 @@ fn a_checkpoint() {
         lineage: Lineage::of(PARENT).fork(Lsn(77), VOLUME),
         history: vec![Past { seq: Seq(5), lsn: Lsn(400), time_ms: 12 }],
         chunks: Vec::new(),
+        epoch: Epoch(3),
+        hot: PageSet::from_ranges([7..=8]),
         state_bytes: 0,
         state_hash: [0; 16],
         hash: ChainHash::ZERO,
         encoded: Bytes::new(),
     };
     let written = assemble(&mut root, &[NewChunk::Fresh(1, Bytes::from_static(b"chunk"))], b"state");
-    let end = 160 + 2 * 24 + 24 + 44;
+    let hot = root.hot.encode();
+    let end = 160 + 2 * 24 + 24 + 44 + hot.len();
     let expected = [
         ("magic", b"GFK1".to_vec()),
         ("pages", 300u32.to_le_bytes().into()),
@@ -151,7 +155,8 @@ fn a_checkpoint() {
         ("chunks", 1u32.to_le_bytes().into()),
         ("state", 5u64.to_le_bytes().into()),
         ("state hash", blake(&[b"state"])[..16].into()),
-        ("reserved", vec![0; 8]),
+        ("epoch", 3u32.to_le_bytes().into()),
+        ("hot", (hot.len() as u32).to_le_bytes().into()),
         ("hash", blake(&[&written[..128], &written[160..end]]).into()),
     ];
     check("A checkpoint", include_str!("../src/format/checkpoint.rs"), &written, &expected);
@@ -164,13 +169,14 @@ fn a_checkpoint() {
     rest.extend([6, end as u64 + 5].map(u64::to_le_bytes).concat());
     rest.extend(5u32.to_le_bytes());
     rest.extend(&blake(&[&1u32.to_le_bytes(), b"chunk"])[..16]);
+    rest.extend(&hot[..]);
     rest.extend(b"statechunk");
     assert_eq!(written[160..], rest);
 }
 
 #[test]
 fn a_chunk() {
-    let kind = ObjectKind::CheckpointSegment(Seq(6));
+    let kind = ObjectKind::CompactedSegment(Epoch(6));
     let object = Object { volume: VOLUME, kind, id: CommitId([0xc3; 16]), part: 2 };
     let slot = |page: u32, slot| Slot {
         page: PageIdx::new(page).unwrap(),
@@ -224,15 +230,20 @@ fn a_tombstone() {
 
 #[test]
 fn a_pin() {
-    let written = pin::encode(PARENT, VOLUME, Lsn(77));
+    let key = "volumes/a/forks/b";
+    let written = Pin { lsn: Lsn(77), seq: Some(Seq(6)), until_ms: TIME }.encode(key);
     let expected = [
         ("magic", b"GFP1".to_vec()),
         ("reserved", vec![0; 4]),
         ("lsn", 77u64.to_le_bytes().into()),
-        ("child", VOLUME.0.into()),
-        ("checksum", blake(&[&PARENT.0, &written[..32]])[..12].into()),
+        ("seq", 6u64.to_le_bytes().into()),
+        ("until", TIME.to_le_bytes().into()),
+        ("reserved", vec![0; 16]),
+        ("checksum", blake(&[key.as_bytes(), &written[..48]]).into()),
     ];
-    check("A fork's pin", include_str!("../src/format/pin.rs"), &written, &expected);
+    check("A pin", include_str!("../src/format/pin.rs"), &written, &expected);
+    let newest = Pin { lsn: Lsn(77), seq: None, until_ms: Pin::FOR_EVER }.encode(key);
+    assert_eq!(newest[16..32], [[0xff; 8], i64::MAX.to_le_bytes()].concat());
 }
 
 /// Every magic that the code has is on the page.

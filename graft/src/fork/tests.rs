@@ -8,6 +8,7 @@ use futures::executor::block_on;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::*;
+use crate::Seq;
 use crate::checkpoint::{self, Written};
 use crate::fetch::fetch;
 use crate::ids::{CommitId, PageIdx, PageSize};
@@ -163,14 +164,15 @@ fn a_fork_below_the_horizon_gives_up() {
     for round in 1..=4 {
         commit(&remote, &parent, 1, &[(1, round)], round.into());
     }
-    block_on(remote.create(&key::horizon(FIRST, Lsn(3)), Bytes::new())).unwrap();
+    block_on(remote.create(&key::horizon(FIRST, Lsn(3), Seq(1)), Bytes::new())).unwrap();
     let before = remote.objects();
     let error = block_on(create(&remote, FIRST, At::Lsn(Lsn(2)), id(2), &name(2))).unwrap_err();
     assert!(matches!(error, ForkError::Expired { lsn: Lsn(2), horizon: Lsn(3), .. }), "{error}");
     assert_eq!(remote.objects(), before);
     block_on(create(&remote, FIRST, At::Lsn(Lsn(3)), id(2), &name(2))).unwrap();
     let pin = block_on(remote.get(&key::fork_pin(FIRST, id(2)))).unwrap();
-    assert_eq!(pin::decode(FIRST, id(2), &pin), Ok(Lsn(3)));
+    let expected = Pin { lsn: Lsn(3), seq: None, until_ms: Pin::FOR_EVER };
+    assert_eq!(Pin::decode(&key::fork_pin(FIRST, id(2)), &pin), Ok(expected));
 }
 
 #[test]
@@ -261,7 +263,7 @@ fn a_past_that_is_gone_is_expired() {
             checkpointed(&remote, &parent);
         }
     }
-    block_on(remote.create(&key::horizon(FIRST, Lsn(8)), Bytes::new())).unwrap();
+    block_on(remote.create(&key::horizon(FIRST, Lsn(8), Seq(1)), Bytes::new())).unwrap();
     for lsn in 3..=7 {
         let head = block_on(crate::pull::read_head(&remote, FIRST, Lsn(lsn))).unwrap();
         let left = Tombstone { of: Of::Commit(Lsn(lsn)), id: head.id, hash: head.hash };

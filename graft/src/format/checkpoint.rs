@@ -15,11 +15,13 @@
 //! |     92 |     4 | chunks   | how many chunks                                               |
 //! |     96 |     8 | state    | bytes of the state                                            |
 //! |    104 |    16 | state hash | first 16 bytes of BLAKE3 over the state                     |
-//! |    120 |     8 | reserved | zero                                                          |
+//! |    120 |     4 | epoch    | compactions of this epoch may still be published              |
+//! |    124 |     4 | hot      | bytes of the hot set                                          |
 //! |    128 |    32 | hash     | BLAKE3 of the whole root with this field left out             |
 //! |    160 |       | volumes  | 24 bytes each, oldest first: id, u64 last LSN that is read of it (2^64 − 1 for the volume itself, the last) |
 //! |        |       | history  | 24 bytes each, oldest first: seq, lsn, time                   |
 //! |        |       | chunks   | 44 bytes each, by index: index u32, volume u32 (its place above), seq u64 and offset u64 (which checkpoint object holds it, and where), bytes u32, hash 16 |
+//! |        |       | hot set  | a page set, encoded: pages that nearly every reader wants      |
 //! |        |       | *body*   | the state, then the chunks that this checkpoint brought        |
 //!
 //! The *root* is everything before the body. A chunk that no commit touched since an earlier
@@ -33,7 +35,8 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::chunk::{self, CHUNK_BYTES_MAX, CHUNK_PAGES, LINEAGE_MAX, Lineage};
 use super::{Damaged, Reader, Short};
-use crate::ids::{ChainHash, Lsn, PageSize, Seq, VolumeId, key};
+use crate::ids::{ChainHash, Epoch, Lsn, PageSize, Seq, VolumeId, key};
+use crate::page_set::PageSet;
 
 /// The first bytes of every checkpoint.
 const MAGIC: [u8; 4] = *b"GFK1";
@@ -45,6 +48,8 @@ pub const PREFIX_BYTES: u64 = 64 << 10;
 pub const HISTORY_MAX: usize = 512;
 /// A state longer than this is damage, not data.
 pub const STATE_BYTES_MAX: u64 = 1 << 30;
+/// Nor is a hot set longer than this: it names the interior pages of terabytes.
+const HOT_BYTES_MAX: u32 = 64 << 20;
 const HASH_AT: usize = 128;
 const VOLUME_BYTES: usize = 24;
 const PAST_BYTES: usize = 24;
@@ -108,6 +113,10 @@ pub struct Root {
     pub history: Vec<Past>,
     /// The page table, by index.
     pub chunks: Vec<ChunkRef>,
+    /// Compactions that were begun in this epoch may be published on top of it.
+    pub epoch: Epoch,
+    /// Pages that nearly every reader wants, laid out together by a compaction.
+    pub hot: PageSet,
     /// Bytes of the state, which follows the root in the object.
     pub state_bytes: u64,
     /// The first 16 bytes of BLAKE3 over the state.
@@ -130,7 +139,9 @@ pub enum NewChunk {
 /// Makes a whole checkpoint object: fills in `root`'s chunks, state and hash, and answers the bytes.
 /// `chunks` ascend by index.
 pub fn assemble(root: &mut Root, chunks: &[NewChunk], state: &[u8]) -> Bytes {
+    let hot = root.hot.encode();
     let root_bytes = HEADER_BYTES
+        + hot.len()
         + VOLUME_BYTES * root.lineage.volumes().len()
         + PAST_BYTES * root.history.len()
         + CHUNK_ENTRY_BYTES * chunks.len();
@@ -150,7 +161,7 @@ pub fn assemble(root: &mut Root, chunks: &[NewChunk], state: &[u8]) -> Bytes {
         .collect();
     root.state_bytes = state.len() as u64;
     root.state_hash = state_hash(state);
-    root.encode();
+    root.encode(&hot);
     debug_assert_eq!(root.encoded.len(), root_bytes);
     let mut object = BytesMut::with_capacity(offset as usize);
     object.extend_from_slice(&root.encoded);
@@ -183,7 +194,7 @@ pub enum RootError {
 }
 
 impl Root {
-    fn encode(&mut self) {
+    fn encode(&mut self, hot: &[u8]) {
         let mut out = BytesMut::new();
         out.extend_from_slice(&MAGIC);
         out.put_u32_le(self.pages);
@@ -199,7 +210,9 @@ impl Root {
         }
         out.put_u64_le(self.state_bytes);
         out.extend_from_slice(&self.state_hash);
-        out.put_bytes(0, HEADER_BYTES - 120);
+        out.put_u32_le(self.epoch.0);
+        out.put_u32_le(hot.len() as u32);
+        out.put_bytes(0, HEADER_BYTES - HASH_AT);
         for (volume, last) in self.lineage.volumes() {
             out.extend_from_slice(&volume.0);
             out.put_u64_le(last.0);
@@ -220,6 +233,7 @@ impl Root {
             out.put_u32_le(chunk.bytes);
             out.extend_from_slice(&chunk.hash);
         }
+        out.extend_from_slice(hot);
         self.hash = hash_of(&out);
         out[HASH_AT..HEADER_BYTES].copy_from_slice(&self.hash.0);
         self.encoded = out.freeze();
@@ -294,6 +308,8 @@ struct Header {
     chunks: u32,
     state_bytes: u64,
     state_hash: [u8; 16],
+    epoch: u32,
+    hot: u32,
     hash: ChainHash,
 }
 
@@ -317,16 +333,16 @@ impl Header {
             chunks: reader.u32("chunk count")?,
             state_bytes: reader.u64("state length")?,
             state_hash: reader.array("state hash")?,
-            hash: {
-                reader.take(8, "reserved field")?;
-                ChainHash(reader.array("hash")?)
-            },
+            epoch: reader.u32("epoch")?,
+            hot: reader.u32("hot set length")?,
+            hash: ChainHash(reader.array("hash")?),
         };
         let most = u32::MAX / CHUNK_PAGES as u32 + 1;
         if header.volumes as usize > LINEAGE_MAX
             || header.history as usize > HISTORY_MAX
             || header.chunks > most
             || header.state_bytes > STATE_BYTES_MAX
+            || header.hot > HOT_BYTES_MAX
         {
             return Ok(Err("its counts are greater than any checkpoint's".into()));
         }
@@ -338,6 +354,7 @@ impl Header {
             + VOLUME_BYTES as u64 * u64::from(self.volumes)
             + PAST_BYTES as u64 * u64::from(self.history)
             + CHUNK_ENTRY_BYTES as u64 * u64::from(self.chunks)
+            + u64::from(self.hot)
     }
 
     fn tables(&self, root: &[u8]) -> Result<Result<Root, String>, Short> {
@@ -375,6 +392,11 @@ impl Header {
             }
             chunks.push(ChunkRef { index, volume: *volume, seq, offset, bytes, hash });
         }
+        let hot = match PageSet::decode(reader.take(self.hot as usize, "hot set")?) {
+            Ok(hot) if hot.last().is_none_or(|last| last.get() <= self.pages) => hot,
+            Ok(_) => return Ok(Err("its hot set has pages beyond its page count".into())),
+            Err(error) => return Ok(Err(format!("its hot set: {error}"))),
+        };
         Ok(Ok(Root {
             volume: self.volume,
             seq: self.seq,
@@ -386,6 +408,8 @@ impl Header {
             lineage,
             history,
             chunks,
+            epoch: Epoch(self.epoch),
+            hot,
             state_bytes: self.state_bytes,
             state_hash: self.state_hash,
             hash: self.hash,

@@ -7,7 +7,7 @@
 //! |      0 |     2 | objects  | how many objects it names, at most 256                        |
 //! |      2 |     2 | frames   | how many frames, at most 256                                  |
 //! |      4 |    32 | present  | bit i of byte i/8: page 256 n + 1 + i was written             |
-//! |     36 |       | objects  | 33 bytes each: volume u32 (its place in the root's table), kind u8 (0 commit, 1 segment of a commit, 2 segment of a checkpoint), number u64 (LSN or checkpoint), id 16, part u32 |
+//! |     36 |       | objects  | 33 bytes each: volume u32 (its place in the root's table), kind u8 (0 commit, 1 segment of a commit, 2 segment of a compaction), number u64 (LSN or epoch), id 16, part u32 |
 //! |        |       | frames   | 16 bytes each: object u16, pages u16, offset u64, bytes u32   |
 //! |        |       | frame    | u8 for each page present: which frame                         |
 //! |        |       | slot     | u8 for each page present: its place in the frame              |
@@ -27,7 +27,7 @@ use bytes::Bytes;
 
 use super::frame::{FRAME_PAGES_MAX, PageHash};
 use super::{Reader, Short};
-use crate::ids::{CommitId, Lsn, PageIdx, Seq, VolumeId, key};
+use crate::ids::{CommitId, Epoch, Lsn, PageIdx, VolumeId, key};
 
 /// Pages in one chunk.
 pub const CHUNK_PAGES: usize = 256;
@@ -44,8 +44,8 @@ pub enum ObjectKind {
     Commit(Lsn),
     /// A segment made for the commit of this LSN.
     CommitSegment(Lsn),
-    /// A segment that a compaction made for this checkpoint.
-    CheckpointSegment(Seq),
+    /// A segment that a compaction made in this epoch.
+    CompactedSegment(Epoch),
 }
 
 /// An object that holds frames.
@@ -67,8 +67,8 @@ impl Object {
         match self.kind {
             ObjectKind::Commit(lsn) => key::log(self.volume, lsn),
             ObjectKind::CommitSegment(lsn) => key::segment(self.volume, lsn, self.id, self.part),
-            ObjectKind::CheckpointSegment(seq) => {
-                key::checkpoint_segment(self.volume, seq, self.id, self.part)
+            ObjectKind::CompactedSegment(epoch) => {
+                key::compacted_segment(self.volume, epoch, self.id, self.part)
             }
         }
     }
@@ -185,6 +185,11 @@ impl Chunk {
         let (frame, slot) = self.pages.get(at)?.as_ref()?;
         Some((frame, frame.slots.get(usize::from(*slot))?))
     }
+
+    /// Its frames, each as often as it has pages here.
+    pub fn frames(&self) -> impl Iterator<Item = &Arc<FrameRef>> {
+        self.pages.iter().flatten().map(|(frame, _)| frame)
+    }
 }
 
 /// The first page of chunk `index`, 1-based. `None` for a chunk that no page lies in.
@@ -215,7 +220,7 @@ pub fn encode<'a>(
                 let (kind, number) = match frame.object.kind {
                     ObjectKind::Commit(lsn) => (0u8, lsn.0),
                     ObjectKind::CommitSegment(lsn) => (1, lsn.0),
-                    ObjectKind::CheckpointSegment(seq) => (2, seq.0),
+                    ObjectKind::CompactedSegment(epoch) => (2, u64::from(epoch.0)),
                 };
                 objects.extend(lineage.place(frame.object.volume)?.to_le_bytes());
                 objects.push(kind);
@@ -297,7 +302,10 @@ fn parse(index: u32, lineage: &Lineage, raw: &[u8]) -> Result<Result<Chunk, Stri
         let kind = match kind {
             0 => ObjectKind::Commit(Lsn(number)),
             1 => ObjectKind::CommitSegment(Lsn(number)),
-            2 => ObjectKind::CheckpointSegment(Seq(number)),
+            2 => match u32::try_from(number) {
+                Ok(epoch) => ObjectKind::CompactedSegment(Epoch(epoch)),
+                Err(_) => return damaged("names an epoch that is none"),
+            },
             _ => return damaged("names an object of an unknown kind"),
         };
         let object = Object { volume: *volume, kind, id, part };

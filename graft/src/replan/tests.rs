@@ -7,6 +7,7 @@ use futures::executor::block_on;
 use super::*;
 use crate::catalog;
 use crate::checkpoint::{Written, write};
+use crate::compact::{self, ByNumber, Scope};
 use crate::fetch::{Fetcher, fetch};
 use crate::format::meta::Meta;
 use crate::format::tombstone::Of;
@@ -89,8 +90,6 @@ fn a_snapshot_whose_pages_were_moved_reads_on() {
     checkpoint(&*remote, &writer);
     let reader = open(&*remote);
     let before = reader.tip();
-    // Moved as a compaction does: the same versions in another commit's clothes would be others, so the
-    // pages are put into a segment of their own, and a checkpoint names that.
     let moved = compacted(&remote, &writer);
     bury(&remote, 1);
     for idx in [1, 256, 257, 700] {
@@ -142,47 +141,13 @@ fn what_is_damaged_is_not_taken_for_moved() {
     assert!(matches!(error, FetchError::Damaged(_)), "{error}");
 }
 
-/// Puts every page of the base into one segment, and publishes a checkpoint that names it.
+/// Lays every page out anew, and answers the checkpoint that says where.
 fn compacted(remote: &MemoryRemote, volume: &Volume) -> Seq {
-    use crate::checkpoint::{Table, next_seq, store};
-    use crate::format::checkpoint::NewChunk;
-    use crate::format::chunk::{FrameRef, Object, ObjectKind, Slot, encode};
-    use crate::format::frame::{self, FRAME_PAGES_MAX, PageHash};
-    let base = volume.base();
-    let all = PageSet::from_ranges([1..=base.pages()]);
-    block_on(fetch(remote, volume, &base, &all)).unwrap();
-    let seq = next_seq(volume, &base);
-    let kind = ObjectKind::CheckpointSegment(seq);
-    let object = Object { volume: VOLUME, kind, id: CommitId([9; 16]), part: 1 };
-    let mut segment = Vec::new();
-    let mut frames = Vec::new();
-    let pages: Vec<PageIdx> = all.iter().collect();
-    for group in pages.chunks(FRAME_PAGES_MAX) {
-        let bytes: Vec<Bytes> = group.iter().map(|page| volume.read(&base, *page).unwrap()).collect();
-        let slots = group.iter().zip(&bytes).zip(0u8..).map(|((page, bytes), slot)| {
-            let Location::Frame(_, now) = base.location(*page) else { panic!("every page is stored") };
-            Slot { page: *page, lsn: now.lsn, slot, hash: PageHash::of(*page, bytes) }
-        });
-        let (slots, frame) = (slots.collect(), frame::encode(bytes.iter()));
-        frames.push(FrameRef {
-            key: object.key().into(),
-            object,
-            offset: segment.len() as u64,
-            bytes: frame.len() as u32,
-            count: group.len() as u32,
-            slots,
-        });
-        segment.extend_from_slice(&frame);
+    let id = CommitId([9; 16]);
+    let moved = compact::gather(remote, volume, &ByNumber, Scope::All, id, &|_, _| {});
+    let moved = block_on(moved).unwrap();
+    match block_on(compact::publish(remote, volume, &moved, Bytes::new())).unwrap() {
+        Written::Stored { seq, .. } => seq,
+        other => panic!("{other:?}"),
     }
-    block_on(remote.create(&object.key(), segment.into())).unwrap();
-    let mut table = Table::default();
-    for index in 0..base.pages().div_ceil(256) {
-        let within = |slot: &&Slot| (slot.page.get() - 1) / 256 == index;
-        let pages =
-            frames.iter().flat_map(|frame| frame.slots.iter().filter(within).map(move |s| (frame, s)));
-        table.chunks.push(NewChunk::Fresh(index, encode(index, base.volumes(), pages).unwrap()));
-        table.bases.push(None);
-    }
-    block_on(store(remote, volume, &base, Bytes::new(), table)).unwrap();
-    seq
 }

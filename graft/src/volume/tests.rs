@@ -1,5 +1,6 @@
 //! A replica against a model of it, and its promises one by one.
 
+mod faults;
 mod model;
 mod promises;
 

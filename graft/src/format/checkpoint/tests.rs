@@ -1,6 +1,7 @@
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::*;
+use crate::ids::PageIdx;
 
 const OWN: VolumeId = VolumeId([2; 16]);
 const PARENT: VolumeId = VolumeId([1; 16]);
@@ -22,6 +23,8 @@ fn made(seed: u64) -> (Root, Bytes, Vec<u8>) {
         lineage: Lineage::of(PARENT).fork(Lsn(100), OWN),
         history,
         chunks: Vec::new(),
+        epoch: Epoch(rng.random()),
+        hot: (0..rng.random_range(0..40)).filter_map(|_| PageIdx::new(rng.random_range(1..=5000))).collect(),
         state_bytes: 0,
         state_hash: [0; 16],
         hash: ChainHash::ZERO,
@@ -119,7 +122,8 @@ fn a_well_hashed_lie_is_refused() {
             root.chunks.clear();
         }
         lie(&mut root);
-        root.encode();
+        let hot = root.hot.encode();
+        root.encode(&hot);
         let decoded = Root::decode(OWN, root.seq, &root.encoded.clone());
         assert!(matches!(decoded, Err(RootError::Damaged(_))), "{what}: {decoded:?}");
     }

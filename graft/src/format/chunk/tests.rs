@@ -21,7 +21,7 @@ fn frames(seed: u64, index: u32) -> Vec<FrameRef> {
         let kind = match rng.random_range(0..3) {
             0 => ObjectKind::Commit(Lsn(rng.random())),
             1 => ObjectKind::CommitSegment(Lsn(rng.random())),
-            _ => ObjectKind::CheckpointSegment(Seq(rng.random())),
+            _ => ObjectKind::CompactedSegment(Epoch(rng.random())),
         };
         let object = Object {
             volume: if rng.random() { OWN } else { PARENT },
