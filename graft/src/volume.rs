@@ -538,7 +538,7 @@ impl Volume {
     /// Only for a push that was [`PublishError::Rejected`], or local commits never sealed.
     pub fn reset(&self) -> Result<Vec<LocalCommit>, StoreError> {
         let mut state = self.state.lock();
-        self.store_reset(&state.locals)?;
+        self.store_reset(&state.locals, state.pending.as_deref())?;
         state.pending = None;
         let locals = std::mem::take(&mut state.locals);
         if !locals.is_empty() {
@@ -710,7 +710,7 @@ impl Volume {
         if state.pending.as_ref().is_none_or(|pending| pending.head.hash != lost.head.hash) {
             return Ok(());
         }
-        self.remove_pending()?;
+        self.remove_pending(state.pending.as_deref())?;
         state.pending = None;
         Ok(())
     }
