@@ -20,6 +20,7 @@
 
 mod cache;
 mod persist;
+mod stack;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use self::cache::PageCache;
+pub use self::stack::ReplaceError;
 use crate::catalog::{self, CatalogError};
 use crate::fetch::FetchError;
 use crate::format::commit::Head;
@@ -41,7 +43,7 @@ use crate::publish::{Draft, Prepared, PublishError, Published, prepare, publish}
 use crate::pull::{PullError, Pulled, pull};
 use crate::remote::Remote;
 use crate::snapshot::{FrameRef, Location, Snapshot, graft};
-use crate::store::{Durability, SharedStore, StoreError};
+use crate::store::{Batch, Durability, SharedStore, StoreError};
 
 /// How a replica keeps its state.
 #[derive(Debug, Clone)]
@@ -226,7 +228,8 @@ pub struct Volume {
     page_size: PageSize,
     options: Options,
     state: Mutex<State>,
-    cache: Mutex<PageCache>,
+    /// Shared with the volumes [`aside`](Volume::aside) of this one.
+    cache: Arc<Mutex<PageCache>>,
 }
 
 impl fmt::Debug for Volume {
@@ -265,7 +268,7 @@ impl Volume {
             versions: 0,
             numbers: 0,
         };
-        let cache = Mutex::new(PageCache::new(options.cache_bytes));
+        let cache = Arc::new(Mutex::new(PageCache::new(options.cache_bytes)));
         let volume = Volume { id, page_size, options, state: Mutex::new(state), cache };
         let heads = volume.restore()?;
         Ok(Opened { volume, heads })
@@ -348,27 +351,7 @@ impl Volume {
 
     /// Commits a change on top of the tip, if the tip is still the snapshot it was made on.
     pub fn commit(&self, on: &Snapshot, change: Change) -> Result<Snapshot, CommitError> {
-        debug_assert!(
-            change.changes.iter().all(|(i, p)| i.get() <= change.pages && p.len() == self.page_size.bytes())
-        );
-        let mut state = self.state.lock();
-        if state.tip.version() != on.version() {
-            return Err(CommitError::Stale);
-        }
-        let local = LocalCommit {
-            number: state.numbers + 1,
-            pages_before: state.tip.pages(),
-            pages_after: change.pages,
-            changes: change.changes,
-            payload: change.payload,
-        };
-        self.store_local(&local)?;
-        state.numbers = local.number;
-        let version = state.next_version();
-        let pages = local.changes.iter().map(|(i, p)| (*i, p));
-        state.tip = state.tip.with_local(pages, local.pages_after, version);
-        state.locals.push(local);
-        Ok(state.tip.clone())
+        self.commit_with(on, change, Batch::default())
     }
 
     /// Rolls the first `locals` local commits up into one commit, and records it as pending. `None`
@@ -489,27 +472,12 @@ impl Volume {
     /// has moved.
     pub fn absorb(&self, pulled: Pulled) -> Result<PageSet, StoreError> {
         let mut state = self.state.lock();
-        let mut changed = PageSet::new();
         if !state.locals.is_empty() {
-            return Ok(changed);
+            return Ok(PageSet::new());
         }
-        let (mut lsn, mut hash) = (state.base.lsn(), state.hash);
-        let mut follow = |head: &Head| {
-            let follows = head.lsn == lsn.next() && head.parent == hash;
-            if follows {
-                (lsn, hash) = (head.lsn, head.hash);
-            }
-            follows
-        };
-        let heads: Vec<Head> = pulled.heads.into_iter().filter(|head| follow(head)).collect();
+        let heads = state.following(pulled.heads);
         self.store_heads(&heads)?;
-        for head in &heads {
-            changed.union_with(&graft(&head.set, state.base.pages(), head.pages));
-            let version = state.next_version();
-            state.base = state.base.with_commit(head, version);
-            state.hash = head.hash;
-            state.time_ms = head.time_ms;
-        }
+        let changed = state.advance(&heads);
         state.tip = state.base.clone();
         Ok(changed)
     }

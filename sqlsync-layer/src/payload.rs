@@ -13,7 +13,7 @@ use graft::{ModuleHash, key};
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::{ClientId, Reason, Seed};
-use crate::vfs::{Marks, local_marks};
+use crate::vfs::{Marks, Note};
 
 const MAGIC: &[u8; 3] = b"SP1";
 
@@ -129,7 +129,7 @@ impl Payload {
     /// The payload of one commit that rolls up local commits made by plain SQL: their marks, no
     /// mutations. For [`graft::volume::push`].
     pub fn of_plain_sql(locals: &[LocalCommit]) -> Bytes {
-        let marks = locals.iter().fold(Marks::default(), |all, local| all.union(local_marks(&local.payload)));
+        let marks = locals.iter().fold(Marks::default(), |all, local| all.union(Note::decode(&local.payload).marks));
         Payload { marks: marks.to_byte(), records: Vec::new() }.encode()
     }
 

@@ -76,9 +76,9 @@ impl Volume {
         store.write(batch, Durability::Buffered)
     }
 
-    pub(super) fn store_local(&self, local: &LocalCommit) -> Result<(), StoreError> {
+    /// Stores a local commit, and what the layer above stores with it.
+    pub(super) fn store_local(&self, local: &LocalCommit, mut batch: Batch) -> Result<(), StoreError> {
         let Some((store, durability)) = self.local_store() else { return Ok(()) };
-        let mut batch = Batch::default();
         batch.put(Space::Local, local_key(self.id, local.number), encode_local(local));
         store.write(batch, durability)
     }
@@ -125,6 +125,28 @@ impl Volume {
         batch.remove(Space::State, pending_key(self.id));
         for local in locals {
             batch.remove(Space::Local, local_key(self.id, local.number));
+        }
+        store.write(batch, durability)
+    }
+
+    /// Stores one stack of local commits in place of another, the heads under it, and what the layer
+    /// above stores with them: one batch.
+    pub(super) fn store_replaced(
+        &self,
+        heads: &[Head],
+        old: &[LocalCommit],
+        new: &[LocalCommit],
+        mut batch: Batch,
+    ) -> Result<(), StoreError> {
+        let Some((store, durability)) = self.local_store() else { return self.store_heads(heads) };
+        for head in heads {
+            batch.put(Space::State, head_key(self.id, head.lsn), head.encoded.clone());
+        }
+        for local in old {
+            batch.remove(Space::Local, local_key(self.id, local.number));
+        }
+        for local in new {
+            batch.put(Space::Local, local_key(self.id, local.number), encode_local(local));
         }
         store.write(batch, durability)
     }

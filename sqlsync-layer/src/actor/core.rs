@@ -25,7 +25,7 @@ use crate::payload::{Mutation, Op, Outcome, Payload, Record};
 use crate::protocol::{
     At, ClientId, ClientMessage, IN_FLIGHT_MAX, PROTOCOL, Reason, Seed, ServerMessage, codes,
 };
-use crate::vfs::{ConnectError, Database, IoFailure, Marks, WriteSet, local_payload};
+use crate::vfs::{ConnectError, Database, IoFailure, Marks, Note, WriteSet};
 
 /// Bytes of reducers' names and arguments after which a batch takes no more operations, and a commit no
 /// more batches. Every record goes into its commit's head, and no reader takes a head above 256 MiB; one
@@ -595,7 +595,7 @@ impl Actor {
     fn record(&self, done: Done) -> Result<Done, Blocked> {
         if done.written.is_none() {
             let tip = self.volume.tip();
-            let payload = local_payload(Marks::default());
+            let payload = Note::default().encode();
             let change = Change { pages: tip.pages(), payload, ..Change::default() };
             self.volume.commit(&tip, change).map_err(|error| Blocked::passing(error.to_string()))?;
         }
