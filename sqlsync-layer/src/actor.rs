@@ -28,9 +28,9 @@
 
 mod args;
 mod ask;
-mod batch;
-mod core;
-mod queries;
+pub(crate) mod batch;
+pub(crate) mod core;
+pub(crate) mod queries;
 #[cfg(test)]
 mod tests;
 mod token;

@@ -19,6 +19,8 @@
 pub mod actor;
 #[cfg(all(feature = "client", not(target_arch = "wasm32")))]
 pub mod client;
+#[cfg(all(feature = "client", not(target_arch = "wasm32")))]
+pub mod document;
 pub mod guard;
 pub mod ledger;
 pub mod live;

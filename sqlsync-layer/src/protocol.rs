@@ -136,6 +136,11 @@ pub mod codes {
     pub const SEQ_GAP: &str = "seq_gap";
     /// The seq was applied so long ago that its outcome is no longer recorded.
     pub const SEQ_FORGOTTEN: &str = "seq_forgotten";
+    /// The client was away for so long that the ledger has forgotten it: what it sent before may have been
+    /// applied or not, and nobody knows. It goes on under a new client id.
+    pub const EXPIRED: &str = "client_expired";
+    /// The app gave the mutation up when it conflicted.
+    pub const DISCARDED: &str = "discarded";
     /// More mutations without a final answer than `max_in_flight`.
     pub const TOO_MANY_IN_FLIGHT: &str = "too_many_in_flight";
     /// The SQL is not one read-only, deterministic statement.

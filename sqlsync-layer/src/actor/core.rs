@@ -182,10 +182,7 @@ impl Actor {
         limits: Limits,
         epoch: u64,
     ) -> Result<Actor, OpenError> {
-        let mut durable = Ledger::default();
-        for head in &opened.heads {
-            apply_payload(&mut durable, &Payload::decode(head)?, head.lsn);
-        }
+        let durable = Ledger::of(&opened.heads)?;
         let volume = Arc::new(opened.volume);
         let database = Database::new(volume.clone(), fetch);
         Ok(Actor {
@@ -681,6 +678,8 @@ impl Actor {
                 self.failures = 0;
                 self.metrics.published += 1;
                 self.confirm(prepared.locals, published.lsn);
+                self.durable.advance(published.lsn, prepared.head.time_ms);
+                self.tip.advance(published.lsn, prepared.head.time_ms);
                 self.welcome_waiting();
             }
             Err(PublishError::Rejected { lsn }) => {
@@ -796,6 +795,7 @@ impl Actor {
             self.live.committed(write_set(head, payload, pages));
             pages = head.pages;
             apply_payload(&mut self.durable, payload, head.lsn);
+            self.durable.advance(head.lsn, head.time_ms);
         }
         self.tip = self.durable.clone();
         for Unpublished { done, requests } in dropped.into_iter().rev() {
@@ -820,7 +820,7 @@ fn write_set(head: &Head, payload: &Payload, pages_before: u32) -> WriteSet {
     WriteSet { pages, marks }
 }
 
-fn apply_payload(ledger: &mut Ledger, payload: &Payload, lsn: Lsn) {
+pub(crate) fn apply_payload(ledger: &mut Ledger, payload: &Payload, lsn: Lsn) {
     for record in &payload.records {
         ledger.apply(record, lsn);
     }
@@ -862,7 +862,7 @@ fn store_failed(prepared: &Prepared, error: &StoreError) -> PublishError {
 }
 
 /// Tells a mutation from another under the same seq, by what the client sent.
-fn content_of(reducer: &str, args: &str, clock: Option<i64>, seed: Option<Seed>) -> [u8; 16] {
+pub(crate) fn content_of(reducer: &str, args: &str, clock: Option<i64>, seed: Option<Seed>) -> [u8; 16] {
     let mut hasher = blake3::Hasher::new();
     for part in [reducer, args] {
         hasher.update(&(part.len() as u64).to_le_bytes());
