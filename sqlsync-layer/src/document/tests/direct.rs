@@ -155,7 +155,6 @@ impl Server {
 
     /// Carries out what it wants, once.
     fn turn(&mut self, world: &World) -> bool {
-        self.actor.flush(2_000, world.id());
         for output in std::mem::take(&mut self.waiting) {
             match output {
                 Output::Publish(prepared) => {
@@ -170,6 +169,7 @@ impl Server {
                 other => panic!("{other:?}"),
             }
         }
+        self.actor.flush(2_000, world.id());
         for output in self.actor.take_outputs() {
             match output {
                 Output::Publish(_) | Output::Pull | Output::Wake { .. } => self.waiting.push(output),
@@ -254,7 +254,7 @@ fn a_coordinator_documents_and_plain_sql_commit_beside_each_other_exactly_once()
                 branched += commits as i64;
             }
         }
-        assert_eq!(server.finals.len() as u64, asked, "seed {seed}");
+        assert_eq!(server.finals.len() as u64, asked, "seed {seed}: {:?} {:?}", server.actor, server.waiting);
         assert!(server.finals.values().all(|durable| *durable), "seed {seed}");
         for document in documents.iter_mut().chain([&mut writer]) {
             world.sync(document);
