@@ -90,6 +90,10 @@ pub struct Serve {
     /// A directory of static files to serve at `/`: an app's built page. [default: none]
     #[arg(long, env = "GRAFT_WEB", value_name = "DIR")]
     pub web: Option<PathBuf>,
+    /// Seconds after which who does not say again that they are connected is gone from the others' lists.
+    #[arg(long, env = "GRAFT_PRESENCE_TTL", value_name = "SECONDS", default_value_t = 90)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub presence_ttl: u64,
 }
 
 /// `graft deploy`

@@ -11,6 +11,7 @@ pub async fn run(args: Serve) -> anyhow::Result<Outcome> {
     let mut config = Config::new(store, args.listen);
     config.data = args.data;
     config.web = args.web;
+    config.limits.presence.ttl_ms = args.presence_ttl * 1000;
     let mut stop = Signals::new()?;
     let running = tokio::select! {
         running = Coordinator::start(config) => running?,

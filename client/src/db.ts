@@ -16,6 +16,7 @@ import {
   type Mutations,
 } from "./mutations.js";
 import { Source, type Observable } from "./observable.js";
+import { Presence, type Present } from "./presence.js";
 import type { Reason } from "./protocol.js";
 import type { At, ResultRows, Row } from "./rows.js";
 import { CallError, DEFAULT_CONFIG, type ClientState, type Kept, type Notice, type Phase, type SessionConfig } from "./session.js";
@@ -122,6 +123,8 @@ export function connect<M extends Mutations<M> = DefaultMutations>(options: Conn
 export class Db<M extends Mutations<M> = DefaultMutations> {
   /** Calls a reducer: `db.mutate.addTask({…})`, or by its own name `db.mutate("add_task", {…})`. */
   readonly mutate: Mutate<M>;
+  /** Who is connected. */
+  readonly presence: Presence;
   readonly #options: ConnectOptions;
   readonly #storage: Storage;
   readonly #scope: string;
@@ -129,6 +132,7 @@ export class Db<M extends Mutations<M> = DefaultMutations> {
   readonly #makeDriver: (notice: (notice: Notice) => void, settled: () => void) => Driver;
   readonly #status: Source<Status>;
   readonly #pending = new Source<readonly PendingMutation[]>(Object.freeze([]));
+  readonly #present: Source<Present>;
   readonly #live: LiveQueries;
   readonly #handles = new Map<number, Handle>();
   readonly #questions = new Map<number, Question>();
@@ -171,6 +175,8 @@ export class Db<M extends Mutations<M> = DefaultMutations> {
       (sql, params, key) => this.#call(() => session.subscribe(sql, params, key)),
       (sub) => this.#call(() => session.unsubscribe(sub)),
     );
+    this.#present = new Source(session.presence.view);
+    this.presence = new Presence(session.presence, this.#present, (call) => this.#call(call));
     this.mutate = mutateProxy<M>((reducer, args) => this.#mutate(reducer, args));
     this.#starting = this.#start();
   }
@@ -389,6 +395,8 @@ export class Db<M extends Mutations<M> = DefaultMutations> {
         this.#questions.get(notice.id)?.reject(new QueryError(notice.reason));
         this.#questions.delete(notice.id);
         return undefined;
+      case "presence":
+        return this.#present.set(this.#driver.session.presence.view);
       case "status":
         return this.#connectionChanged();
     }

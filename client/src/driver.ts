@@ -26,6 +26,7 @@ export class Driver {
   readonly #notice: (notice: Notice) => void;
   readonly #settled: () => void;
   #timer: ReturnType<typeof setTimeout> | undefined;
+  #presenceTimer: ReturnType<typeof setTimeout> | undefined;
   #running = false;
 
   /** `notice` is told each notice, `settled` is called after the effects of each event. */
@@ -90,6 +91,10 @@ export class Driver {
         clearTimeout(this.#timer);
         this.#timer = setTimeout(() => this.#feed({ type: "timer" }), effect.ms);
         return undefined;
+      case "presence_timer":
+        clearTimeout(this.#presenceTimer);
+        this.#presenceTimer = setTimeout(() => this.#feed({ type: "presence_timer" }), effect.ms);
+        return undefined;
       case "store":
         return this.#journal.push(effect);
       case "notify":
@@ -110,6 +115,7 @@ export class Driver {
 
   #stopListening(): void {
     clearTimeout(this.#timer);
+    clearTimeout(this.#presenceTimer);
     globalThis.removeEventListener?.("online", this.#wake);
     globalThis.document?.removeEventListener("visibilitychange", this.#seen);
   }

@@ -44,6 +44,17 @@ export class QueryError extends Error {
   }
 }
 
+/** What was to be said of this client is not JSON (`bad_state`), or more than the server takes (`too_large`). */
+export class PresenceError extends Error {
+  override readonly name = "PresenceError";
+  readonly code: string;
+
+  constructor(reason: Reason) {
+    super(reason.message);
+    this.code = reason.code;
+  }
+}
+
 /** A fault in the options of `connect`. */
 export class ConnectError extends Error {
   override readonly name = "ConnectError";

@@ -10,7 +10,7 @@ export type {
   Status,
   SubscribeOptions,
 } from "./db.js";
-export { ConnectError, MutationError, QueryError } from "./errors.js";
+export { ConnectError, MutationError, PresenceError, QueryError } from "./errors.js";
 export type { MutationErrorKind } from "./errors.js";
 export { indexedDb } from "./indexeddb.js";
 export type { IndexedDbOptions } from "./indexeddb.js";
@@ -28,6 +28,8 @@ export type {
   Register,
 } from "./mutations.js";
 export type { Observable } from "./observable.js";
+export { Presence } from "./presence.js";
+export type { Peer, Present } from "./presence.js";
 export type { Reason } from "./protocol.js";
 export type { At, Row } from "./rows.js";
 export type { ClientRecord, ClientState, Phase, SessionConfig, StoredMutation } from "./session.js";

@@ -2,8 +2,9 @@
  * One socket at a time, as a session's events.
  *
  * A browser does not tell a page why a WebSocket was declined. So when one fails before it opens, the same
- * address is asked over HTTP, which a server answers with a reason where it has one. (Not by a page of another
- * origin: it could not read the answer.)
+ * address is asked over HTTP, which a server answers with a reason where it has one. A 4xx is a `declined`; a
+ * 5xx is a `closed`, since it may pass, that says the server's reason. (Not by a page of another origin: it
+ * could not read the answer.)
  */
 
 import { messageOf } from "./errors.js";
@@ -121,11 +122,12 @@ export class Link {
   }
 
   async #diagnose(generation: number, why: string): Promise<void> {
-    const reason = await declined(this.#address.http);
+    const answer = await declined(this.#address.http);
     if (generation !== this.#generation) return;
-    if (reason === undefined) return this.#closed(generation, why);
+    if (answer === undefined) return this.#closed(generation, why);
+    const { reason, passing } = answer;
     this.#generation += 1;
-    this.#emit({ type: "declined", reason });
+    this.#emit(passing ? { type: "closed", why: reason.message, code: reason.code } : { type: "declined", reason });
   }
 
   #closed(generation: number, why: string): void {
@@ -135,18 +137,18 @@ export class Link {
   }
 }
 
-/** The server's reason against a connection; `undefined` where it has none, or cannot be heard. */
-async function declined(url: string): Promise<Reason | undefined> {
+/** The server's reason against a connection, and whether it may pass; `undefined` where none can be heard. */
+async function declined(url: string): Promise<{ readonly reason: Reason; readonly passing: boolean } | undefined> {
   const page = globalThis.location?.origin;
   if (page !== undefined && page !== new URL(url).origin) return undefined;
   try {
     const response = await fetch(url, { signal: AbortSignal.timeout(DIAGNOSIS_MAX) });
-    if (response.status < 400 || response.status > 499) return undefined;
+    if (response.status < 400) return undefined;
     const body = (await response.json()) as { readonly error?: { readonly code?: unknown; readonly message?: unknown } } | null;
     const { code, message } = body?.error ?? {};
     // Without an upgrade this is what a server says that would have taken the socket.
     if (typeof code !== "string" || typeof message !== "string" || code === "not_a_websocket") return undefined;
-    return { code, message };
+    return { reason: { code, message }, passing: response.status > 499 };
   } catch {
     return undefined; // As unreachable as the socket, or another page's: the socket's own failure stands.
   }

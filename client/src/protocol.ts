@@ -23,6 +23,13 @@ export interface Reason {
   readonly message: string;
 }
 
+/** One who is present. */
+export interface WirePeer {
+  readonly id: number;
+  /** Any JSON. */
+  readonly state: unknown;
+}
+
 /** What a server says. */
 export type ServerMessage =
   | {
@@ -54,6 +61,9 @@ export type ServerMessage =
       readonly rows: WireRows;
     }
   | { readonly type: "query_error"; readonly id: number; readonly reason: Reason }
+  | { readonly type: "presence"; readonly peers: readonly WirePeer[]; readonly more: number }
+  | { readonly type: "presence_set"; readonly id: number; readonly ttlMs: number }
+  | { readonly type: "presence_error"; readonly reason: Reason }
   | { readonly type: "pong" }
   | { readonly type: "error"; readonly reason: Reason };
 
@@ -101,6 +111,12 @@ export function readServerMessage(text: string): ServerMessage {
       return { type, id: count(from, "id"), at: readAt(from), columns: strings(from, "columns"), rows: readRows(from) };
     case "query_error":
       return { type, id: count(from, "id"), reason: readReason(from) };
+    case "presence":
+      return { type, peers: list(from["peers"], "peers").map(readPeer), more: from["more"] === undefined ? 0 : count(from, "more") };
+    case "presence_set":
+      return { type, id: count(from, "id"), ttlMs: count(from, "ttl_ms") };
+    case "presence_error":
+      return { type, reason: readReason(from) };
     case "pong":
       return { type };
     case "error":
@@ -155,6 +171,12 @@ function readAt(from: Members): At {
 function readReason(from: Members): Reason {
   const reason = object(from["reason"], "`reason`");
   return { code: string(reason, "code"), message: string(reason, "message") };
+}
+
+function readPeer(json: unknown): WirePeer {
+  const peer = object(json, "a peer");
+  if (peer["state"] === undefined) throw new MalformedMessage("malformed message: a peer has no state");
+  return { id: count(peer, "id"), state: peer["state"] };
 }
 
 function readRows(from: Members): WireRows {
@@ -213,6 +235,26 @@ export function unsubscribe(sub: number): string {
 /** A `query`; `params` is JSON text already. */
 export function query(id: number, sql: string, params: string | undefined): string {
   return `{"type":"query","id":${id},"sql":${encodeText(sql)}${withParams(params)}}`;
+}
+
+/** A `set_presence`; `state` is JSON text already. */
+export function setPresence(state: string): string {
+  return `{"type":"set_presence","state":${state}}`;
+}
+
+/** A `clear_presence`. */
+export function clearPresence(): string {
+  return '{"type":"clear_presence"}';
+}
+
+/** A `watch_presence`. */
+export function watchPresence(): string {
+  return '{"type":"watch_presence"}';
+}
+
+/** An `unwatch_presence`. */
+export function unwatchPresence(): string {
+  return '{"type":"unwatch_presence"}';
 }
 
 /** A `ping`. */

@@ -1,13 +1,23 @@
 /** React bindings: a thin layer over [`Db`] on `useSyncExternalStore`. */
 
-import { createContext, createElement, useCallback, useContext, useMemo, useSyncExternalStore, type ReactNode } from "react";
+import {
+  createContext,
+  createElement,
+  useCallback,
+  useContext,
+  useEffect,
+  useMemo,
+  useSyncExternalStore,
+  type ReactNode,
+} from "react";
 
 import type { Db, LiveOptions, PendingMutation, Status } from "./db.js";
 import type { LiveResult } from "./live.js";
 import type { AnyMutations, DefaultMutations, Given, MutationHandle, Mutations } from "./mutations.js";
 import type { Observable } from "./observable.js";
+import type { Present } from "./presence.js";
 import type { Row } from "./rows.js";
-import { encodeParams, type Params } from "./value.js";
+import { encodeParams, type JsonValue, type Params } from "./value.js";
 
 // A context has one type for all programs; `useDb` gives each its own back.
 const Context = createContext<Db<AnyMutations> | undefined>(undefined);
@@ -55,6 +65,23 @@ export function useStatus(): Status {
 /** Mutations without a final answer. */
 export function usePending(): readonly PendingMutation[] {
   return useObservable(useDb().pending);
+}
+
+/**
+ * Who is connected. With `state`, this client is too, and this is what the others see of it, for as long as the
+ * component is there; only the content of `state` counts. One component should give it: the last one holds.
+ */
+export function usePresence(state?: JsonValue): Present {
+  const { presence } = useDb();
+  const content = JSON.stringify(state);
+  const given = state !== undefined;
+  useEffect(() => {
+    if (state !== undefined) presence.set(state);
+    // `content` stands for `state`.
+  }, [presence, content]);
+  // Apart, so that another state takes the place of the one before and nobody sees us leave.
+  useEffect(() => (given ? () => presence.clear() : undefined), [presence, given]);
+  return useObservable(presence);
 }
 
 function useObservable<T>(observable: Observable<T>): T {

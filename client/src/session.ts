@@ -18,13 +18,15 @@
  * Mutations are numbered 1, 2, 3… for each client id as soon as the next number is known, and kept until
  * they are durable, finally rejected, or refused for good; after each `welcome` those still kept are sent
  * again in order, at most `max_in_flight` at a time. Live queries are opened again under their ids; their
- * rows stay meanwhile. Queries without an answer are asked again: they only read.
+ * rows stay meanwhile. Queries without an answer are asked again: they only read. Who is connected is a part
+ * of its own, [`PresenceSession`].
  *
  * Invariants: a kept mutation is never dropped without a notice; a seq is never sent with two contents;
  * nothing is sent that is not stored; a server that knows less than it called final, or another volume
  * under the same name, ends the session and leaves the kept mutations where they are.
  */
 
+import { PresenceSession } from "./presence.js";
 import {
   FRAME_BYTES_MAX,
   MalformedMessage,
@@ -132,8 +134,10 @@ export type Event =
   /** The server's HTTP answer declined the connection (a 4xx). */
   | { readonly type: "declined"; readonly reason: Reason }
   | { readonly type: "frame"; readonly text: string }
-  | { readonly type: "closed"; readonly why: string }
+  /** Dialling failed, or the connection broke; `code` where the server had one for it (a 5xx). */
+  | { readonly type: "closed"; readonly why: string; readonly code?: string }
   | { readonly type: "timer" }
+  | { readonly type: "presence_timer" }
   /** The network may be back, or the machine has woken: do not wait. */
   | { readonly type: "wake" }
   /** Every store effect up to this ticket is durable on this device. */
@@ -147,6 +151,8 @@ export type Effect =
   | { readonly type: "send"; readonly frame: string }
   /** Feed `timer` after this long. Replaces the timer set before. */
   | { readonly type: "timer"; readonly ms: number }
+  /** Feed `presence_timer` after this long. Replaces the one set before. */
+  | { readonly type: "presence_timer"; readonly ms: number }
   /** Write [`Session.record`], with these, in one transaction; then feed `stored`. In order. */
   | { readonly type: "store"; readonly ticket: number; readonly add?: StoredMutation; readonly remove?: number }
   | { readonly type: "notify"; readonly notice: Notice };
@@ -166,6 +172,8 @@ export type Notice =
   | { readonly type: "resubscribed"; readonly sub: number; readonly why: string }
   | { readonly type: "answer"; readonly id: number; readonly rows: ResultRows }
   | { readonly type: "query_failed"; readonly id: number; readonly reason: Reason }
+  /** [`PresenceSession.view`] is another. */
+  | { readonly type: "presence" }
   | { readonly type: "status" };
 
 /** The connection, as an app shows it. */
@@ -275,6 +283,12 @@ function damage(state: ClientState): string | undefined {
 
 /** The state machine. See the head of this file for its states. */
 export class Session {
+  /** Call its methods as those of the session. */
+  readonly presence = new PresenceSession({
+    send: (frame) => this.#sendIfLive(frame),
+    wait: (ms) => this.#do({ type: "presence_timer", ms }),
+    changed: () => this.#notify({ type: "presence" }),
+  });
   readonly #config: SessionConfig;
   #client = "";
   #volume: string | null = null;
@@ -434,9 +448,11 @@ export class Session {
       case "frame":
         return this.#frame(event.text, random);
       case "closed":
-        return this.#lost({ code: "connection_lost", message: event.why }, random);
+        return this.#lost({ code: event.code ?? "connection_lost", message: event.why }, random);
       case "timer":
         return this.#timer(random);
+      case "presence_timer":
+        return this.presence.timer();
       case "wake":
         return this.#wake();
       case "stored":
@@ -560,6 +576,7 @@ export class Session {
         this.#pendingVersion += 1;
       }
     }
+    this.presence.lost();
     const ms = backoff(this.#config, this.#attempt, random);
     this.#attempt += 1;
     this.#notify({ type: "status" });
@@ -583,6 +600,7 @@ export class Session {
     if (this.#state.name === "ended") return;
     this.#state = { name: "ended", reason };
     this.#error = reason;
+    this.presence.lost();
     this.#do({ type: "hangup" });
     this.#notify({ type: "status" });
   }
@@ -644,6 +662,11 @@ export class Session {
           this.#notify({ type: "query_failed", id: message.id, reason: message.reason });
         }
         return undefined;
+      case "presence":
+      case "presence_set":
+      case "presence_error":
+        this.#attempt = 0;
+        return this.presence.hear(message);
       case "pong":
         this.#attempt = 0;
         return undefined;
@@ -694,6 +717,7 @@ export class Session {
       this.#do({ type: "send", frame: subscribe(sub, subscription.sql, subscription.params, subscription.key) });
     }
     for (const [id, { sql, params }] of this.#queries) this.#do({ type: "send", frame: query(id, sql, params) });
+    this.presence.welcome();
   }
 
   #serverError(reason: Reason, random: number): void {

@@ -87,23 +87,26 @@ function encodeNumber(value: number): string {
 /** The JSON text of a reducer's argument: a SQL value, or any JSON. Throws a [`ValueError`]. */
 function encodeArg(value: Exclude<ArgValue, undefined>): string {
   if (typeof value === "object" && value !== null && !(value instanceof Uint8Array)) {
-    return encodeJson(value, 0);
+    return encodeJson(value, 0, DEPTH_MAX);
   }
   return encodeValue(value);
 }
 
-/** Plain JSON. What `JSON.stringify` would silently drop or change is refused. */
-function encodeJson(value: unknown, depth: number): string {
+/**
+ * The text of plain JSON, at most `depthMax` levels deep from `depth` on. Throws a [`ValueError`]: what
+ * `JSON.stringify` would silently drop or change is refused.
+ */
+export function encodeJson(value: unknown, depth: number, depthMax: number): string {
   if (value === null || typeof value === "boolean") return JSON.stringify(value);
   if (typeof value === "string") return encodeText(value);
   if (typeof value === "number" && Number.isFinite(value)) return encodeNumber(value);
   if (typeof value === "object" && isPlain(value)) {
-    if (depth >= DEPTH_MAX) throw new ValueError(`it is more than ${DEPTH_MAX} levels deep, or holds itself`);
-    if (Array.isArray(value)) return `[${value.map((item) => encodeJson(item, depth + 1)).join(",")}]`;
+    if (depth >= depthMax) throw new ValueError(`it is more than ${depthMax} levels deep, or holds itself`);
+    if (Array.isArray(value)) return `[${value.map((item) => encodeJson(item, depth + 1, depthMax)).join(",")}]`;
     const members = Object.entries(value).filter(([, member]) => member !== undefined);
-    return `{${members.map(([name, member]) => `${encodeText(name)}:${encodeJson(member, depth + 1)}`).join(",")}}`;
+    return `{${members.map(([name, member]) => `${encodeText(name)}:${encodeJson(member, depth + 1, depthMax)}`).join(",")}}`;
   }
-  throw new ValueError(`${describe(value)} inside an argument is not JSON`);
+  throw new ValueError(`${describe(value)} is not JSON`);
 }
 
 /** The JSON text of a reducer's arguments. Throws a [`ValueError`] that names the argument. */

@@ -92,14 +92,17 @@ test("why a server declines is asked over HTTP, but not across origins", async (
   });
   const said = async (volume: string) => {
     const db = open(new Script(), { webSocket: Declined, volume });
-    return (await until(db.status, ({ error }) => error !== undefined)).error?.code;
+    const { state, error } = await until(db.status, (status) => status.error !== undefined);
+    return `${state}: ${error?.code}`;
   };
-  expect(await said("bad-name")).toBe("bad_name");
+  expect(await said("bad-name")).toBe("ended: bad_name");
   expect(asked).toEqual(["http://h:1/under/v1/volumes/bad-name/sync"]);
-  for (const volume of ["upgrade", "broken", "strange"]) expect(await said(volume), volume).toBe("connection_lost");
+  // What may pass is tried again, and the reason is shown meanwhile.
+  expect(await said("broken")).toBe("offline: damaged");
+  for (const volume of ["upgrade", "strange"]) expect(await said(volume), volume).toBe("offline: connection_lost");
   vi.stubGlobal("location", { origin: "http://elsewhere", href: "http://elsewhere/" });
   asked.length = 0;
-  expect(await said("bad-name")).toBe("connection_lost");
+  expect(await said("bad-name")).toBe("offline: connection_lost");
   expect(asked).toEqual([]);
 });
 

@@ -1,5 +1,8 @@
 /** Against the real coordinator: `graft serve` as a process, sockets through a wire that can be cut. */
 
+import { readdir, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+
 import { IDBFactory, IDBKeyRange } from "fake-indexeddb";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 
@@ -313,6 +316,29 @@ describe("a reload", () => {
     expect(await second.mutate.addTask({ id: "a", list: "home", title: "a" }).seq).toBe(2);
     const third = open(server.url, { clientId: "kiosk-1", storage });
     expect((await until(third.status, ({ state }) => state === "ended")).error?.code).toBe("client_in_use");
+  });
+});
+
+describe("a volume that cannot be used", () => {
+  test("is told by name: one that does not exist for good, a damaged one while it is tried again", async () => {
+    const server = await served();
+    const { state, error } = await until(open(server.url, { volume: "nowhere" }).status, (status) => status.error !== undefined);
+    expect({ state, code: error?.code }).toEqual({ state: "ended", code: "unknown_volume" });
+    expect(error?.message).toContain("there is no volume `nowhere`");
+
+    const { store } = opened.add(await temporaryStore(), (place) => place.remove());
+    const before = await serve(store);
+    await before.deploy("todo");
+    await before.kill();
+    const dir = store.slice("file://".length);
+    const [commit] = (await readdir(dir, { recursive: true })).filter((path) => /\/log\/[^/]+$/.test(path)).sort();
+    if (commit === undefined) throw new Error("no commit in the store");
+    await rm(join(dir, commit));
+    await writeFile(join(dir, commit), "no commit");
+    const after = await serve(store);
+    const damaged = await until(open(after.url).status, (status) => status.error?.code === "damaged");
+    expect(damaged.state).toBe("offline");
+    expect(damaged.error?.message).toContain("volume `todo` is damaged");
   });
 });
 

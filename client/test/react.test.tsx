@@ -5,7 +5,7 @@ import { createRoot, type Root } from "react-dom/client";
 import { afterEach, beforeEach, expect, test } from "vitest";
 
 import { connect, memory, type Db } from "../src/index.js";
-import { GraftProvider, useDb, useMutation, usePending, useQuery, useStatus } from "../src/react.js";
+import { GraftProvider, useDb, useMutation, usePending, usePresence, useQuery, useStatus } from "../src/react.js";
 import { until } from "./support/app.js";
 import { AT } from "./support/peer.js";
 import { Script } from "./support/script.js";
@@ -100,6 +100,33 @@ test("useMutation, usePending and useStatus follow a mutation", async () => {
   expect(page.textContent).toBe("offline 0 ");
   // Strict mode draws twice; over all the drawings after that it is the same function.
   expect(functions.size).toBeLessThanOrEqual(2);
+});
+
+test("usePresence says who is here while its component is, and shows the others", async () => {
+  function Here({ name }: { name: string }) {
+    const { peers, more } = usePresence({ name });
+    return <p>{peers.map(({ id, self }) => `${id}${self ? " (you)" : ""}`).join()} {more}</p>;
+  }
+  await show(<Here name="Ada" />);
+  await script.now.saw("watch_presence");
+  // Strict mode mounts, unmounts and mounts again.
+  await script.now.saw("clear_presence");
+  const again = script.now.sent.findIndex(({ type }) => type === "clear_presence");
+  expect(await script.now.saw("set_presence", again)).toMatchObject({ state: { name: "Ada" } });
+  const said = script.now.sent.length;
+  await act(async () => {
+    script.now.say({ type: "presence_set", id: 2, ttl_ms: 90_000 });
+    script.now.say({ type: "presence", peers: [{ id: 1, state: 0 }, { id: 2, state: { name: "Ada" } }], more: 4 });
+  });
+  expect(page.textContent).toBe("1,2 (you) 4");
+  // Drawing again with an equal state says nothing; another one takes the place of the one before.
+  await show(<Here name="Ada" />);
+  expect(script.now.sent.length).toBe(said);
+  await show(<Here name="Grace" />);
+  expect(await script.now.saw("set_presence", said)).toMatchObject({ state: { name: "Grace" } });
+  await show(null);
+  await script.now.saw("unwatch_presence", said);
+  expect(script.now.sent.slice(said).map(({ type }) => type)).toEqual(["set_presence", "clear_presence", "unwatch_presence"]);
 });
 
 test("without a provider the hooks say what is missing", async () => {

@@ -96,6 +96,11 @@ describe("connecting", () => {
     expect(known.session.connection).toMatchObject({ state: "offline", error: reason });
   });
 
+  test("a server that fails is tried again, and its reason is shown", () => {
+    const peer = new Peer().feed({ type: "closed", why: "a page is damaged", code: "damaged" });
+    expect(peer.session.connection).toMatchObject({ state: "offline", error: { code: "damaged", message: "a page is damaged" } });
+  });
+
   test("closing ends it, and everything after is refused or dropped", () => {
     const peer = new Peer().live();
     peer.session.end({ code: "closed", message: "bye" });

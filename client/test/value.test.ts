@@ -42,7 +42,7 @@ test("what is no value is refused, and named", () => {
     [new Date(0), /Date/],
     [new Map(), /Map/],
     [circle, /levels deep/],
-    [{ deep: 1n }, /inside an argument is not JSON/],
+    [{ deep: 1n }, /a bigint is not JSON/],
     [[NaN], /not JSON/],
   ];
   for (const [value, message] of wrong) {

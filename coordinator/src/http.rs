@@ -69,7 +69,7 @@ pub enum ApiError {
     /// The route exists, for another method.
     #[error("this route takes another method; see docs/protocol.md")]
     Method,
-    /// `sync` was asked for without an upgrade.
+    /// `sync` was asked for without an upgrade; the volume could have been used.
     #[error("this is a WebSocket: {message}")]
     NotUpgrade {
         /// What is missing.
@@ -260,8 +260,9 @@ async fn connect(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     let name = name(path)?;
-    let upgrade = upgrade.map_err(|error| ApiError::NotUpgrade { message: error.body_text() })?;
+    // The volume first: a browser that is declined asks here why, by a plain GET.
     let lease = volumes.open(&name).await?;
+    let upgrade = upgrade.map_err(|error| ApiError::NotUpgrade { message: error.body_text() })?;
     let limits = volumes.limits().session;
     let session = volumes.next_session();
     Ok(upgrade

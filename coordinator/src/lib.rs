@@ -7,6 +7,7 @@
 //! | `web` | the static files of an app's page |
 //! | `sync` | one WebSocket: frames in, frames out, back-pressure |
 //! | `outbox` | the bounded queue in front of a socket |
+//! | `presence` | who is connected to a volume: the timer and the outboxes |
 //! | `volumes` | which volumes are open; opening and closing them |
 //! | `worker` | the thread of one volume's actor |
 //! | `modules` | reducer modules from the object store |
@@ -32,6 +33,7 @@ use std::time::Duration;
 use axum::serve::ListenerExt as _;
 use graft::remote::SharedRemote;
 use reducers_host::{Host, HostLimits};
+pub use sqlsync_layer::presence::PresenceLimits;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -41,6 +43,7 @@ pub mod http;
 mod modules;
 mod origin;
 mod outbox;
+mod presence;
 mod sync;
 mod volumes;
 mod web;
@@ -69,6 +72,8 @@ pub struct Limits {
     pub session: SessionLimits,
     /// Of each HTTP request.
     pub http: HttpLimits,
+    /// Of each volume's list of who is connected.
+    pub presence: PresenceLimits,
 }
 
 /// Bounds of one HTTP request.
@@ -112,6 +117,7 @@ impl Default for Limits {
                 outbox_bytes_max: 256 << 20,
             },
             http: HttpLimits { after_max: Duration::from_secs(5), answer_max: Duration::from_secs(30) },
+            presence: PresenceLimits::default(),
         }
     }
 }

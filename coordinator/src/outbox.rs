@@ -4,13 +4,16 @@
 //! ([`Pushed::Congested`]) and the socket's reader pauses; once the writer has emptied half of that it
 //! says so ([`Popped::relieved`]). Above `bytes_max` the connection is given up.
 //!
-//! Invariant: nothing is dropped from an open outbox, so a client never misses a delta unawares.
+//! Beside the queue waits at most one list of who is present: a newer one takes its place in line.
+//!
+//! Invariant: nothing else is dropped from an open outbox, so a client never misses a delta unawares.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use sqlsync_layer::actor::Outgoing;
-use sqlsync_layer::protocol::Reason;
+use sqlsync_layer::protocol::{Reason, ServerMessage};
 use tokio::sync::{Notify, watch};
 
 /// What became of a push.
@@ -48,6 +51,18 @@ struct State {
     bytes: usize,
     congested: bool,
     closed: Option<Option<Reason>>,
+    /// How many were ever queued, and how many of those are gone.
+    pushed: u64,
+    popped: u64,
+    list: Option<List>,
+}
+
+/// A list of who is present. Not counted in `bytes`: it is bounded, and there is one.
+#[derive(Debug)]
+struct List {
+    frame: Arc<str>,
+    /// It goes out once so many were popped.
+    after: u64,
 }
 
 /// See the module.
@@ -60,6 +75,8 @@ pub(crate) struct Outbox {
     filled: Notify,
     /// Whether reading may go on; wakes the reader.
     room: watch::Sender<bool>,
+    /// Whether the client's `welcome` is queued or gone.
+    greeted: watch::Sender<bool>,
 }
 
 /// What an entry costs beside its text.
@@ -67,11 +84,12 @@ const ENTRY_BYTES: usize = 64;
 
 impl Outbox {
     pub(crate) fn new(bytes_soft: usize, bytes_max: usize) -> Outbox {
-        let room = watch::Sender::new(true);
-        Outbox { state: Mutex::default(), bytes_soft, bytes_max, filled: Notify::new(), room }
+        let (room, greeted) = (watch::Sender::new(true), watch::Sender::new(false));
+        Outbox { state: Mutex::default(), bytes_soft, bytes_max, filled: Notify::new(), room, greeted }
     }
 
     pub(crate) fn push(&self, message: Outgoing) -> Pushed {
+        let greets = matches!(message, Outgoing::Message(ServerMessage::Welcome { .. }));
         let queued = match message {
             Outgoing::Shared { ref body, .. } => {
                 let bytes = body.len();
@@ -85,8 +103,10 @@ impl Outbox {
         }
         state.bytes += queued.bytes();
         state.queue.push_back(queued);
+        state.pushed += 1;
         let pushed = if state.bytes > self.bytes_max {
             state.queue.clear();
+            state.list = None;
             state.bytes = 0;
             state.closed = Some(Some(Reason::new(
                 sqlsync_layer::protocol::codes::LIMIT,
@@ -104,8 +124,30 @@ impl Outbox {
             Pushed::Fits
         };
         drop(state);
+        if greets {
+            self.greeted.send_replace(true);
+        }
         self.filled.notify_one();
         pushed
+    }
+
+    /// Puts a list of who is present in line, or in the place of the one that waits already.
+    pub(crate) fn put_list(&self, frame: Arc<str>) {
+        let mut state = self.state.lock();
+        if state.closed.is_some() {
+            return;
+        }
+        let after = state.list.as_ref().map_or(state.pushed, |list| list.after);
+        state.list = Some(List { frame, after });
+        drop(state);
+        self.filled.notify_one();
+    }
+
+    /// Waits until the client has its `welcome`, or has it before whatever is queued from now on.
+    pub(crate) async fn greeted(&self) {
+        let mut greeted = self.greeted.subscribe();
+        // The sender lives in `self`, so waiting cannot fail.
+        drop(greeted.wait_for(|greeted| *greeted).await);
     }
 
     /// Whether rows are to be held back.
@@ -133,9 +175,14 @@ impl Outbox {
     pub(crate) fn try_pop(&self) -> Option<Popped> {
         let (queued, relieved) = {
             let mut state = self.state.lock();
+            let popped = state.popped;
+            if let Some(List { frame, .. }) = state.list.take_if(|list| list.after <= popped) {
+                return Some(Popped::Frame { text: frame.as_ref().to_owned(), relieved: false });
+            }
             let Some(queued) = state.queue.pop_front() else {
                 return state.closed.clone().map(Popped::Close);
             };
+            state.popped += 1;
             state.bytes -= queued.bytes();
             let relieved = state.congested && state.bytes <= self.bytes_soft / 2;
             if relieved {
@@ -220,6 +267,28 @@ mod tests {
         assert!(!outbox.is_congested());
         outbox.room().await;
         let Popped::Frame { relieved: false, .. } = outbox.pop().await else { panic!() };
+    }
+
+    /// However many lists come while the client does not read, one waits, where the first one was.
+    #[tokio::test]
+    async fn one_list_waits_in_its_place_and_it_is_the_newest() {
+        let outbox = Outbox::new(1000, 10_000);
+        outbox.push(pong(1));
+        for n in 0..1000 {
+            outbox.put_list(format!("list {n}").into());
+        }
+        outbox.push(pong(2));
+        outbox.put_list("newest".into());
+        let mut frames = Vec::new();
+        while let Some(Popped::Frame { text, .. }) = outbox.try_pop() {
+            frames.push(text);
+        }
+        assert_eq!(frames, [r#"{"type":"pong","n":1}"#, "newest", r#"{"type":"pong","n":2}"#]);
+        outbox.put_list("last".into());
+        outbox.close(None);
+        outbox.put_list("too late".into());
+        assert!(matches!(outbox.pop().await, Popped::Frame { text, .. } if text == "last"));
+        assert!(matches!(outbox.pop().await, Popped::Close(None)));
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! One WebSocket of `/v1/volumes/{name}/sync`.
 //!
-//! Two tasks share a socket. The reader takes frames through [`ServerSession`] to the volume's worker;
-//! it waits while the outbox is over its bound and while too many of its messages are unhandled, so a
+//! Two tasks share a socket. The reader takes frames through [`ServerSession`] to the volume's worker,
+//! and what they say of presence to the volume's hub; it waits while the outbox is over its bound and while too many of its messages are unhandled, so a
 //! client that asks and never reads stops being read. The writer sends what the outbox holds, and
 //! pings. Whoever ends first ends the other.
 
@@ -13,7 +13,8 @@ use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt as _, StreamExt as _};
 use graft::VolumeName;
 use sqlsync_layer::actor::SessionId;
-use sqlsync_layer::protocol::{ClientMessage, Reason, ServerMessage, codes};
+use sqlsync_layer::presence;
+use sqlsync_layer::protocol::{ClientId, ClientMessage, Reason, ServerMessage, codes};
 use sqlsync_layer::session::server::{ServerSession, Step};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_tungstenite::tungstenite;
@@ -21,6 +22,7 @@ use tracing::Instrument as _;
 
 use crate::SessionLimits;
 use crate::outbox::{Outbox, Popped};
+use crate::presence::Hub;
 use crate::volumes::Lease;
 use crate::worker::Work;
 
@@ -58,15 +60,17 @@ pub(crate) async fn serve(
             outbox: outbox.clone(),
             worker: lease.worker().clone(),
             protocol: ServerSession::default(),
+            hub: lease.presence().clone(),
             turns: Arc::new(Semaphore::new(TURNS as usize)),
-            connected: false,
+            client: None,
             limits,
         };
         let ended = tokio::select! {
             reason = reader.run() => reason,
             _ = &mut writing => None,
         };
-        if reader.connected && reader.worker.send(Work::Disconnect { session }).await.is_err() {
+        lease.presence().leave(session);
+        if reader.client.is_some() && reader.worker.send(Work::Disconnect { session }).await.is_err() {
             tracing::debug!("the worker ended first");
         }
         lease.unregister(session);
@@ -97,8 +101,10 @@ struct Reader {
     outbox: Arc<Outbox>,
     worker: mpsc::Sender<Work>,
     protocol: ServerSession,
+    hub: Arc<Hub>,
     turns: Arc<Semaphore>,
-    connected: bool,
+    /// Who said hello.
+    client: Option<ClientId>,
     limits: SessionLimits,
 }
 
@@ -117,7 +123,10 @@ impl Reader {
     /// Reads until the connection is over. Answers what the client is to be told, if anything.
     async fn run(&mut self) -> Option<Reason> {
         loop {
-            let patience = if self.connected { self.limits.silence_max } else { self.limits.hello_max };
+            let patience = match self.client {
+                Some(_) => self.limits.silence_max,
+                None => self.limits.hello_max,
+            };
             if tokio::time::timeout(patience, self.outbox.room()).await.is_err() {
                 tracing::info!("gave up a client that does not read");
                 return Some(Reason::new(codes::LIMIT, "nothing was read for too long; connect again"));
@@ -135,16 +144,32 @@ impl Reader {
             };
             let work = match step {
                 Step::Connect { client, settled } => {
-                    self.connected = true;
+                    self.client = Some(client.clone());
                     tracing::Span::current().record("client", client.as_str());
                     Work::Connect { session: self.session, client, settled, outbox: self.outbox.clone() }
                 }
                 Step::Receive(message) => {
+                    let message = match self.presence(message) {
+                        Ok(input) => {
+                            if tokio::time::timeout(patience, self.outbox.greeted()).await.is_err() {
+                                let message =
+                                    format!("the volume did not greet in {patience:?}; connect again");
+                                return Some(Reason::new(codes::UNAVAILABLE, message));
+                            }
+                            self.hub.say(self.session, input, &self.outbox);
+                            continue;
+                        }
+                        Err(message) => *message,
+                    };
                     let turns = match &message {
                         ClientMessage::Subscribe { .. } | ClientMessage::Query { .. } => TURNS_OF_ROWS,
                         ClientMessage::Hello { .. }
                         | ClientMessage::Mutate { .. }
                         | ClientMessage::Unsubscribe { .. }
+                        | ClientMessage::SetPresence { .. }
+                        | ClientMessage::ClearPresence {}
+                        | ClientMessage::WatchPresence {}
+                        | ClientMessage::UnwatchPresence {}
                         | ClientMessage::Ping { .. } => 1,
                     };
                     // The semaphore is never closed, so this waits and never fails.
@@ -163,6 +188,14 @@ impl Reader {
                     "the volume failed and is opened anew; connect again",
                 ));
             }
+        }
+    }
+
+    /// What a message says of presence; or the message, for the worker.
+    fn presence(&self, message: ClientMessage) -> Result<presence::Input, Box<ClientMessage>> {
+        match &self.client {
+            Some(client) => presence::Input::of(self.session, client, message),
+            None => Err(Box::new(message)),
         }
     }
 

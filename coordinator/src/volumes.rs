@@ -30,6 +30,7 @@ use tokio::time::Instant;
 use crate::http::ApiError;
 use crate::modules::StoreModules;
 use crate::outbox::Outbox;
+use crate::presence::Hub;
 use crate::worker::{self, Machine, OpenMachine, RemoteStorage, Work};
 use crate::{Limits, clock};
 
@@ -85,12 +86,24 @@ impl std::fmt::Debug for Volumes {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Slot {
     /// Held while opening and closing.
     worker: tokio::sync::Mutex<Option<mpsc::Sender<Work>>>,
     use_: Arc<Use>,
     sessions: Mutex<Sessions>,
+    presence: Arc<Hub>,
+}
+
+impl Slot {
+    fn new(limits: &Limits) -> Arc<Slot> {
+        Arc::new(Slot {
+            worker: tokio::sync::Mutex::default(),
+            use_: Arc::default(),
+            sessions: Mutex::default(),
+            presence: Hub::new(limits.presence),
+        })
+    }
 }
 
 /// The sessions of a volume, to end them with the server.
@@ -126,6 +139,11 @@ impl Lease {
     /// Where its work goes.
     pub(crate) fn worker(&self) -> &mpsc::Sender<Work> {
         &self.worker
+    }
+
+    /// Who is connected to it.
+    pub(crate) fn presence(&self) -> &Arc<Hub> {
+        &self.slot.presence
     }
 
     /// Makes the session known to [`Volumes::shutdown`].
@@ -195,7 +213,8 @@ impl Volumes {
             Some(slot) => slot,
             None => {
                 self.resolve(name).await?;
-                self.slots.lock().entry(name.clone()).or_default().clone()
+                let mut slots = self.slots.lock();
+                slots.entry(name.clone()).or_insert_with(|| Slot::new(&self.limits)).clone()
             }
         };
         let mut held = slot.worker.lock().await;

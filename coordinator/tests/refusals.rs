@@ -63,7 +63,9 @@ async fn requests_are_refused_with_typed_errors() {
         (sync(&long), b"", 400, "bad_name"),
         (sync("nowhere"), b"", 404, "unknown_volume"),
         (sync(".."), b"", 400, "bad_name"),
-        (format!("GET /v1/volumes/x/sync HTTP/1.1\r\nhost: {host}"), b"", 400, "not_a_websocket"),
+        // A page cannot see why its socket was declined: it asks the same address for the reason.
+        (format!("GET /v1/volumes/x/sync HTTP/1.1\r\nhost: {host}"), b"", 404, "unknown_volume"),
+        (format!("GET /v1/volumes/%25s/sync HTTP/1.1\r\nhost: {host}"), b"", 400, "bad_name"),
         (sync("x").replace(&host.to_string(), "evil.example"), b"", 403, "forbidden"),
         (format!("{}\r\norigin: https://evil.example", sync("x")), b"", 403, "forbidden"),
         (format!("GET /v1/health HTTP/1.1\r\nhost: {host}\r\norigin: null"), b"", 403, "forbidden"),
@@ -102,6 +104,31 @@ async fn a_store_that_goes_away_is_an_error_for_those_who_need_it() {
     store.set_unreachable(false);
     let (status, answer) = post(&running, "/v1/volumes/todo/modules", &todo_wasm()).await;
     assert_eq!(status, 200, "{answer}");
+    assert!(running.shutdown().await);
+}
+
+/// By a plain GET of the socket's address too, where a browser's page looks for the reason: it used to be
+/// told that this is a WebSocket, whatever was wrong with the volume.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_volume_says_so_to_those_who_ask_without_a_socket() {
+    let store = memory();
+    let running = start_todo(store.clone(), |_| {}).await;
+    let (status, answer) = get(&running, "/v1/volumes/todo/sync").await;
+    assert_eq!((status, answer["error"]["code"].as_str()), (400, Some("not_a_websocket")), "{answer}");
+    assert!(running.shutdown().await);
+
+    // The newest commit's key is the first of the log.
+    let listed = store.list("volumes/", None, 1000).await.unwrap();
+    let commit = listed.iter().map(|entry| entry.key.as_str()).find(|key| key.contains("/log/")).unwrap();
+    store.delete(commit).await.unwrap();
+    store.create(commit, bytes::Bytes::from_static(b"no commit")).await.unwrap();
+    let running = start(store).await;
+    let refused = Raw::dial(&running, "todo").await;
+    let Err(tungstenite::Error::Http(response)) = refused else { panic!("not refused") };
+    assert_eq!(response.status(), 500);
+    let (status, answer) = get(&running, "/v1/volumes/todo/sync").await;
+    assert_eq!((status, answer["error"]["code"].as_str()), (500, Some(codes::DAMAGED)), "{answer}");
+    assert!(answer["error"]["message"].as_str().is_some_and(|m| m.contains(commit)), "{answer}");
     assert!(running.shutdown().await);
 }
 

@@ -20,9 +20,11 @@
 //! | [`pull`] | reading what others committed: metadata only |
 //! | [`volume`] | one replica of one volume: tip, local commits, push, reset |
 //! | [`mod@fetch`] | bringing pages that a read faulted on into the cache |
+//! | [`compact`] | rewriting pages into dense segments, laid out for readers |
 //! | [`catalog`] | names of volumes, creating and listing them |
 
 pub mod catalog;
+pub mod compact;
 pub mod fetch;
 pub mod format;
 pub mod ids;

@@ -2,11 +2,13 @@
 //!
 //! Four operations are enough for durability, and all four exist on every store: a *conditional
 //! create* (exactly one of several racing creators wins), a ranged read, a list in key order and,
-//! for garbage, a delete. [`open`] turns a URL into a [`Remote`].
+//! for garbage, a delete. Two more replace an object: `put` whatever is there (tombstones, reader
+//! leases), `update` only what was read (the owner's lease). [`open`] turns a URL into a [`Remote`].
 //!
 //! Invariants every implementation keeps, checked by one conformance suite: an object is visible
-//! whole or not at all; after `create` returns `Ok`, every later read and list sees the object,
-//! also after a power loss; a key that exists is never changed by `create`.
+//! whole or not at all; what a `create`, `put` or `update` that returned `Ok` wrote, every later read
+//! and list sees, also after a power loss; a key that exists is never changed by `create`; of racing
+//! `update`s with one tag exactly one wins.
 //!
 //! | module | holds |
 //! | --- | --- |
@@ -62,7 +64,15 @@ pub enum RemoteError {
         /// The key asked for.
         key: String,
     },
-    /// The request failed or its answer was lost. A `create` may or may not have happened.
+    /// `update` found another object than the one its tag is of, or none. It may be our own from an
+    /// earlier, unanswered try.
+    #[error("object `{key}` is not what was read any more; read it again")]
+    Changed {
+        /// The key asked for.
+        key: String,
+    },
+    /// The request failed or its answer was lost. A `create`, `put`, `update` or `delete` may have
+    /// happened, or may happen yet.
     #[error("object store failed on `{key}`: {message}; check that it is reachable, then try again")]
     Unavailable {
         /// The key asked for.
@@ -87,6 +97,34 @@ pub struct Listed {
     pub key: String,
     /// Its length in bytes.
     pub bytes: u64,
+    /// When it was last written, in ms since 1970 by the store's own clock. Comparable with other
+    /// rows of the same store, and with no other clock.
+    pub modified_ms: i64,
+}
+
+/// What an object was when it was read: handed back by [`Remote::get_tagged`] and
+/// [`Remote::update`], and meant for the next `update` of the same key in the same store.
+///
+/// A tag is of the contents: in most stores equal bodies have equal tags, so an object that was
+/// changed and changed back counts as unchanged. Whoever minds puts a counter into the body.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Tag(String);
+
+impl Tag {
+    /// The tag that `text` is, which came from [`Tag::as_str`].
+    pub fn new(text: impl Into<String>) -> Tag {
+        Tag(text.into())
+    }
+
+    /// The tag as text, for a store that is itself reached through another.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// For stores that have no tags of their own.
+    fn of(body: &[u8]) -> Tag {
+        Tag(blake3::hash(body).to_hex().as_str().into())
+    }
 }
 
 /// An object store. Keys are relative, `/`-separated, without `.` and `..` parts.
@@ -106,6 +144,23 @@ pub trait Remote: Send + Sync + fmt::Debug {
     /// [`RemoteError::AlreadyExists`]: the key is taken and unchanged.
     /// [`RemoteError::Unavailable`]: unknown; the object may exist now or appear later.
     async fn create(&self, key: &str, body: Bytes) -> Result<(), RemoteError>;
+
+    /// Writes the object, whatever is there. Readers see the old object or the new one, whole.
+    ///
+    /// A `put` that was given up may land after a later one.
+    async fn put(&self, key: &str, body: Bytes) -> Result<(), RemoteError>;
+
+    /// The whole object, and its tag for an [`update`](Remote::update). One request.
+    async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError>;
+
+    /// Replaces the object if it still is what `tag` was read of; gives the new one's tag. Of racing
+    /// updates with one tag exactly one gets `Ok`.
+    ///
+    /// # Errors
+    ///
+    /// [`RemoteError::Changed`]: the object is another one, or gone; nothing was written.
+    /// [`RemoteError::Unavailable`]: unknown; the update may have happened or happen later.
+    async fn update(&self, key: &str, body: Bytes, tag: &Tag) -> Result<Tag, RemoteError>;
 
     /// Up to `limit` objects whose keys begin with `prefix` and are greater than `after`,
     /// in ascending key order. `prefix` is empty or ends in `/`. One request for up to 1,000 rows.
@@ -131,12 +186,16 @@ pub type SharedRemote = Arc<dyn Remote>;
 /// The kinds of request there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Request {
-    /// [`Remote::get`]
+    /// [`Remote::get`] and [`Remote::get_tagged`]
     Get,
     /// [`Remote::get_range`]
     GetRange,
     /// [`Remote::create`]
     Create,
+    /// [`Remote::put`]
+    Put,
+    /// [`Remote::update`]
+    Update,
     /// [`Remote::list`]
     List,
     /// [`Remote::delete`]
@@ -289,6 +348,7 @@ impl RemoteError {
         match self {
             RemoteError::NotFound { key }
             | RemoteError::AlreadyExists { key }
+            | RemoteError::Changed { key }
             | RemoteError::Unavailable { key, .. }
             | RemoteError::Refused { key, .. } => key,
         }
@@ -309,6 +369,10 @@ impl RemoteError {
 
     fn already_exists(key: &str) -> RemoteError {
         RemoteError::AlreadyExists { key: key.into() }
+    }
+
+    fn changed(key: &str) -> RemoteError {
+        RemoteError::Changed { key: key.into() }
     }
 }
 

@@ -31,7 +31,7 @@ use graft::{Lsn, VolumeName};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use crate::protocol::{ClientId, Reason};
-pub use crate::session::client::{CallError, SessionConfig, SessionEnd, Status};
+pub use crate::session::client::{CallError, Present, SessionConfig, SessionEnd, Status};
 pub use crate::session::rows::Rows;
 use crate::value::Params;
 
@@ -220,6 +220,35 @@ impl Client {
     pub async fn query(&self, sql: &str, params: Params) -> Result<Rows, QueryError> {
         let sql = sql.to_owned();
         self.call(|reply| Command::Query { sql, params, reply }).await?
+    }
+
+    /// Says that this client is here, and what the others are to see of it: any JSON within the bounds of
+    /// [`crate::protocol`]. It is said again as long as the server wants it, and after each reconnect.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Presence`]: it is beyond the bounds, and what was set before holds. [`CallError::Ended`].
+    pub async fn set_presence(&self, state: serde_json::Value) -> Result<(), CallError> {
+        self.call(|reply| Command::SetPresence { state: Some(state), reply }).await?
+    }
+
+    /// Says that this client is here no more.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Ended`].
+    pub async fn clear_presence(&self) -> Result<(), CallError> {
+        self.call(|reply| Command::SetPresence { state: None, reply }).await?
+    }
+
+    /// Who is here, now and as it changes. The server is asked for as long as a receiver is kept; the first
+    /// change after the last one is dropped ends that.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Ended`].
+    pub async fn presence(&self) -> Result<watch::Receiver<Present>, CallError> {
+        self.call(|reply| Command::WatchPresence { reply }).await
     }
 
     /// Ends the connection and waits until its socket is closed. Mutations without a final answer are

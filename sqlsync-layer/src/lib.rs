@@ -11,8 +11,10 @@
 //! | [`live`] | live queries: which must re-run, and keyed deltas |
 //! | [`value`] | SQL values to and from JSON without loss |
 //! | [`protocol`] | the messages of `/v1/volumes/{name}/sync` |
+//! | [`presence`] | who is connected, for a while and stored nowhere |
 //! | [`session`] | both ends of a connection as state machines, without sockets or clocks |
 //! | [`actor`] | the server's side of one volume: batches, ledger, replay, live queries |
+//! | [`layout`] | how compaction lays out a SQLite database's pages |
 //! | [`vfs`] | SQLite on volumes: connections, read and write sets |
 //! | [`client`] | the Rust client over tokio-tungstenite (feature `client`) |
 
@@ -22,10 +24,12 @@ pub mod client;
 #[cfg(all(feature = "client", not(target_arch = "wasm32")))]
 pub mod document;
 pub mod guard;
+pub mod layout;
 pub mod ledger;
 pub mod live;
 pub mod merge;
 pub mod payload;
+pub mod presence;
 pub mod protocol;
 pub mod rebase;
 pub mod session;

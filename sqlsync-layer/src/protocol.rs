@@ -4,7 +4,7 @@
 //! client sends mutations with gapless sequence numbers and opens subscriptions under ids it
 //! chooses; the server answers each mutation with `accepted` (applied at the tip) and then
 //! `durable` or `rejected` (both in object storage), and each subscription with `snapshot` and then
-//! `delta`s.
+//! `delta`s. Who is connected ([`crate::presence`]) is told beside all that, and stored nowhere.
 //!
 //! Invariants: for one client, `durable`/`rejected` arrive in the order of `seq`; a `delta` applies
 //! to exactly the rows that the previous message of its subscription left; rows and the client's
@@ -31,6 +31,12 @@ pub const SERVER_FRAME_BYTES_MAX: usize = 64 << 20;
 
 /// How many mutations a client may have sent without a final answer.
 pub const IN_FLIGHT_MAX: u64 = 256;
+
+/// The longest state of one who is present, in bytes of JSON without white space.
+pub const PRESENCE_BYTES_MAX: usize = 1024;
+
+/// How many levels of arrays and objects such a state may have, so that it fits inside other JSON.
+pub const PRESENCE_DEPTH_MAX: usize = 16;
 
 /// A client's identity: 1–64 of `A-Z a-z 0-9 - _`. Random for each device or tab; mutations are
 /// exactly-once per client id.
@@ -153,6 +159,8 @@ pub mod codes {
     pub const UNSUPPORTED: &str = "unsupported_protocol";
     /// The volume, or the object store under it, cannot be reached now.
     pub const UNAVAILABLE: &str = "unavailable";
+    /// The state of one who is present is longer or deeper than is allowed.
+    pub const TOO_LARGE: &str = "too_large";
     /// The server is shutting down; connect again.
     pub const SHUTDOWN: &str = "shutdown";
     /// Stored bytes are damaged; someone must look.
@@ -217,6 +225,17 @@ pub enum ClientMessage {
         #[serde(default, skip_serializing_if = "Params::is_empty")]
         params: Params,
     },
+    /// I am here; also: I am still here. Never stored.
+    SetPresence {
+        /// What the others are to see, at most [`PRESENCE_BYTES_MAX`] and [`PRESENCE_DEPTH_MAX`].
+        state: serde_json::Value,
+    },
+    /// I am here no more.
+    ClearPresence {},
+    /// Tell me who is here, now and whenever it changes.
+    WatchPresence {},
+    /// Tell me no more.
+    UnwatchPresence {},
     /// Are you there?
     Ping {
         /// Comes back in the pong.
@@ -261,6 +280,15 @@ pub struct At {
     pub lsn: Lsn,
     /// The receiving client's last applied seq in these rows.
     pub seq: u64,
+}
+
+/// One who is present.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Peer {
+    /// The server's number for it while it is here.
+    pub id: u64,
+    /// What it says of itself.
+    pub state: serde_json::Value,
 }
 
 /// What a server sends.
@@ -358,6 +386,26 @@ pub enum ServerMessage {
     QueryError {
         /// Which.
         id: u64,
+        /// Why.
+        reason: Reason,
+    },
+    /// Everybody who is here; replaces what the client had.
+    Presence {
+        /// By ascending id; those who came first where there are too many.
+        peers: Vec<Peer>,
+        /// How many more there are.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        more: u64,
+    },
+    /// Answer to `set_presence`: it holds.
+    PresenceSet {
+        /// The number that the others see.
+        id: u64,
+        /// It is forgotten unless it is set again within this time.
+        ttl_ms: u64,
+    },
+    /// Answer to `set_presence`: it was not taken; what was set before still holds.
+    PresenceError {
         /// Why.
         reason: Reason,
     },

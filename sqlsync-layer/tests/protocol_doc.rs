@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 use sqlsync_layer::actor::Deployed;
-use sqlsync_layer::protocol::{ClientMessage, Reason, ServerMessage, codes};
+use sqlsync_layer::presence::PresenceLimits;
+use sqlsync_layer::protocol::{
+    ClientMessage, PRESENCE_BYTES_MAX, PRESENCE_DEPTH_MAX, Reason, ServerMessage, codes,
+};
 
 const DOC: &str = include_str!("../../docs/protocol.md");
 
@@ -61,7 +64,11 @@ fn every_message_has_an_example() {
         | ClientMessage::Subscribe { .. }
         | ClientMessage::Unsubscribe { .. }
         | ClientMessage::Query { .. }
-        | ClientMessage::Ping { .. } => 6,
+        | ClientMessage::SetPresence { .. }
+        | ClientMessage::ClearPresence {}
+        | ClientMessage::WatchPresence {}
+        | ClientMessage::UnwatchPresence {}
+        | ClientMessage::Ping { .. } => 10,
     };
     let server = |message: &ServerMessage| match message {
         ServerMessage::Welcome { .. }
@@ -74,12 +81,29 @@ fn every_message_has_an_example() {
         | ServerMessage::SubscriptionError { .. }
         | ServerMessage::Rows { .. }
         | ServerMessage::QueryError { .. }
+        | ServerMessage::Presence { .. }
+        | ServerMessage::PresenceSet { .. }
+        | ServerMessage::PresenceError { .. }
         | ServerMessage::Pong { .. }
-        | ServerMessage::Error { .. } => 12,
+        | ServerMessage::Error { .. } => 15,
     };
     let count = |kind: &str| shown.iter().filter(|(shown, _)| shown == kind).count();
     assert_eq!(count("client"), client(&ClientMessage::Ping { n: 0 }), "{shown:?}");
     assert_eq!(count("server"), server(&ServerMessage::Pong { n: 0 }), "{shown:?}");
+}
+
+#[test]
+fn the_bounds_of_presence_are_the_codes() {
+    let PresenceLimits { ttl_ms, interval_ms, peers_max } = PresenceLimits::default();
+    for said in [
+        format!("at most {PRESENCE_BYTES_MAX} bytes (without white space)"),
+        format!("and {PRESENCE_DEPTH_MAX} levels of arrays and objects"),
+        format!("\"ttl_ms\":{ttl_ms}"),
+        format!("At most {peers_max} peers are named"),
+    ] {
+        assert!(DOC.contains(&said), "docs/protocol.md does not say: {said}");
+    }
+    assert!(DOC.contains("at most ten times in a second") && interval_ms == 100);
 }
 
 #[test]
@@ -101,6 +125,7 @@ fn every_code_is_explained() {
         codes::BAD_MESSAGE,
         codes::UNSUPPORTED,
         codes::UNAVAILABLE,
+        codes::TOO_LARGE,
         codes::SHUTDOWN,
         codes::DAMAGED,
     ] {

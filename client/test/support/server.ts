@@ -28,12 +28,12 @@ export class Server {
     this.#child = child;
   }
 
-  /** Starts one and waits until it names its URL. */
-  static async start(store = "memory:", listen = "127.0.0.1:0"): Promise<Server> {
+  /** Starts one and waits until it names its URL. `presenceTtl` is in seconds. */
+  static async start(store = "memory:", listen = "127.0.0.1:0", presenceTtl = 90): Promise<Server> {
     await access(GRAFT).catch(() => {
       throw new Error(`${GRAFT} is not there; \`cargo build -p graft-cli\` makes it, or set GRAFT_BIN`);
     });
-    const child = spawn(GRAFT, ["serve", "--store", store, "--listen", listen], { stdio: ["ignore", "pipe", "pipe"] });
+    const child = spawn(GRAFT, ["serve", "--store", store, "--listen", listen, "--presence-ttl", String(presenceTtl)], { stdio: ["ignore", "pipe", "pipe"] });
     let log = "";
     child.stderr.on("data", (text: Buffer) => (log += text.toString()));
     for await (const line of createInterface({ input: child.stdout })) {

@@ -159,6 +159,9 @@ impl Short {
                     | ServerMessage::SubscriptionError { .. }
                     | ServerMessage::Rows { .. }
                     | ServerMessage::QueryError { .. }
+                    | ServerMessage::Presence { .. }
+                    | ServerMessage::PresenceSet { .. }
+                    | ServerMessage::PresenceError { .. }
                     | ServerMessage::Pong { .. }
                     | ServerMessage::Error { .. },
                 ) => {}

@@ -7,31 +7,35 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Listed, Remote, RemoteError, SharedRemote};
+use super::{Listed, Remote, RemoteError, SharedRemote, Tag};
 
 /// Requests by kind and bytes each way. Two of them subtract to what happened between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
-    /// Whole reads.
+    /// Whole reads, tagged ones too.
     pub gets: u64,
     /// Ranged reads.
     pub ranges: u64,
     /// Creates, also those that lost.
     pub creates: u64,
+    /// Unconditional writes.
+    pub puts: u64,
+    /// Updates, also those that lost.
+    pub updates: u64,
     /// Pages of listings: one for each 1,000 rows or part of them, at least one.
     pub lists: u64,
     /// Deletes.
     pub deletes: u64,
     /// Bytes of bodies read.
     pub bytes_down: u64,
-    /// Bytes of bodies sent, also by creates that lost.
+    /// Bytes of bodies sent, also by creates and updates that lost.
     pub bytes_up: u64,
 }
 
 impl Counts {
     /// All requests.
     pub fn requests(&self) -> u64 {
-        self.gets + self.ranges + self.creates + self.lists + self.deletes
+        self.gets + self.ranges + self.creates + self.puts + self.updates + self.lists + self.deletes
     }
 }
 
@@ -42,6 +46,8 @@ impl Sub for Counts {
             gets: self.gets - earlier.gets,
             ranges: self.ranges - earlier.ranges,
             creates: self.creates - earlier.creates,
+            puts: self.puts - earlier.puts,
+            updates: self.updates - earlier.updates,
             lists: self.lists - earlier.lists,
             deletes: self.deletes - earlier.deletes,
             bytes_down: self.bytes_down - earlier.bytes_down,
@@ -57,6 +63,8 @@ pub struct Counting {
     gets: AtomicU64,
     ranges: AtomicU64,
     creates: AtomicU64,
+    puts: AtomicU64,
+    updates: AtomicU64,
     lists: AtomicU64,
     deletes: AtomicU64,
     bytes_down: AtomicU64,
@@ -71,6 +79,8 @@ impl Counting {
             gets: AtomicU64::new(0),
             ranges: AtomicU64::new(0),
             creates: AtomicU64::new(0),
+            puts: AtomicU64::new(0),
+            updates: AtomicU64::new(0),
             lists: AtomicU64::new(0),
             deletes: AtomicU64::new(0),
             bytes_down: AtomicU64::new(0),
@@ -93,6 +103,8 @@ impl Counting {
             gets: read(&self.gets),
             ranges: read(&self.ranges),
             creates: read(&self.creates),
+            puts: read(&self.puts),
+            updates: read(&self.updates),
             lists: read(&self.lists),
             deletes: read(&self.deletes),
             bytes_down: read(&self.bytes_down),
@@ -124,6 +136,25 @@ impl Remote for Counting {
         self.creates.fetch_add(1, Relaxed);
         self.bytes_up.fetch_add(body.len() as u64, Relaxed);
         self.inner.create(key, body).await
+    }
+
+    async fn put(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
+        self.puts.fetch_add(1, Relaxed);
+        self.bytes_up.fetch_add(body.len() as u64, Relaxed);
+        self.inner.put(key, body).await
+    }
+
+    async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError> {
+        self.gets.fetch_add(1, Relaxed);
+        let (body, tag) = self.inner.get_tagged(key).await?;
+        self.bytes_down.fetch_add(body.len() as u64, Relaxed);
+        Ok((body, tag))
+    }
+
+    async fn update(&self, key: &str, body: Bytes, tag: &Tag) -> Result<Tag, RemoteError> {
+        self.updates.fetch_add(1, Relaxed);
+        self.bytes_up.fetch_add(body.len() as u64, Relaxed);
+        self.inner.update(key, body, tag).await
     }
 
     async fn list(

@@ -4,20 +4,29 @@
 //! where the name is taken, fsyncs the directory and removes the temporary. So a name appears with
 //! all its bytes or not at all, and one of several racing creators, in one process or many, wins.
 //!
+//! `put` renames the temporary file over the name, so that readers have the old file or the new one.
+//! `update` reads the file, compares the hash of its bytes (the tag) and renames over it, all three
+//! under an exclusive `flock(2)` on `ROOT/.graft-tmp/locks/{xx}`, `xx` from the key's hash; `put` and
+//! `delete` take the same lock, so nothing can come between an update's look and its rename. `create`
+//! needs none: it changes no name that exists. The kernel drops the lock of a process that dies, and
+//! the lock files stay: removing one would let two processes lock two files of one name.
+//!
 //! Temporary files live in `ROOT/.graft-tmp`, where no key can point and no listing looks. Those a
 //! crash left behind are removed by an `open` an hour or more later.
 //!
-//! Invariants: what `create` acknowledged, what a second `create` calls taken, and what `list`
-//! shows are on disk. The latter two matter after a process was killed between link and fsync: its
-//! successor may read the object as "mine, committed" and must not be wrong after a power loss.
+//! Invariants: what `create`, `put` and `update` acknowledged, what a second `create` calls taken, what
+//! makes an `update` answer "changed", and what `list` shows are on disk. The latter three matter after
+//! a process was killed between link and fsync: its successor may read the object as "mine, committed"
+//! and must not be wrong after a power loss.
 //!
-//! Costs: a create is two fsyncs, one of the file and one of the directory; the first create below
+//! Costs: a write is two fsyncs, one of the file and one of the directory; the first create below
 //! a directory in the life of a handle also fsyncs that directory's ancestors up to the root's
 //! parent. A listing reads the names of the whole directory, whatever its limit.
 //!
 //! Blocking calls run on tokio's blocking pool where a runtime is, else inline, so that the same
 //! remote serves a server and a simulation under `block_on`.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
@@ -31,10 +40,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Listed, OpenRemoteError, Remote, RemoteError, check_key, check_prefix};
+use super::{Listed, OpenRemoteError, Remote, RemoteError, Tag, check_key, check_prefix};
 
 /// Where files are that have no name yet.
 const TEMPORARY: &str = ".graft-tmp";
+/// Below [`TEMPORARY`]: files that updates of a key lock.
+const LOCKS: &str = "locks";
 /// How old a temporary file must be before an open takes it for a crash's.
 const TEMPORARY_AGE_MIN: Duration = Duration::from_secs(3600);
 
@@ -118,6 +129,26 @@ impl Remote for DirectoryRemote {
         self.run(key, move |files| files.create(&owned, &body)).await
     }
 
+    async fn put(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
+        let owned = key.to_string();
+        self.run(key, move |files| files.replace(&owned, &body, None)).await
+    }
+
+    async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError> {
+        let body = self.get(key).await?;
+        let tag = Tag::of(&body);
+        Ok((body, tag))
+    }
+
+    async fn update(&self, key: &str, body: Bytes, tag: &Tag) -> Result<Tag, RemoteError> {
+        let (owned, tag) = (key.to_string(), tag.clone());
+        let work = move |files: &Files| {
+            files.replace(&owned, &body, Some(&tag))?;
+            Ok(Tag::of(&body))
+        };
+        self.run(key, work).await
+    }
+
     async fn list(
         &self,
         prefix: &str,
@@ -184,19 +215,26 @@ impl Files {
         })
     }
 
-    fn create(&self, key: &str, body: &[u8]) -> Result<(), RemoteError> {
+    /// Writes what `attempt` writes, and once more where somebody removed directories that we knew.
+    fn write(
+        &self,
+        key: &str,
+        attempt: impl Fn(&Path, &Path) -> io::Result<()>,
+    ) -> Result<io::Result<()>, RemoteError> {
         let path = self.path(key)?;
         let folder = path.parent().unwrap_or(&self.root);
         self.check_root(key)?;
-        match self.try_create(folder, &path, body) {
-            // Somebody removed directories that we knew.
+        Ok(match attempt(folder, &path) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 self.durable.lock().clear();
-                self.try_create(folder, &path, body)
+                attempt(folder, &path)
             }
             done => done,
-        }
-        .map_err(|e| {
+        })
+    }
+
+    fn create(&self, key: &str, body: &[u8]) -> Result<(), RemoteError> {
+        self.write(key, |folder, path| self.try_create(folder, path, body))?.map_err(|e| {
             if e.kind() == ErrorKind::AlreadyExists {
                 RemoteError::already_exists(key)
             } else {
@@ -205,7 +243,47 @@ impl Files {
         })
     }
 
-    fn try_create(&self, folder: &Path, path: &Path, body: &[u8]) -> io::Result<()> {
+    /// Puts `body` in the place of the object; given a tag, only in that of the object it is of.
+    fn replace(&self, key: &str, body: &[u8], tag: Option<&Tag>) -> Result<(), RemoteError> {
+        if tag.is_some() && is_missing(&self.path(key)?) {
+            return Err(self.check_root(key).err().unwrap_or_else(|| RemoteError::changed(key)));
+        }
+        let changed = Cell::new(false);
+        let attempt = |folder: &Path, path: &Path| {
+            let temporary = self.temporary(folder, body)?;
+            let _lock = self.lock(key)?;
+            let differs = match tag.map(|tag| (tag, fs::read(path))) {
+                None => false,
+                Some((tag, Ok(found))) => Tag::of(&found) != *tag,
+                Some((_, Err(e))) if is_not_there(&e) => true,
+                Some((_, Err(e))) => return Err(e),
+            };
+            changed.set(differs);
+            if !differs {
+                fs::rename(&temporary.0, path)?;
+            }
+            // Also when it differs: whoever changed it may have died before its own fsync.
+            sync_directory(folder)
+        };
+        match self.write(key, attempt)? {
+            Ok(()) if changed.get() => Err(RemoteError::changed(key)),
+            Ok(()) => Ok(()),
+            Err(e) => Err(failure(key, &e)),
+        }
+    }
+
+    /// Keeps every other update, put and delete of this key out, in all processes, while it lives.
+    fn lock(&self, key: &str) -> io::Result<File> {
+        let locks = self.root.join(TEMPORARY).join(LOCKS);
+        fs::create_dir_all(&locks)?;
+        let stripe = blake3::hash(key.as_bytes()).as_bytes()[0];
+        let file = File::options().create(true).append(true).open(locks.join(format!("{stripe:02x}")))?;
+        file.lock()?;
+        Ok(file)
+    }
+
+    /// A file on disk with this body, without a name yet, beside an existing `folder`.
+    fn temporary(&self, folder: &Path, body: &[u8]) -> io::Result<Temporary> {
         let temporaries = self.root.join(TEMPORARY);
         self.make_durable(&temporaries)?;
         self.seen.store(true, Ordering::Release);
@@ -215,6 +293,11 @@ impl Files {
         let mut file = File::create_new(&temporary.0)?;
         file.write_all(body)?;
         file.sync_all()?;
+        Ok(temporary)
+    }
+
+    fn try_create(&self, folder: &Path, path: &Path, body: &[u8]) -> io::Result<()> {
+        let temporary = self.temporary(folder, body)?;
         let linked = match fs::hard_link(&temporary.0, path) {
             Err(e) if e.kind() == ErrorKind::AlreadyExists && fs::symlink_metadata(path)?.is_dir() => {
                 return Err(ErrorKind::IsADirectory.into());
@@ -306,7 +389,10 @@ impl Files {
                 continue;
             }
             match fs::symlink_metadata(self.root.join(&key)) {
-                Ok(found) => rows.push(Listed { key, bytes: found.len() }),
+                Ok(found) => {
+                    let modified_ms = modified_ms(&found)?;
+                    rows.push(Listed { key, bytes: found.len(), modified_ms });
+                }
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
                 Err(e) => return Err(e),
             }
@@ -319,8 +405,13 @@ impl Files {
 
     fn delete(&self, key: &str) -> Result<(), RemoteError> {
         let path = self.path(key)?;
+        // Without this look, a delete of nothing would leave a lock file behind.
+        if is_missing(&path) {
+            return Ok(());
+        }
+        let _lock = self.lock(key).map_err(|e| failure(key, &e))?;
         let removed = match fs::remove_file(&path) {
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
+            Err(e) if is_not_there(&e) => return Ok(()),
             removed => removed,
         };
         removed
@@ -349,6 +440,25 @@ fn random() -> Result<u64, getrandom::Error> {
     Ok(u64::from_le_bytes(bytes))
 }
 
+fn is_not_there(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+}
+
+/// Whether there is nothing at `path`. What else may be wrong shows when it is used.
+fn is_missing(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|e| is_not_there(&e))
+}
+
+/// The file's time, ms since 1970; negative before.
+fn modified_ms(found: &fs::Metadata) -> io::Result<i64> {
+    let ms = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+    let then = found.modified()?;
+    Ok(match then.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => ms(since),
+        Err(before) => -ms(before.duration()),
+    })
+}
+
 fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
@@ -357,7 +467,7 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 fn remove_leftovers(temporaries: &Path) {
     let Ok(entries) = fs::read_dir(temporaries) else { return };
     let now = SystemTime::now();
-    for entry in entries.flatten() {
+    for entry in entries.flatten().filter(|entry| entry.file_name() != LOCKS) {
         let age = entry.metadata().and_then(|found| found.modified()).map(|then| now.duration_since(then));
         if matches!(age, Ok(Ok(age)) if age >= TEMPORARY_AGE_MIN) {
             drop(Temporary(entry.path()));

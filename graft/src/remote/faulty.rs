@@ -1,7 +1,7 @@
 //! A remote that fails on purpose, the same way for the same seed and the same order of requests.
 //!
 //! What a network and a store can do to a client is here: requests lost on the way, answers lost
-//! on the way back, a create delivered twice, a create that lands long after the client gave up,
+//! on the way back, a write delivered twice, a write that lands long after the client gave up,
 //! reads that come back damaged or cut, a store that cannot be reached. What a consistent store
 //! never does is not here: a listing that is behind, a read that misses an acknowledged create.
 
@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Listed, Remote, RemoteError, Request, SharedRemote};
+use super::{Listed, Remote, RemoteError, Request, SharedRemote, Tag};
 
 /// One way in which one request goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,10 +22,12 @@ pub enum Fault {
     FailBefore,
     /// The store acts, the answer is lost: `Unavailable`, with the effect.
     FailAfter,
-    /// A create reaches the store twice; the client hears the second answer, `AlreadyExists`.
+    /// A write or delete reaches the store twice; the client hears the second answer: of a create
+    /// `AlreadyExists`, of an update `Changed`.
     Duplicate,
-    /// A create fails with `Unavailable` and reaches the store when this many further requests have
-    /// been made. It may lose then, as any other.
+    /// A write or delete fails with `Unavailable` and reaches the store when this many further
+    /// requests have been made. A create or update may lose then, as any other; a put or a delete
+    /// undoes what came between.
     Delay {
         /// Requests until it lands, at least 1.
         requests: u32,
@@ -41,8 +43,14 @@ impl Fault {
     pub fn fits(self, request: Request) -> bool {
         match self {
             Fault::FailBefore | Fault::FailAfter => true,
-            Fault::Duplicate | Fault::Delay { .. } => request == Request::Create,
-            Fault::Flip | Fault::Truncate => matches!(request, Request::Get | Request::GetRange),
+            Fault::Duplicate | Fault::Delay { .. } => match request {
+                Request::Create | Request::Put | Request::Update | Request::Delete => true,
+                Request::Get | Request::GetRange | Request::List => false,
+            },
+            Fault::Flip | Fault::Truncate => match request {
+                Request::Get | Request::GetRange => true,
+                Request::Create | Request::Put | Request::Update | Request::List | Request::Delete => false,
+            },
         }
     }
 }
@@ -80,9 +88,47 @@ struct Plan {
     random: SplitMix,
     unreachable: bool,
     scripted: VecDeque<(Request, Fault)>,
-    /// Creates on their way: requests still to wait, key, body.
-    delayed: Vec<(u32, String, Bytes)>,
+    /// What is on its way: requests still to wait, and what lands then.
+    delayed: Vec<(u32, Write)>,
     injected: u64,
+}
+
+/// A request that changes something, to be sent once more or later.
+#[derive(Debug, Clone)]
+enum Write {
+    Create(String, Bytes),
+    Put(String, Bytes),
+    Update(String, Bytes, Tag),
+    Delete(String),
+}
+
+/// What a write answers: the new tag, of an update.
+type Written = Result<Option<Tag>, RemoteError>;
+
+impl Write {
+    fn request(&self) -> Request {
+        match self {
+            Write::Create(..) => Request::Create,
+            Write::Put(..) => Request::Put,
+            Write::Update(..) => Request::Update,
+            Write::Delete(_) => Request::Delete,
+        }
+    }
+
+    fn key(&self) -> &str {
+        match self {
+            Write::Create(key, _) | Write::Put(key, _) | Write::Update(key, _, _) | Write::Delete(key) => key,
+        }
+    }
+
+    async fn send(&self, remote: &dyn Remote) -> Written {
+        match self.clone() {
+            Write::Create(key, body) => remote.create(&key, body).await.map(|()| None),
+            Write::Put(key, body) => remote.put(&key, body).await.map(|()| None),
+            Write::Update(key, body, tag) => remote.update(&key, body, &tag).await.map(Some),
+            Write::Delete(key) => remote.delete(&key).await.map(|()| None),
+        }
+    }
 }
 
 /// What befalls one request.
@@ -125,7 +171,7 @@ impl Faulty {
         self.plan.lock().scripted.push_back((request, fault));
     }
 
-    /// While `true`, every request fails without effect. Delayed creates still land.
+    /// While `true`, every request fails without effect. Delayed writes still land.
     pub fn set_unreachable(&self, unreachable: bool) {
         self.plan.lock().unreachable = unreachable;
     }
@@ -135,27 +181,27 @@ impl Faulty {
         self.plan.lock().injected
     }
 
-    /// How many delayed creates have not landed yet.
+    /// How many delayed writes have not landed yet.
     pub fn in_flight(&self) -> usize {
         self.plan.lock().delayed.len()
     }
 
-    /// Lets every delayed create land now, in the order they were sent. Gives how many won.
+    /// Lets every delayed write land now, in the order they were sent. Gives how many won.
     ///
     /// # Errors
     ///
-    /// What the remote inside answers, other than `AlreadyExists`.
+    /// What the remote inside answers, other than `AlreadyExists` and `Changed`.
     pub async fn land_all(&self) -> Result<usize, RemoteError> {
         let delayed = std::mem::take(&mut self.plan.lock().delayed);
-        self.land(delayed.into_iter().map(|(_, key, body)| (key, body)).collect()).await
+        self.land(delayed.into_iter().map(|(_, write)| write).collect()).await
     }
 
-    async fn land(&self, due: Vec<(String, Bytes)>) -> Result<usize, RemoteError> {
+    async fn land(&self, due: Vec<Write>) -> Result<usize, RemoteError> {
         let mut won = 0;
-        for (key, body) in due {
-            match self.inner.create(&key, body).await {
-                Ok(()) => won += 1,
-                Err(RemoteError::AlreadyExists { .. }) => {}
+        for write in due {
+            match write.send(self.inner.as_ref()).await {
+                Ok(_) => won += 1,
+                Err(RemoteError::AlreadyExists { .. } | RemoteError::Changed { .. }) => {}
                 Err(failed) => return Err(failed),
             }
         }
@@ -176,6 +222,29 @@ impl Faulty {
                 Err(RemoteError::unavailable(key, "injected: request lost"))
             }
             Fate::Served(fault) => Ok(fault),
+        }
+    }
+
+    /// Sends what changes something, as its fate will have it.
+    async fn write(&self, write: Write) -> Written {
+        let fault = self.admit(write.request(), write.key()).await?;
+        let inner = self.inner.as_ref();
+        match fault {
+            Some(Fault::FailAfter) => {
+                // Whatever it was, the client never hears it.
+                let _unheard = write.send(inner).await;
+                Err(answer_lost(write.key()))
+            }
+            Some(Fault::Duplicate) => {
+                write.send(inner).await?;
+                write.send(inner).await
+            }
+            Some(Fault::Delay { requests }) => {
+                let error = RemoteError::unavailable(write.key(), "injected: timed out, still in flight");
+                self.plan.lock().delayed.push((requests.max(1), write));
+                Err(error)
+            }
+            None | Some(Fault::FailBefore | Fault::Flip | Fault::Truncate) => write.send(inner).await,
         }
     }
 
@@ -201,17 +270,12 @@ impl Faulty {
 }
 
 impl Plan {
-    /// Takes the delayed creates that land before this request.
-    fn due(&mut self) -> Vec<(String, Bytes)> {
-        let mut due = Vec::new();
-        self.delayed.retain_mut(|(wait, key, body)| {
+    /// Takes the delayed writes that land before this request.
+    fn due(&mut self) -> Vec<Write> {
+        for (wait, _) in &mut self.delayed {
             *wait = wait.saturating_sub(1);
-            if *wait == 0 {
-                due.push((std::mem::take(key), std::mem::take(body)));
-            }
-            *wait > 0
-        });
-        due
+        }
+        self.delayed.extract_if(.., |(wait, _)| *wait == 0).map(|(_, write)| write).collect()
     }
 
     fn draw(&mut self, request: Request) -> Fate {
@@ -266,24 +330,22 @@ impl Remote for Faulty {
     }
 
     async fn create(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
-        match self.admit(Request::Create, key).await? {
-            Some(Fault::FailAfter) => {
-                // Whatever it was, the client never hears it.
-                let _unheard = self.inner.create(key, body).await;
-                Err(answer_lost(key))
-            }
-            Some(Fault::Duplicate) => {
-                self.inner.create(key, body.clone()).await?;
-                self.inner.create(key, body).await
-            }
-            Some(Fault::Delay { requests }) => {
-                self.plan.lock().delayed.push((requests.max(1), key.into(), body));
-                Err(RemoteError::unavailable(key, "injected: timed out, still in flight"))
-            }
-            None | Some(Fault::FailBefore | Fault::Flip | Fault::Truncate) => {
-                self.inner.create(key, body).await
-            }
-        }
+        self.write(Write::Create(key.into(), body)).await.map(drop)
+    }
+
+    async fn put(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
+        self.write(Write::Put(key.into(), body)).await.map(drop)
+    }
+
+    async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError> {
+        let fault = self.admit(Request::Get, key).await?;
+        let (body, tag) = self.inner.get_tagged(key).await?;
+        Ok((self.damage(key, body, fault)?, tag))
+    }
+
+    async fn update(&self, key: &str, body: Bytes, tag: &Tag) -> Result<Tag, RemoteError> {
+        let written = self.write(Write::Update(key.into(), body, tag.clone())).await?;
+        written.ok_or_else(|| RemoteError::unavailable(key, "an update without a tag"))
     }
 
     async fn list(
@@ -298,9 +360,7 @@ impl Remote for Faulty {
     }
 
     async fn delete(&self, key: &str) -> Result<(), RemoteError> {
-        let fault = self.admit(Request::Delete, key).await?;
-        self.inner.delete(key).await?;
-        if fault.is_some() { Err(answer_lost(key)) } else { Ok(()) }
+        self.write(Write::Delete(key.into())).await.map(drop)
     }
 
     fn url(&self) -> String {

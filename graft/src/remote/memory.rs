@@ -2,17 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Listed, Remote, RemoteError, check_key, check_prefix, slice};
+use super::{Listed, Remote, RemoteError, Tag, check_key, check_prefix, slice};
 
 /// An object store in memory: as exclusive and consistent as a real one, and gone with its handle.
+///
+/// It has no clock: objects are stamped with the time it was told last, at first 0.
 #[derive(Default)]
 pub struct MemoryRemote {
-    objects: Mutex<BTreeMap<String, Bytes>>,
+    objects: Mutex<BTreeMap<String, Object>>,
+    now_ms: AtomicI64,
+}
+
+struct Object {
+    body: Bytes,
+    modified_ms: i64,
 }
 
 impl MemoryRemote {
@@ -23,12 +32,22 @@ impl MemoryRemote {
 
     /// Every object, in key order. For tests: costs no request and copies no bodies.
     pub fn objects(&self) -> Vec<(String, Bytes)> {
-        self.objects.lock().iter().map(|(key, body)| (key.clone(), body.clone())).collect()
+        self.objects.lock().iter().map(|(key, object)| (key.clone(), object.body.clone())).collect()
+    }
+
+    /// From now on the store's clock stands at `now_ms` (ms since 1970), until it is set again.
+    pub fn set_now_ms(&self, now_ms: i64) {
+        self.now_ms.store(now_ms, Ordering::Relaxed);
     }
 
     /// Replaces or makes an object, as no client can. For tests that damage what is stored.
     pub fn overwrite(&self, key: &str, body: impl Into<Bytes>) {
-        self.objects.lock().insert(key.into(), body.into());
+        let object = self.object(body.into());
+        self.objects.lock().insert(key.into(), object);
+    }
+
+    fn object(&self, body: Bytes) -> Object {
+        Object { body, modified_ms: self.now_ms.load(Ordering::Relaxed) }
     }
 }
 
@@ -42,7 +61,8 @@ impl std::fmt::Debug for MemoryRemote {
 impl Remote for MemoryRemote {
     async fn get(&self, key: &str) -> Result<Bytes, RemoteError> {
         check_key(key)?;
-        self.objects.lock().get(key).cloned().ok_or_else(|| RemoteError::not_found(key))
+        let objects = self.objects.lock();
+        objects.get(key).map(|object| object.body.clone()).ok_or_else(|| RemoteError::not_found(key))
     }
 
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, RemoteError> {
@@ -55,8 +75,33 @@ impl Remote for MemoryRemote {
         if objects.contains_key(key) {
             return Err(RemoteError::already_exists(key));
         }
-        objects.insert(key.into(), body);
+        objects.insert(key.into(), self.object(body));
         Ok(())
+    }
+
+    async fn put(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
+        check_key(key)?;
+        self.overwrite(key, body);
+        Ok(())
+    }
+
+    async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError> {
+        let body = self.get(key).await?;
+        let tag = Tag::of(&body);
+        Ok((body, tag))
+    }
+
+    async fn update(&self, key: &str, body: Bytes, tag: &Tag) -> Result<Tag, RemoteError> {
+        check_key(key)?;
+        let mut objects = self.objects.lock();
+        match objects.get_mut(key) {
+            Some(object) if Tag::of(&object.body) == *tag => {
+                let written = Tag::of(&body);
+                *object = self.object(body);
+                Ok(written)
+            }
+            Some(_) | None => Err(RemoteError::changed(key)),
+        }
     }
 
     async fn list(
@@ -73,7 +118,12 @@ impl Remote for MemoryRemote {
         let objects = self.objects.lock();
         let rows = objects.range::<str, _>((from, Bound::Unbounded));
         let rows = rows.take_while(|(key, _)| key.starts_with(prefix)).take(limit);
-        Ok(rows.map(|(key, body)| Listed { key: key.clone(), bytes: body.len() as u64 }).collect())
+        let rows = rows.map(|(key, object)| Listed {
+            key: key.clone(),
+            bytes: object.body.len() as u64,
+            modified_ms: object.modified_ms,
+        });
+        Ok(rows.collect())
     }
 
     async fn delete(&self, key: &str) -> Result<(), RemoteError> {

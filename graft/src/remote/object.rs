@@ -6,15 +6,19 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path;
-use object_store::{Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode};
+use object_store::{
+    Error, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutResult,
+    UpdateVersion,
+};
 
-use super::{Listed, Remote, RemoteError, check_key, check_prefix};
+use super::{Listed, Remote, RemoteError, Tag, check_key, check_prefix};
 
 /// The most rows that one request of a listing brings.
 const ROWS_PER_REQUEST: usize = 1000;
@@ -27,7 +31,16 @@ pub struct ObjectRemote {
     prefix: String,
     url: String,
     place: String,
+    /// How this store wants the etag in `If-Match`: [`UNKNOWN`], [`QUOTED`] or [`BARE`].
+    quotes: AtomicU8,
 }
+
+/// Nothing was updated yet.
+const UNKNOWN: u8 = 0;
+/// In quotes, as HTTP says.
+const QUOTED: u8 = 1;
+/// Without them: Ceph's gateway hands out quoted etags and compares with bare ones.
+const BARE: u8 = 2;
 
 impl ObjectRemote {
     /// Wraps `store`, with all keys below `prefix`; `url` is what messages call it.
@@ -38,7 +51,7 @@ impl ObjectRemote {
         let prefix = prefix.trim_matches('/');
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
         let place = url.clone();
-        ObjectRemote { store, pages: None, prefix, url, place }
+        ObjectRemote { store, pages: None, prefix, url, place, quotes: AtomicU8::new(UNKNOWN) }
     }
 
     /// Names the server as well: two of them may have a bucket of one name. See [`Remote::place`].
@@ -67,11 +80,16 @@ impl ObjectRemote {
     }
 
     /// One more row, in order and below `prefix`, or the reason why not.
-    fn push(&self, prefix: &str, path: &Path, bytes: u64, rows: &mut Vec<Listed>) -> Result<(), RemoteError> {
+    fn push(&self, prefix: &str, row: &ObjectMeta, rows: &mut Vec<Listed>) -> Result<(), RemoteError> {
+        let path = &row.location;
         let key = path.as_ref().strip_prefix(&self.prefix).filter(|key| key.starts_with(prefix));
         let in_order = key.filter(|key| rows.last().is_none_or(|last| last.key.as_str() < *key));
         match in_order {
-            Some(key) => rows.push(Listed { key: key.into(), bytes }),
+            Some(key) => rows.push(Listed {
+                key: key.into(),
+                bytes: row.size,
+                modified_ms: row.last_modified.timestamp_millis(),
+            }),
             None => {
                 return Err(RemoteError::Refused {
                     key: prefix.into(),
@@ -109,7 +127,7 @@ impl ObjectRemote {
                 // A store may take the offset as inclusive, or not at all.
                 let skip = offset.as_ref().is_some_and(|offset| row.location.as_ref() <= offset.as_str());
                 if !skip && rows.len() < limit {
-                    self.push(prefix, &row.location, row.size, &mut rows)?;
+                    self.push(prefix, &row, &mut rows)?;
                 }
             }
             page_token = page.page_token;
@@ -139,10 +157,32 @@ impl ObjectRemote {
         {
             let key = row.location.as_ref().strip_prefix(&self.prefix);
             if after.is_none_or(|after| key.is_none_or(|key| key > after)) {
-                self.push(prefix, &row.location, row.size, &mut rows)?;
+                self.push(prefix, &row, &mut rows)?;
             }
         }
         Ok(rows)
+    }
+
+    /// The tag that the store gave an object.
+    fn tag(&self, key: &str, etag: Option<String>) -> Result<Tag, RemoteError> {
+        etag.map(Tag).ok_or_else(|| RemoteError::Refused {
+            key: key.into(),
+            message: format!(
+                "`{}` gives objects no ETag, so none can be updated; use another store",
+                self.url
+            ),
+        })
+    }
+
+    async fn put_if(&self, path: &Path, body: Bytes, etag: String) -> Result<PutResult, Error> {
+        let unchanged = UpdateVersion { e_tag: Some(etag), version: None };
+        self.store.put_opts(path, body.into(), PutMode::Update(unchanged).into()).await
+    }
+
+    /// Whether an update was refused for its etag's quotes: the object still has that very etag.
+    async fn is_quotes_fault(&self, path: &Path, tag: &Tag) -> bool {
+        let found = self.store.head(path).await;
+        found.is_ok_and(|found| found.e_tag.as_deref() == Some(tag.as_str()))
     }
 
     fn failure(&self, key: &str, error: Error) -> RemoteError {
@@ -267,6 +307,56 @@ impl Remote for ObjectRemote {
         let path = self.path(key)?;
         match self.store.put_opts(&path, body.into(), PutMode::Create.into()).await {
             Ok(_) => Ok(()),
+            Err(e) => Err(self.failure(key, e)),
+        }
+    }
+
+    async fn put(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
+        let path = self.path(key)?;
+        match self.store.put_opts(&path, body.into(), PutMode::Overwrite.into()).await {
+            Ok(_) => Ok(()),
+            Err(e) => Err(self.failure(key, e)),
+        }
+    }
+
+    async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError> {
+        let path = self.path(key)?;
+        let found = self.store.get(&path).await.map_err(|e| self.failure(key, e))?;
+        let tag = self.tag(key, found.meta.e_tag.clone())?;
+        let body = found.bytes().await.map_err(|e| self.failure(key, e))?;
+        Ok((body, tag))
+    }
+
+    /// One request, once the store has shown whether it wants the etag's quotes; until then up to
+    /// three where it refuses.
+    async fn update(&self, key: &str, body: Bytes, tag: &Tag) -> Result<Tag, RemoteError> {
+        let path = self.path(key)?;
+        let (quoted, bare) = (tag.as_str(), tag.as_str().trim_matches('"'));
+        let known = self.quotes.load(Ordering::Relaxed);
+        let first = if known == BARE { bare } else { quoted };
+        let mut sent_bare = known == BARE;
+        let mut answer = self.put_if(&path, body.clone(), first.into()).await;
+        if matches!(answer, Err(Error::Precondition { .. }))
+            && known == UNKNOWN
+            && quoted != bare
+            && self.is_quotes_fault(&path, tag).await
+        {
+            // As conditional as the first: nothing is lost if this guess is wrong.
+            sent_bare = true;
+            answer = self.put_if(&path, body, bare.into()).await;
+        }
+        match answer {
+            Ok(written) => {
+                self.quotes.store(if sent_bare { BARE } else { QUOTED }, Ordering::Relaxed);
+                self.tag(key, written.e_tag)
+            }
+            Err(Error::Precondition { source, .. } | Error::NotFound { source, .. })
+                if !source.to_string().contains("<Code>NoSuchBucket</Code>") =>
+            {
+                Err(RemoteError::changed(key))
+            }
+            // Another writer of this key is in flight, and was for as long as the client asked again.
+            Err(Error::AlreadyExists { source, .. }) => Err(RemoteError::unavailable(key, source)),
             Err(e) => Err(self.failure(key, e)),
         }
     }

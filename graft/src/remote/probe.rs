@@ -169,9 +169,11 @@ async fn race(remote: &dyn Remote, key: String, creators: u32, bytes: usize) -> 
             Err(RemoteError::AlreadyExists { .. }) => {}
             // It lost to one in flight (S3's 409), or its answer was lost.
             Err(source @ RemoteError::Unavailable { .. }) => unheard = Some(source),
-            Err(source @ (RemoteError::NotFound { .. } | RemoteError::Refused { .. })) => {
-                return Err(failed(source));
-            }
+            Err(
+                source @ (RemoteError::NotFound { .. }
+                | RemoteError::Changed { .. }
+                | RemoteError::Refused { .. }),
+            ) => return Err(failed(source)),
         }
     }
     if winners.len() > 1 {

@@ -120,11 +120,24 @@ fn counting_counts_requests_and_bytes() {
         counting.get_range("a/1", 90..200).await.unwrap();
         counting.list("a/", None, 10).await.unwrap();
         counting.delete("a/1").await.unwrap();
+        counting.put("a/3", Bytes::from(vec![0; 7])).await.unwrap();
+        let (_, tag) = counting.get_tagged("a/3").await.unwrap();
+        counting.update("a/3", Bytes::from(vec![0; 5]), &tag).await.unwrap();
+        counting.update("a/3", Bytes::from(vec![0; 10]), &tag).await.unwrap_err();
     });
-    let expected =
-        Counts { gets: 2, ranges: 1, creates: 2, lists: 1, deletes: 1, bytes_down: 110, bytes_up: 130 };
+    let expected = Counts {
+        gets: 3,
+        ranges: 1,
+        creates: 2,
+        puts: 1,
+        updates: 2,
+        lists: 1,
+        deletes: 1,
+        bytes_down: 117,
+        bytes_up: 152,
+    };
     assert_eq!(counting.snapshot(), expected);
-    assert_eq!(expected.requests(), 7);
+    assert_eq!(expected.requests(), 11);
     let before = counting.snapshot();
     block_on(counting.list("", None, 10)).unwrap();
     assert_eq!(counting.snapshot() - before, Counts { lists: 1, ..Counts::default() });

@@ -396,6 +396,11 @@ impl Actor {
                 self.query(session, id, &sql, &params);
             }
             ClientMessage::Ping { n } => self.send(session, ServerMessage::Pong { n }),
+            // The driver answers these by `crate::presence`: they are not of the volume's state.
+            ClientMessage::SetPresence { .. }
+            | ClientMessage::ClearPresence {}
+            | ClientMessage::WatchPresence {}
+            | ClientMessage::UnwatchPresence {} => {}
         }
     }
 

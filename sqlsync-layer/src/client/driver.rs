@@ -22,7 +22,7 @@ use super::{
     CallError, MutationError, MutationHandle, Progress, QueryError, SessionConfig, SessionEnd, Status,
 };
 use crate::protocol::{ClientId, Seed};
-use crate::session::client::{ClientSession, Effect, Event, Notice};
+use crate::session::client::{ClientSession, Effect, Event, Notice, Present};
 use crate::session::rows::Rows;
 use crate::value::Params;
 
@@ -47,6 +47,14 @@ pub(super) enum Command {
         params: Params,
         reply: oneshot::Sender<Result<Rows, QueryError>>,
     },
+    SetPresence {
+        /// `None` to be here no more.
+        state: Option<serde_json::Value>,
+        reply: oneshot::Sender<Result<(), CallError>>,
+    },
+    WatchPresence {
+        reply: oneshot::Sender<watch::Receiver<Present>>,
+    },
     Close {
         reply: oneshot::Sender<()>,
     },
@@ -58,6 +66,7 @@ pub(super) struct Driver {
     rng: StdRng,
     commands: mpsc::Receiver<Command>,
     told: watch::Sender<Status>,
+    present: watch::Sender<Present>,
     link: Link,
     timer: Option<Instant>,
     mutations: HashMap<u64, watch::Sender<Progress>>,
@@ -86,6 +95,7 @@ impl Driver {
             rng,
             commands,
             told,
+            present: watch::Sender::new(Present::default()),
             link: Link::Down,
             timer: None,
             mutations: HashMap::new(),
@@ -204,6 +214,20 @@ impl Driver {
                 }
                 Err(error) => answer(reply, Err(QueryError::Call(error))),
             },
+            Command::SetPresence { state, reply } => {
+                let taken = match state {
+                    Some(state) => self.session.set_presence(state),
+                    None => {
+                        self.session.clear_presence();
+                        Ok(())
+                    }
+                };
+                answer(reply, taken);
+            }
+            Command::WatchPresence { reply } => {
+                self.session.watch_presence(true);
+                answer(reply, self.present.subscribe());
+            }
             Command::Close { reply } => {
                 self.closing.push(reply);
                 self.session.close();
@@ -251,6 +275,12 @@ impl Driver {
             Notice::QueryFailed { id, reason } => {
                 if let Some(reply) = self.queries.remove(&id) {
                     answer(reply, Err(QueryError::Failed(reason)));
+                }
+            }
+            Notice::Presence => {
+                self.present.send_replace(self.session.present().clone());
+                if self.present.receiver_count() == 0 {
+                    self.session.watch_presence(false);
                 }
             }
             Notice::Status(status) => {

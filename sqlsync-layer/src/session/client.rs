@@ -13,7 +13,7 @@
 //! or refused for good; after each `welcome` those still kept are sent again in order, at most
 //! `max_in_flight` at a time. Subscriptions are opened again under their ids; their rows stay
 //! readable meanwhile, and the new snapshot replaces them. Queries without an answer are sent again
-//! too: they only read.
+//! too: they only read. What it says of itself is said again as well ([`Present`]).
 //!
 //! Invariants: a kept mutation is never dropped without a [`Notice`]; seqs never repeat with other
 //! content; a server that knows less than it called durable, or another volume under the same name,
@@ -37,11 +37,13 @@ use crate::protocol::{
 };
 use crate::value::Params;
 
+mod presence;
 mod receive;
 mod restore;
 #[cfg(test)]
 mod tests;
 
+pub use presence::Present;
 pub use restore::{ClientState, RestoreError};
 
 /// Bounds and waits of a session.
@@ -210,6 +212,8 @@ pub enum Notice {
         /// Why.
         reason: Reason,
     },
+    /// [`ClientSession::present`] is another.
+    Presence,
     /// The connection's state changed.
     Status(Status),
 }
@@ -325,6 +329,9 @@ pub enum CallError {
         /// What they are.
         found: &'static str,
     },
+    /// What was to be said of this client is beyond the bounds.
+    #[error("{0}")]
+    Presence(Reason),
     /// The message would be longer than the server accepts.
     #[error("the message has {bytes} bytes, at most {FRAME_BYTES_MAX} are accepted; send less at once")]
     TooLong {
@@ -356,6 +363,10 @@ struct Live {
     max_in_flight: u64,
     /// Whether anything was heard since the timer was set.
     heard: bool,
+    /// What the timer was set to.
+    tick: Duration,
+    /// For how many ticks in a row nothing was heard, as a time.
+    quiet: Duration,
     /// The server takes no more mutations and will close; it still answers those that it took.
     leaving: bool,
 }
@@ -394,6 +405,7 @@ pub struct ClientSession {
     pending: BTreeMap<u64, PendingMutation>,
     subscriptions: BTreeMap<u64, Subscription>,
     queries: BTreeMap<u64, Query>,
+    presence: presence::Presence,
     next_id: u64,
     state: State,
     /// Connections in a row that ended without progress.
@@ -429,6 +441,7 @@ impl ClientSession {
             pending: BTreeMap::new(),
             subscriptions: BTreeMap::new(),
             queries: BTreeMap::new(),
+            presence: presence::Presence::default(),
             next_id: 1,
             state: State::Idle,
             attempt: 0,
@@ -614,16 +627,22 @@ impl ClientSession {
                 let why = format!("the server did not greet within {:?}", self.config.greeting_max);
                 self.hang_up(why, random);
             }
-            State::Live(live) if live.leaving => {
+            State::Live(live) if live.leaving && live.tick >= self.config.keepalive => {
                 self.hang_up("the server was shutting down and did not close".into(), random);
             }
-            State::Live(live) if live.heard => {
+            State::Live(live) => {
+                live.quiet = if live.heard { Duration::ZERO } else { live.quiet + live.tick };
                 live.heard = false;
+                if live.quiet >= self.config.keepalive {
+                    let why = format!("nothing was heard for {:?}", self.config.keepalive);
+                    return self.hang_up(why, random);
+                }
+                let refresh = self.presence.refresh().filter(|_| !live.leaving);
+                live.tick =
+                    refresh.map_or(self.config.keepalive, |refresh| refresh.min(self.config.keepalive));
                 self.effects.push_back(Effect::Send(ClientMessage::Ping { n: self.settled }.to_json()));
-                self.effects.push_back(Effect::SetTimer(self.config.keepalive));
-            }
-            State::Live(_) => {
-                self.hang_up(format!("nothing was heard for {:?}", self.config.keepalive), random);
+                self.effects.push_back(Effect::SetTimer(live.tick));
+                self.say_presence();
             }
             State::Idle | State::Offline { dialling: true } | State::Ended(_) => {}
         }
@@ -640,6 +659,7 @@ impl ClientSession {
             subscription.open = false;
             subscription.misfits = 0;
         }
+        self.lose_presence();
         let wait = backoff(&self.config, self.attempt, random);
         self.attempt = self.attempt.saturating_add(1);
         self.notify(Notice::Status(Status::Offline { pending: self.pending.len(), error: why }));
@@ -663,6 +683,7 @@ impl ClientSession {
             State::Ended(_) => {}
             State::Idle | State::Offline { .. } | State::Greeting | State::Live(_) => {
                 self.state = State::Ended(end.clone());
+                self.lose_presence();
                 self.effects.push_back(Effect::Hangup);
                 self.notify(Notice::Status(Status::Ended(end)));
             }

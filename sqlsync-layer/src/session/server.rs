@@ -6,7 +6,8 @@
 //! ```
 //!
 //! The first frame must be a `hello` with a protocol version that this build speaks; after it every
-//! well-formed message passes through to [`crate::actor`]. A frame that is too long, malformed, or
+//! well-formed message passes through: to [`crate::presence`] what is about that, everything else to
+//! [`crate::actor`]. A frame that is too long, malformed, or
 //! out of turn ends the connection with an `error` that says what was wrong with it.
 
 use crate::protocol::{ClientId, ClientMessage, FRAME_BYTES_MAX, PROTOCOL, Reason, ServerMessage, codes};
@@ -33,7 +34,7 @@ pub enum Step {
         /// Every seq up to this one has had its final answer.
         settled: u64,
     },
-    /// Give the message to the actor.
+    /// Give the message to the actor; what is about presence, to [`crate::presence`].
     Receive(ClientMessage),
     /// Send this `error` and close.
     Close(ServerMessage),
@@ -118,6 +119,10 @@ fn kind(message: &ClientMessage) -> &'static str {
         ClientMessage::Subscribe { .. } => "subscribe",
         ClientMessage::Unsubscribe { .. } => "unsubscribe",
         ClientMessage::Query { .. } => "query",
+        ClientMessage::SetPresence { .. } => "set_presence",
+        ClientMessage::ClearPresence {} => "clear_presence",
+        ClientMessage::WatchPresence {} => "watch_presence",
+        ClientMessage::UnwatchPresence {} => "unwatch_presence",
         ClientMessage::Ping { .. } => "ping",
     }
 }
@@ -193,6 +198,9 @@ mod tests {
             r#"{"type":"mutate","seq":1,"reducer":"r","args":{},"more":1}"#,
             r#"{"type":"mutate","seq":18446744073709551616,"reducer":"r","args":{}}"#,
             r#"{"type":"ping","n":1}{"type":"ping","n":2}"#,
+            r#"{"type":"set_presence"}"#,
+            r#"{"type":"set_presence","state":{},"ttl":1}"#,
+            r#"{"type":"watch_presence","all":true}"#,
             &deep,
             &args_deep,
             &long,

@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use graft::fetch::{Fetch, FetchError, fetch};
-use graft::remote::{Listed, MemoryRemote, Remote, RemoteError};
+use graft::remote::{Listed, MemoryRemote, Remote, RemoteError, Tag};
 use graft::volume::Volume;
 use graft::{PageSet, snapshot::Snapshot};
 use parking_lot::Mutex;
@@ -70,6 +70,9 @@ enum Request {
     Get(String),
     GetRange(String, Range<u64>),
     Create(String, Bytes),
+    Put(String, Bytes),
+    GetTagged(String),
+    Update(String, Bytes, Tag),
     List(String, Option<String>, usize),
     Delete(String),
     /// Not a request at all: a timer for code that runs as a future.
@@ -79,6 +82,7 @@ enum Request {
 #[derive(Debug, Clone)]
 enum Reply {
     Body(Bytes),
+    Tagged(Bytes, Tag),
     Rows(Vec<Listed>),
     Done,
 }
@@ -267,6 +271,17 @@ fn serve(objects: &MemoryRemote, request: &Request, plant: Option<Plant>) -> Res
         Request::Create(key, body) => {
             objects.create(key, body.clone()).now_or_never().map_or_else(never, |r| r.map(|()| Reply::Done))
         }
+        Request::Put(key, body) => {
+            objects.put(key, body.clone()).now_or_never().map_or_else(never, |r| r.map(|()| Reply::Done))
+        }
+        Request::GetTagged(key) => objects
+            .get_tagged(key)
+            .now_or_never()
+            .map_or_else(never, |r| r.map(|(body, tag)| Reply::Tagged(body, tag))),
+        Request::Update(key, body, tag) => objects
+            .update(key, body.clone(), tag)
+            .now_or_never()
+            .map_or_else(never, |r| r.map(|tag| Reply::Tagged(Bytes::new(), tag))),
         Request::List(prefix, after, limit) => objects
             .list(prefix, after.as_deref(), *limit)
             .now_or_never()
@@ -288,6 +303,9 @@ impl Request {
             Request::Get(key)
             | Request::GetRange(key, _)
             | Request::Create(key, _)
+            | Request::Put(key, _)
+            | Request::GetTagged(key)
+            | Request::Update(key, _, _)
             | Request::Delete(key) => key,
             Request::List(prefix, _, _) => prefix,
             Request::Sleep(_) => "",
@@ -305,8 +323,8 @@ impl State {
         let lands = random.between(1, 20) * pace;
         let answered = lands + random.between(1, 20);
         let (create, read) = (
-            matches!(request, Request::Create(..)),
-            matches!(request, Request::Get(_) | Request::GetRange(..)),
+            matches!(request, Request::Create(..) | Request::Put(..) | Request::Update(..)),
+            matches!(request, Request::Get(_) | Request::GetRange(..) | Request::GetTagged(_)),
         );
         let mut fate = Fate::Served;
         for (probability, candidate, fits) in [
@@ -376,6 +394,7 @@ impl State {
             }
             Fate::Flip => match effect {
                 Some(Ok(Reply::Body(body))) => Ok(Reply::Body(flip(&mut self.random, &body))),
+                Some(Ok(Reply::Tagged(body, tag))) => Ok(Reply::Tagged(flip(&mut self.random, &body), tag)),
                 other => other.unwrap_or_else(|| Err(unavailable(&key, "connection lost"))),
             },
         };
@@ -478,6 +497,7 @@ impl Handle {
         }
         match serve(&self.bucket.objects, request, None)? {
             Reply::Body(body) if flips => Ok(Reply::Body(flip(random, &body))),
+            Reply::Tagged(body, tag) if flips => Ok(Reply::Tagged(flip(random, &body), tag)),
             reply => Ok(reply),
         }
     }
@@ -486,7 +506,19 @@ impl Handle {
         let key = request.key().to_owned();
         match self.request(request).await? {
             Reply::Body(body) => Ok(body),
-            Reply::Rows(_) | Reply::Done => Err(unavailable(&key, "an answer of another kind")),
+            Reply::Tagged(..) | Reply::Rows(_) | Reply::Done => {
+                Err(unavailable(&key, "an answer of another kind"))
+            }
+        }
+    }
+
+    async fn tagged(&self, request: Request) -> Result<(Bytes, Tag), RemoteError> {
+        let key = request.key().to_owned();
+        match self.request(request).await? {
+            Reply::Tagged(body, tag) => Ok((body, tag)),
+            Reply::Body(_) | Reply::Rows(_) | Reply::Done => {
+                Err(unavailable(&key, "an answer of another kind"))
+            }
         }
     }
 }
@@ -505,6 +537,18 @@ impl Remote for Handle {
         self.request(Request::Create(key.into(), body)).await.map(drop)
     }
 
+    async fn put(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
+        self.request(Request::Put(key.into(), body)).await.map(drop)
+    }
+
+    async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError> {
+        self.tagged(Request::GetTagged(key.into())).await
+    }
+
+    async fn update(&self, key: &str, body: Bytes, tag: &Tag) -> Result<Tag, RemoteError> {
+        self.tagged(Request::Update(key.into(), body, tag.clone())).await.map(|(_, tag)| tag)
+    }
+
     async fn list(
         &self,
         prefix: &str,
@@ -513,7 +557,9 @@ impl Remote for Handle {
     ) -> Result<Vec<Listed>, RemoteError> {
         match self.request(Request::List(prefix.into(), after.map(Into::into), limit)).await? {
             Reply::Rows(rows) => Ok(rows),
-            Reply::Body(_) | Reply::Done => Err(unavailable(prefix, "an answer of another kind")),
+            Reply::Body(_) | Reply::Tagged(..) | Reply::Done => {
+                Err(unavailable(prefix, "an answer of another kind"))
+            }
         }
     }
 

@@ -7,6 +7,7 @@ import { useCallback, useEffect, useState, useSyncExternalStore, type ReactNode 
 import { Lists } from "./lists.js";
 import { shownLists, type List } from "./model.js";
 import { noteRejection } from "./notes.js";
+import { Presence } from "./presence.js";
 import { ConnectionBanner, StatusLine } from "./status.js";
 import { Tasks } from "./tasks.js";
 
@@ -50,6 +51,7 @@ function Page(props: {
           <img src="/icon.svg" alt="" width="28" height="28" />
           Todo
         </a>
+        <Presence />
         <StatusLine />
       </header>
       <ConnectionBanner startOver={props.startOver} />

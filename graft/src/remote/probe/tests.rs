@@ -11,7 +11,7 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 
-use super::super::{Counting, Counts, Faulty, Listed, MemoryRemote, ObjectRemote};
+use super::super::{Counting, Counts, Faulty, Listed, MemoryRemote, ObjectRemote, Tag};
 use super::*;
 
 /// How the stand-in's `create` departs from what it should do.
@@ -79,6 +79,15 @@ impl Remote for StandIn {
             }
             Fault::Forbids => Err(RemoteError::Refused { key: key.into(), message: "403".into() }),
         }
+    }
+    async fn put(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
+        self.objects.put(key, body).await
+    }
+    async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError> {
+        self.objects.get_tagged(key).await
+    }
+    async fn update(&self, key: &str, body: Bytes, tag: &Tag) -> Result<Tag, RemoteError> {
+        self.objects.update(key, body, tag).await
     }
     async fn list(&self, p: &str, after: Option<&str>, limit: usize) -> Result<Vec<Listed>, RemoteError> {
         self.objects.list(p, after, limit).await

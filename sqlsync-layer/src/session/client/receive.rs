@@ -1,5 +1,7 @@
 //! What each of the server's messages does to a client session.
 
+use std::time::Duration;
+
 use super::{
     At, Changes, ClientMessage, ClientSession, DeltaError, Effect, Live, Lsn, MISFITS_MAX, ModuleHash,
     Notice, PROTOCOL, Reason, Rows, SEQ_MAX, ServerMessage, SessionEnd, State, Status, VolumeId, WireRow,
@@ -70,6 +72,9 @@ impl ClientSession {
             | ServerMessage::SubscriptionError { .. }
             | ServerMessage::Rows { .. }
             | ServerMessage::QueryError { .. }
+            | ServerMessage::Presence { .. }
+            | ServerMessage::PresenceSet { .. }
+            | ServerMessage::PresenceError { .. }
             | ServerMessage::Pong { .. }
                 if !live =>
             {
@@ -102,6 +107,15 @@ impl ClientSession {
                     self.notify(Notice::QueryFailed { id, reason });
                 }
             }
+            ServerMessage::Presence { peers, more } => {
+                self.attempt = 0;
+                self.presence_listed(peers, more);
+            }
+            ServerMessage::PresenceSet { id, ttl_ms } => {
+                self.attempt = 0;
+                self.presence_set(id, ttl_ms);
+            }
+            ServerMessage::PresenceError { reason } => self.presence_refused(reason),
             ServerMessage::Pong { n: _ } => self.attempt = 0,
         }
     }
@@ -139,6 +153,8 @@ impl ClientSession {
             in_flight: 0,
             max_in_flight: welcome.max_in_flight.max(1),
             heard: true,
+            tick: self.config.keepalive,
+            quiet: Duration::ZERO,
             leaving: false,
         });
         self.notify(Notice::Status(Status::Live { volume: welcome.volume, module: welcome.module }));
@@ -151,6 +167,7 @@ impl ClientSession {
         for (id, query) in &self.queries {
             self.effects.push_back(Effect::Send(query.frame(*id)));
         }
+        self.greet_presence();
     }
 
     fn server_error(&mut self, reason: Reason, random: u32) {

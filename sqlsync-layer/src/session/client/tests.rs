@@ -85,6 +85,10 @@ impl Rig {
                 | ClientMessage::Subscribe { .. }
                 | ClientMessage::Unsubscribe { .. }
                 | ClientMessage::Query { .. }
+                | ClientMessage::SetPresence { .. }
+                | ClientMessage::ClearPresence {}
+                | ClientMessage::WatchPresence {}
+                | ClientMessage::UnwatchPresence {}
                 | ClientMessage::Ping { .. } => None,
             })
             .collect()
@@ -655,4 +659,79 @@ fn a_damaged_state_is_refused() {
     assert!(refused(&|state| state.next_seq = Some(u64::MAX)));
     assert!(refused(&|state| state.pending.push(state.pending[0].clone())));
     assert!(refused(&|state| state.pending[0].seq = 0));
+}
+
+fn set(state: serde_json::Value) -> ClientMessage {
+    ClientMessage::SetPresence { state }
+}
+
+#[test]
+fn presence_is_said_again_after_each_welcome_and_before_the_ttl() {
+    let mut rig = Rig::new();
+    rig.session.set_presence(json!("here")).unwrap();
+    rig.session.watch_presence(true);
+    rig.connect(0, 10);
+    let sent = rig.sent();
+    assert_eq!(sent[1..], [ClientMessage::WatchPresence {}, set(json!("here"))]);
+    rig.server(ServerMessage::PresenceSet { id: 7, ttl_ms: 9_000 });
+    assert_eq!(rig.session.present().me, Some(7));
+    assert!(rig.effects().contains(&Effect::SetTimer(Duration::from_secs(3))));
+    // It is one timer: as often as it rings the server is probed too, and it has as long to answer as ever.
+    for _ in 0..5 {
+        rig.handle(Event::Timer);
+        assert_eq!(rig.sent(), [ClientMessage::Ping { n: 0 }, set(json!("here"))]);
+    }
+    assert!(!rig.is_waiting());
+    rig.handle(Event::Timer);
+    assert!(rig.is_waiting(), "after 15 s without a word");
+    assert_eq!(*rig.session.present(), Present::default(), "nobody is known while there is no connection");
+    rig.reconnect(0);
+    assert_eq!(rig.sent(), [ClientMessage::WatchPresence {}, set(json!("here"))]);
+    rig.session.clear_presence();
+    rig.session.clear_presence();
+    assert_eq!(rig.sent(), [ClientMessage::ClearPresence {}]);
+    rig.server(ServerMessage::PresenceSet { id: 8, ttl_ms: 9_000 });
+    assert_eq!(rig.session.present().me, None, "the answer to what was said before it was cleared");
+    rig.handle(Event::Timer);
+    assert_eq!(rig.sent(), [ClientMessage::Ping { n: 0 }]);
+}
+
+#[test]
+fn presence_beyond_the_bounds_is_not_sent_and_what_is_refused_is_not_sent_again() {
+    let mut rig = Rig::live(0, 10);
+    let error = rig.session.set_presence(json!("x".repeat(2000))).unwrap_err();
+    assert!(matches!(&error, CallError::Presence(reason) if reason.code == codes::TOO_LARGE), "{error}");
+    rig.session.set_presence(json!(1)).unwrap();
+    rig.session.set_presence(json!(1)).unwrap();
+    assert_eq!(rig.sent(), [set(json!(1))]);
+    let reason = Reason::new(codes::TOO_LARGE, "less is more");
+    rig.server(ServerMessage::PresenceError { reason: reason.clone() });
+    assert_eq!(rig.notices(), [Notice::Presence]);
+    assert_eq!(rig.session.present().refused, Some(reason));
+    rig.close();
+    rig.reconnect(0);
+    assert_eq!(rig.sent(), []);
+    rig.session.close();
+    assert!(matches!(rig.session.set_presence(json!(1)), Err(CallError::Ended(SessionEnd::Closed))));
+}
+
+#[test]
+fn a_list_is_news_once_and_only_to_who_watches() {
+    let list = || ServerMessage::Presence {
+        peers: vec![crate::protocol::Peer { id: 1, state: json!({}) }],
+        more: 2,
+    };
+    let mut rig = Rig::live(0, 10);
+    rig.server(list());
+    assert_eq!(rig.notices(), []);
+    rig.session.watch_presence(true);
+    rig.session.watch_presence(true);
+    assert_eq!(rig.sent(), [ClientMessage::WatchPresence {}]);
+    rig.server(list());
+    rig.server(list());
+    assert_eq!(rig.notices(), [Notice::Presence]);
+    let Present { peers, more, known, .. } = rig.session.present().clone();
+    assert_eq!((peers.len(), more, known), (1, 2, true));
+    rig.session.watch_presence(false);
+    assert_eq!(*rig.session.present(), Present::default());
 }

@@ -257,6 +257,8 @@ impl World {
                     self.violate(format!("client {at}: question {id} failed: {reason:?}"));
                 }
             }
+            // Nobody asks.
+            Notice::Presence => {}
             Notice::Status(status) => self.status(at, status),
         }
     }
