@@ -34,6 +34,10 @@ pub const RETAIN_MS: i64 = 30 * 24 * 3_600_000;
 /// does not forget everybody.
 pub const RETAIN_LSNS: u64 = 10_000;
 
+/// What a client says of when it was made may be so many commits ahead of the log: a `welcome` names the
+/// tip, of which one commit may be in flight and one not begun, and both may come to nothing.
+const SINCE_SLACK: u64 = 2;
+
 /// Times of commits are remembered this far apart.
 const TICK_MS: i64 = 3_600_000;
 
@@ -132,11 +136,11 @@ impl Ledger {
     }
 
     /// Whether `client` may have been forgotten: nothing is known of it, though it says that mutations up
-    /// to `settled` are final, or clients have been forgotten that were last heard of after `since`.
+    /// to `settled` are final, or clients have been forgotten that were last heard of after `since`, or just before.
     pub fn is_expired(&self, client: &ClientId, since: Lsn, settled: u64) -> bool {
         !self.clients.contains_key(client)
             && self.horizon > Lsn::ZERO
-            && (settled > 0 || (since > Lsn::ZERO && since < self.horizon))
+            && (settled > 0 || (since > Lsn::ZERO && since.0 <= self.horizon.0.saturating_add(SINCE_SLACK)))
     }
 
     /// How many clients are remembered.
@@ -288,7 +292,7 @@ mod tests {
         assert!(ledger.is_expired(&gone, Lsn(4), 0));
         assert!(ledger.is_expired(&gone, Lsn(0), 1));
         // A client made since is new, and so is one that never said anything before.
-        assert!(!ledger.is_expired(&ClientId::new("new").unwrap(), Lsn(5), 0));
+        assert!(!ledger.is_expired(&ClientId::new("new").unwrap(), Lsn(5 + 3), 0));
         assert!(!ledger.is_expired(&ClientId::new("new").unwrap(), Lsn(0), 0));
         assert!(!ledger.is_expired(&ClientId::new("stays").unwrap(), Lsn(1), 7));
         // Long by time alone, and by commits alone.

@@ -140,7 +140,7 @@ pub enum Event {
         /// Why.
         why: String,
     },
-    /// The local copy of a mutation was refused by the server without a record.
+    /// The log has another mutation under its seq: two copies of this client id are at work.
     Refused {
         /// Which.
         seq: u64,
@@ -274,6 +274,8 @@ pub struct Replica {
     counts: Counts,
     behind: u64,
     rebase: Option<rebasing::Rebasing>,
+    /// Mutations from this seq on were not given to the session yet.
+    unsent: u64,
     /// Why this client id cannot go on.
     ended: Option<Reason>,
 }
@@ -365,6 +367,7 @@ impl Replica {
             }
         };
         let database = Database::new(volume.clone(), fetch.clone());
+        let me_next = me.next_seq;
         let mut replica = Replica {
             writer: Writer::new(&database, modules.clone(), config.limits)?,
             reader: Reader::new(&database)?,
@@ -385,6 +388,8 @@ impl Replica {
             counts: Counts::default(),
             behind: 0,
             rebase: None,
+            // What the timeline holds now, the session begins with.
+            unsent: me_next,
             ended: None,
         };
         replica.tip = replica.tip_module(&replica.volume.locals());
@@ -447,6 +452,18 @@ impl Replica {
     /// Mutations without a final answer, oldest first.
     pub fn pending(&self) -> impl Iterator<Item = &Mutation> {
         self.kept.values().filter(|kept| kept.rejected.is_none()).map(|kept| &kept.mutation)
+    }
+
+    /// Mutations that were made since this was last asked: for the session that sends them.
+    pub(super) fn take_unsent(&mut self) -> Vec<Mutation> {
+        let unsent = self.kept.range(self.unsent..).map(|(_, kept)| kept.mutation.clone()).collect();
+        self.unsent = self.me.next_seq;
+        unsent
+    }
+
+    /// Mutations from `seq` on could not be given to the session.
+    pub(super) fn unsent_from(&mut self, seq: u64) {
+        self.unsent = self.unsent.min(seq);
     }
 
     /// Mutations whose rejection is final and that wait to be retried, edited or discarded.
@@ -764,15 +781,6 @@ impl Replica {
         };
         let args = serde_json::from_str(&mutation.args).unwrap_or_default();
         Ok((mutation.reducer.clone(), args))
-    }
-
-    /// The server would not look at a mutation, for good: it is taken off the stack with the next rebase.
-    pub fn refused(&mut self, seq: u64, reason: Reason) {
-        if reason.code == codes::SEQ_FORGOTTEN {
-            return;
-        }
-        self.events.push_back(Event::Refused { seq, reason: reason.clone() });
-        self.ended.get_or_insert(reason);
     }
 
     /// Whether the ledger still stands where this client knows it to stand.

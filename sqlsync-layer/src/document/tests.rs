@@ -27,6 +27,7 @@ use crate::rebase::{Dispute, Handler, Policy, Resolution};
 use crate::value::Params;
 
 mod direct;
+mod driver;
 mod policies;
 
 const VOLUME: VolumeId = VolumeId([9; 16]);

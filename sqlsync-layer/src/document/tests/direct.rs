@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::actor::{Actor, Input, Limits, Output, SessionId};
-use crate::protocol::{ClientMessage, ServerMessage};
+use crate::protocol::{ClientMessage, Known, ServerMessage};
 
 #[test]
 fn what_is_done_offline_arrives_and_both_sides_converge() {
@@ -143,7 +143,7 @@ impl Server {
         let mut actor =
             Actor::open(opened, fetch, Arc::new(TestModules), Limits::default(), epoch).unwrap();
         let client = ClientId::new("session").unwrap();
-        actor.handle(Input::Connect { session: SessionId(1), client, settled: 0 });
+        actor.handle(Input::Connect { session: SessionId(1), client, known: Known::NOTHING });
         Server { actor, waiting: Vec::new(), finals: BTreeMap::new() }
     }
 
