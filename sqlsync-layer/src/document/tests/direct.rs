@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::actor::{Actor, Input, Limits, Output, SessionId};
+use crate::payload::Payload;
 use crate::protocol::{ClientMessage, Known, ServerMessage};
+use graft::Lsn;
 
 #[test]
 fn what_is_done_offline_arrives_and_both_sides_converge() {
@@ -266,4 +268,56 @@ fn a_coordinator_documents_and_plain_sql_commit_beside_each_other_exactly_once()
     }
     println!("{saved} mutations were saved from running again");
     assert!(saved > 50, "{saved}");
+}
+
+/// A document and a session that come back after the volume has forgotten them are told so, and what they
+/// resend is not applied again. Others are new.
+#[test]
+fn who_comes_back_after_the_ledger_forgot_them_is_told_so() {
+    use crate::ledger::{RETAIN_LSNS, RETAIN_MS};
+    use graft::volume::{Change, push};
+
+    let world = World::deployed();
+    let store: SharedStore = Arc::new(MemoryStore::default());
+    let mut a = world.open("a", Config::default(), Some(store.clone())).unwrap();
+    bump(&mut a, 1);
+    // It is in the log, and the document never heard: it has the push still pending.
+    let prepared = a.seal(world.id(), 1_000).unwrap().unwrap();
+    block_on(publish(&*world.remote, &prepared)).unwrap();
+    drop(a);
+
+    let options = Options { locals: None, ..Options::default() };
+    let volume = block_on(Volume::open(&*world.remote, VOLUME, options)).unwrap().volume;
+    let step = 2 * RETAIN_MS / RETAIN_LSNS as i64;
+    for at in 1..=RETAIN_LSNS as i64 + 5 {
+        let tip = volume.tip();
+        volume.commit(&tip, Change { pages: tip.pages(), ..Change::default() }).unwrap();
+        let empty = |_: &[graft::volume::LocalCommit]| Payload::default().encode();
+        block_on(push(&*world.remote, &volume, empty, || world.id(), at * step)).unwrap();
+    }
+
+    let mut a = world.open("a", Config::default(), Some(store)).unwrap();
+    assert!(world.push(&mut a) || a.ended().is_none());
+    world.pull(&mut a);
+    let ended = a.ended().cloned();
+    assert_eq!(ended.map(|reason| reason.code).as_deref(), Some(codes::EXPIRED));
+    assert_eq!(a.seal(world.id(), 1).unwrap(), None, "nothing of it goes out again");
+
+    let mut server = Server::open(&world, 9);
+    let mut told = |session: u64, known: Known| {
+        let client = ClientId::new(if known == Known::NOTHING { "new" } else { "a" }).unwrap();
+        server.actor.handle(Input::Connect { session: SessionId(session), client, known });
+        let outputs = server.actor.take_outputs();
+        let message = outputs.into_iter().rev().find_map(|output| match output {
+            Output::Send { message, .. } => Some(ServerMessage::from_json(&message.to_json()).unwrap()),
+            _ => None,
+        });
+        match message {
+            Some(ServerMessage::Error { reason }) => reason.code,
+            Some(ServerMessage::Welcome { .. }) => "welcome".into(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(told(2, Known { since: Lsn(1), ..Known::NOTHING }), codes::EXPIRED);
+    assert_eq!(told(3, Known::NOTHING), "welcome");
 }
