@@ -30,11 +30,11 @@ use std::time::Duration;
 use graft::{Lsn, VolumeName};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::protocol::Seed;
 pub use crate::protocol::{ClientId, Reason};
+use crate::session::client::ClientSession;
 pub use crate::session::client::{CallError, Present, SessionConfig, SessionEnd, Status};
 pub use crate::session::rows::Rows;
-use crate::protocol::Seed;
-use crate::session::client::ClientSession;
 use crate::value::Params;
 
 mod dial;

@@ -32,9 +32,9 @@
 
 mod driver;
 pub mod replica;
-mod timeline;
 #[cfg(test)]
 mod tests;
+mod timeline;
 
 pub use self::driver::{Document, DocumentError, DocumentStatus, Options, RowsOf};
 pub use self::replica::{

@@ -111,8 +111,9 @@ impl Writes {
     /// What a pulled commit changed on a volume of `pages_before` pages. A commit that put a module in
     /// force counts as one that changed the schema: what ran before it may run otherwise after it.
     pub fn of_pulled(head: &Head, payload: &Payload, pages_before: u32, validation: Validation) -> Writes {
-        let deploys =
-            |record: &crate::payload::Record| matches!(record.op, Op::Deploy { .. }) && record.outcome == Outcome::Applied;
+        let deploys = |record: &crate::payload::Record| {
+            matches!(record.op, Op::Deploy { .. }) && record.outcome == Outcome::Applied
+        };
         let first = head.set.contains(PageIdx::FIRST);
         let mut marks = if first { payload.marks() } else { Marks::default() };
         marks.schema |= payload.records.iter().any(deploys);

@@ -129,7 +129,8 @@ impl Payload {
     /// The payload of one commit that rolls up local commits made by plain SQL: their marks, no
     /// mutations. For [`graft::volume::push`].
     pub fn of_plain_sql(locals: &[LocalCommit]) -> Bytes {
-        let marks = locals.iter().fold(Marks::default(), |all, local| all.union(Note::decode(&local.payload).marks));
+        let marks =
+            locals.iter().fold(Marks::default(), |all, local| all.union(Note::decode(&local.payload).marks));
         Payload { marks: marks.to_byte(), records: Vec::new() }.encode()
     }
 

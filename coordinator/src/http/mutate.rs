@@ -107,8 +107,12 @@ impl Short {
 
     async fn converse(&self, outbox: &Arc<Outbox>, message: ClientMessage) -> Result<MutateAnswer, ApiError> {
         let session = self.session;
-        let connect =
-            Work::Connect { session, client: self.client.clone(), known: Known::NOTHING, outbox: outbox.clone() };
+        let connect = Work::Connect {
+            session,
+            client: self.client.clone(),
+            known: Known::NOTHING,
+            outbox: outbox.clone(),
+        };
         let worker = self.lease.worker();
         // Never closed and always free: this cannot fail.
         let Ok(turn) = Arc::new(Semaphore::new(1)).acquire_owned().await else {

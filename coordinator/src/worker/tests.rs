@@ -104,7 +104,10 @@ impl Rig {
         let client = ClientId::new("c").unwrap();
         let rig = Rig { worker, outbox, seen, turns: Arc::new(Semaphore::new(1)) };
         let outbox = rig.outbox.clone();
-        rig.worker.send(Work::Connect { session: SESSION, client, known: Known::NOTHING, outbox }).await.unwrap();
+        rig.worker
+            .send(Work::Connect { session: SESSION, client, known: Known::NOTHING, outbox })
+            .await
+            .unwrap();
         rig
     }
     /// Sends a message and waits until it was handled and its answers queued.

@@ -67,12 +67,7 @@ impl Volume {
     /// [`commit`](Volume::commit), and `also` in the same batch of the store (where local commits are
     /// kept at all; elsewhere it is dropped). For what the layer above must not lose or have alone: its
     /// timeline.
-    pub fn commit_with(
-        &self,
-        on: &Snapshot,
-        change: Change,
-        also: Batch,
-    ) -> Result<Snapshot, CommitError> {
+    pub fn commit_with(&self, on: &Snapshot, change: Change, also: Batch) -> Result<Snapshot, CommitError> {
         debug_assert!(
             change.changes.iter().all(|(i, p)| i.get() <= change.pages && p.len() == self.page_size.bytes())
         );

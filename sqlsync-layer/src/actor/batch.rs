@@ -93,6 +93,7 @@ impl Writer {
     }
 
     /// What its connection reads and writes.
+    #[cfg(all(feature = "client", not(target_arch = "wasm32")))]
     pub(crate) fn control(&self) -> &Arc<Control> {
         &self.control
     }

@@ -356,8 +356,10 @@ impl Actor {
         };
         let subscriptions = BTreeMap::new();
         self.clients.entry(client.clone()).or_default().insert(session);
-        self.sessions
-            .insert(session, Session { client, subscriptions, congested: false, missed: BTreeSet::new(), heads: known.heads });
+        self.sessions.insert(
+            session,
+            Session { client, subscriptions, congested: false, missed: BTreeSet::new(), heads: known.heads },
+        );
         self.send(session, message);
     }
 

@@ -152,7 +152,11 @@ impl Rig {
     }
 
     fn connect(&mut self, session: u64, name: &str) {
-        self.actor.handle(Input::Connect { session: SessionId(session), client: client(name), known: Known::NOTHING });
+        self.actor.handle(Input::Connect {
+            session: SessionId(session),
+            client: client(name),
+            known: Known::NOTHING,
+        });
         self.collect();
         assert!(matches!(self.messages(session)[..], [ServerMessage::Welcome { .. }]));
     }
@@ -240,7 +244,11 @@ impl Rig {
     }
 
     fn query(&mut self, sql: &str) -> serde_json::Value {
-        self.actor.handle(Input::Connect { session: SessionId(999), client: client("asker"), known: Known::NOTHING });
+        self.actor.handle(Input::Connect {
+            session: SessionId(999),
+            client: client("asker"),
+            known: Known::NOTHING,
+        });
         self.receive(999, json!({"type": "query", "id": 1, "sql": sql}));
         let rows = self.messages(999).into_iter().find_map(|message| match message {
             ServerMessage::Rows { rows, .. } => Some(json!(rows)),
@@ -735,13 +743,21 @@ fn a_coordinator_that_is_behind_looks_at_the_log_before_it_welcomes() {
     one.connect(1, "alice");
     one.mutate(1, 1, "sql", "insert into t values(1, 'a')");
     one.settle();
-    two.actor.handle(Input::Connect { session: SessionId(1), client: client("alice"), known: Known { settled: 1, ..Known::NOTHING } });
+    two.actor.handle(Input::Connect {
+        session: SessionId(1),
+        client: client("alice"),
+        known: Known { settled: 1, ..Known::NOTHING },
+    });
     two.settle();
     let messages = two.messages(1);
     assert!(matches!(messages[..], [ServerMessage::Welcome { at, .. }] if at.seq == 1), "{messages:?}");
     assert_eq!(two.query("select id from t"), json!([[1]]));
     // One that claims what no log has is welcomed as it is, and sees for itself.
-    two.actor.handle(Input::Connect { session: SessionId(2), client: client("bob"), known: Known { settled: 9, ..Known::NOTHING } });
+    two.actor.handle(Input::Connect {
+        session: SessionId(2),
+        client: client("bob"),
+        known: Known { settled: 9, ..Known::NOTHING },
+    });
     two.settle();
     assert!(matches!(two.messages(2)[..], [ServerMessage::Welcome { at, .. }] if at.seq == 0));
 }

@@ -22,10 +22,10 @@ use super::{
     CallError, MutationError, MutationHandle, Progress, QueryError, SessionConfig, SessionEnd, Status,
 };
 use crate::protocol::{ClientId, Seed};
-use graft::Lsn;
 use crate::session::client::{ClientSession, Effect, Event, Notice, Present};
 use crate::session::rows::Rows;
 use crate::value::Params;
+use graft::Lsn;
 
 /// How long a closing handshake may take.
 const FAREWELL_MAX: Duration = Duration::from_secs(1);

@@ -24,14 +24,18 @@ use rand::Rng as _;
 use reducers_abi::Rows;
 use tokio::sync::{Notify, broadcast, watch};
 
-use super::replica::{self, Event, MutateError, Progress, PushError, QueryError, RebaseError, Replica, Route};
+use super::replica::{
+    self, Event, MutateError, Progress, PushError, QueryError, RebaseError, Replica, Route,
+};
 use super::timeline;
 use crate::actor::Modules;
 use crate::client::Client;
 use crate::merge::Validation;
 use crate::protocol::{ClientId, Reason};
 use crate::rebase::{Handler, Policy};
-use crate::session::client::{ClientSession, ClientState, PendingMutation, SessionConfig, Status as Connection};
+use crate::session::client::{
+    ClientSession, ClientState, PendingMutation, SessionConfig, Status as Connection,
+};
 use crate::value::Params;
 
 /// Mutations that run again in one slice of a rebase, while the app waits for at most that.
@@ -278,11 +282,8 @@ impl Document {
             heads = Some(told);
             client = Some(connected);
         }
-        let status = DocumentStatus {
-            standing: replica.status(),
-            error: None,
-            ended: replica.ended().cloned(),
-        };
+        let status =
+            DocumentStatus { standing: replica.status(), error: None, ended: replica.ended().cloned() };
         let (alive, closed) = watch::channel(());
         let inner = Arc::new(Inner {
             volume: replica.volume().clone(),
@@ -312,7 +313,8 @@ impl Document {
     /// Any [`MutateError`]: it was not taken.
     pub async fn mutate(&self, reducer: &str, args: serde_json::Value) -> Result<u64, MutateError> {
         let serde_json::Value::Object(args) = args else {
-            let reason = Reason::new(crate::protocol::codes::BAD_ARGUMENTS, "arguments must be a JSON object");
+            let reason =
+                Reason::new(crate::protocol::codes::BAD_ARGUMENTS, "arguments must be a JSON object");
             return Err(MutateError::Rejected(reason));
         };
         let (reducer, clock, seed) = (reducer.to_owned(), now_ms(), rand::rng().random());
@@ -473,8 +475,7 @@ impl Inner {
             let (fetch, volume) = (self.fetch.clone(), self.volume.clone());
             blocking(move || fetch.fetch(&volume, &base, &changed)).await??;
         }
-        let (ended, ahead) =
-            self.with(|replica| (replica.ended().cloned(), replica.status().ahead)).await;
+        let (ended, ahead) = self.with(|replica| (replica.ended().cloned(), replica.status().ahead)).await;
         match ended {
             Some(reason) => Err(DocumentError::Ended(reason)),
             None => Ok(ahead > 0 && self.route == Route::Direct),
@@ -503,7 +504,10 @@ impl Inner {
                 Ok(seq) if seq == mutation.seq => {}
                 Ok(seq) => {
                     let message = format!("the session gave seq {seq} to mutation {}", mutation.seq);
-                    return Err(DocumentError::Ended(Reason::new(crate::protocol::codes::SEQ_REUSED, message)));
+                    return Err(DocumentError::Ended(Reason::new(
+                        crate::protocol::codes::SEQ_REUSED,
+                        message,
+                    )));
                 }
                 Err(error) => {
                     let seq = mutation.seq;

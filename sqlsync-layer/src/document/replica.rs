@@ -166,7 +166,9 @@ pub enum OpenError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The directory belongs to another client id.
-    #[error("the data directory belongs to client `{found}`, not `{asked}`; give each client its own directory")]
+    #[error(
+        "the data directory belongs to client `{found}`, not `{asked}`; give each client its own directory"
+    )]
     OtherClient {
         /// Whose it is.
         found: ClientId,
@@ -186,7 +188,9 @@ pub enum MutateError {
     #[error("{0}")]
     Blocked(IoFailure),
     /// Plain SQL cannot be sent to a coordinator.
-    #[error("this document sends its mutations to a coordinator, which takes no plain SQL; write it as a reducer, or open the document straight on the bucket")]
+    #[error(
+        "this document sends its mutations to a coordinator, which takes no plain SQL; write it as a reducer, or open the document straight on the bucket"
+    )]
     Route,
     /// The SQL failed, or did not keep to one transaction.
     #[error("{0}")]
@@ -534,12 +538,8 @@ impl Replica {
     }
 
     fn apply(&mut self, op: &Op, also: &Batch) -> Result<(), MutateError> {
-        let mut place = Place {
-            writer: &mut self.writer,
-            volume: &self.volume,
-            modules: &*self.modules,
-            tip: self.tip,
-        };
+        let mut place =
+            Place { writer: &mut self.writer, volume: &self.volume, modules: &*self.modules, tip: self.tip };
         let run = place.run(op, also, None).map_err(|Blocked(failure)| MutateError::Blocked(failure))?;
         self.tip = place.tip;
         if let Some(written) = run.written {
@@ -580,7 +580,9 @@ impl Replica {
         if connection.is_autocommit() {
             // What it committed before it ended the transaction stays: it is a local commit like any other.
             self.plain_sql_committed(control.take_committed());
-            return Err(MutateError::Sql("the SQL ended its transaction; leave COMMIT and ROLLBACK to execute".into()));
+            return Err(MutateError::Sql(
+                "the SQL ended its transaction; leave COMMIT and ROLLBACK to execute".into(),
+            ));
         }
         connection.execute_batch("COMMIT").map_err(failed)?;
         let changes = connection.total_changes();
@@ -828,7 +830,8 @@ fn pending_of(local: &LocalCommit, validation: Validation) -> Pending {
 
 /// What a commit that rolls up `locals` carries: their marks, and the operations behind them.
 fn payload_of(locals: &[LocalCommit]) -> Bytes {
-    let marks = locals.iter().fold(Marks::default(), |all, local| all.union(Note::decode(&local.payload).marks));
+    let marks =
+        locals.iter().fold(Marks::default(), |all, local| all.union(Note::decode(&local.payload).marks));
     let records = locals.iter().filter_map(record_of).collect();
     Payload { marks: marks.to_byte(), records }.encode()
 }

@@ -7,8 +7,8 @@ use graft::catalog;
 use graft::fetch::RemoteFetch;
 use graft::format::meta::Meta;
 use graft::publish::{PublishError, publish};
-use graft::remote::memory::MemoryRemote;
 use graft::remote::SharedRemote;
+use graft::remote::memory::MemoryRemote;
 use graft::store::{MemoryStore, SharedStore};
 use graft::volume::{Options, Volume};
 use graft::{CommitId, ModuleHash, PageSize, VolumeId, VolumeName};
@@ -63,7 +63,10 @@ impl Runtime for TestModule {
             Entry::Migration { .. } => {
                 execute("create table t(id integer primary key, v)", &[])?;
                 execute("create table counter(id integer primary key, n integer not null, pad text)", &[])?;
-                execute("create table account(id integer primary key, balance integer not null check(balance >= 0), pad text)", &[])?;
+                execute(
+                    "create table account(id integer primary key, balance integer not null check(balance >= 0), pad text)",
+                    &[],
+                )?;
                 for id in 1..=40 {
                     let pad = Value::Text("p".repeat(200));
                     execute("insert into counter values(?, 0, ?)", &[Value::Integer(id), pad.clone()])?;
@@ -79,9 +82,15 @@ impl Runtime for TestModule {
                 execute("update counter set n = n + 1 where id = ?", std::slice::from_ref(id)).map(|_| ())
             }
             Entry::Reducer { name: "move", args: [from, to, amount] } => {
-                execute("update account set balance = balance - ? where id = ?", &[amount.clone(), from.clone()])?;
-                execute("update account set balance = balance + ? where id = ?", &[amount.clone(), to.clone()])
-                    .map(|_| ())
+                execute(
+                    "update account set balance = balance - ? where id = ?",
+                    &[amount.clone(), from.clone()],
+                )?;
+                execute(
+                    "update account set balance = balance + ? where id = ?",
+                    &[amount.clone(), to.clone()],
+                )
+                .map(|_| ())
             }
             Entry::Reducer { name, args } => {
                 Err(Failure::Trap { message: format!("{name}: {} arguments", args.len()) })

@@ -127,12 +127,18 @@ const ROWS: &str = "create table t(id integer primary key, v); create table u(id
 #[test]
 fn disjoint_transactions_merge_into_what_running_them_serially_gives() {
     let base = base(512, ROWS);
-    let outcome =
-        judge(&base, "update t set v = 'x' where id = 3", "update u set v = 'y' where id = 30", Condition::Reads);
+    let outcome = judge(
+        &base,
+        "update t set v = 'x' where id = 3",
+        "update u set v = 'y' where id = 30",
+        Condition::Reads,
+    );
     assert_eq!((outcome.with, outcome.integrity.as_str(), outcome.equals_serial), (Ok(()), "ok", true));
     // One side may allocate.
     let grow = "insert into t(v) values(printf('%0400d', 1)), (printf('%0400d', 1))";
-    for (theirs, own) in [(grow, "update u set v = 'y' where id = 3"), ("update u set v = 'y' where id = 3", grow)] {
+    for (theirs, own) in
+        [(grow, "update u set v = 'y' where id = 3"), ("update u set v = 'y' where id = 3", grow)]
+    {
         let outcome = judge(&base, theirs, own, Condition::Reads);
         assert_eq!((outcome.with, outcome.integrity.as_str(), outcome.equals_serial), (Ok(()), "ok", true));
     }
@@ -216,22 +222,13 @@ fn two_changes_of_the_allocator_do_not_merge() {
 #[test]
 fn a_schema_change_by_them_conflicts_with_everything() {
     let base = base(512, ROWS);
-    let outcome = judge(
-        &base,
-        "create index i on t(v)",
-        "update t set v = 'new' where id = 3",
-        Condition::Schema,
-    );
+    let outcome =
+        judge(&base, "create index i on t(v)", "update t set v = 'new' where id = 3", Condition::Schema);
     assert_eq!(outcome.with, Err(Conflict::Schema));
     assert_eq!(outcome.without, Ok(()));
     assert_ne!(outcome.integrity, "ok");
     // Ours after theirs is fine: they ran before it.
-    let outcome = judge(
-        &base,
-        "update t set v = 'new' where id = 3",
-        "create table w(x)",
-        Condition::Schema,
-    );
+    let outcome = judge(&base, "update t set v = 'new' where id = 3", "create table w(x)", Condition::Schema);
     assert_eq!((outcome.with, outcome.integrity.as_str(), outcome.equals_serial), (Ok(()), "ok", true));
 }
 

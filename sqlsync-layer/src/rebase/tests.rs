@@ -38,13 +38,13 @@ fn merge_else_replay_else_branch() {
     let m = |seq| Work::Mutation { seq };
     let stack = || {
         vec![
-            commit(1, m(1), &[10], &[20]),  // in the log already
-            commit(2, m(2), &[5], &[6]),    // nobody touched it
-            commit(3, m(3), &[20], &[7]),   // read what the first wrote
-            commit(4, m(4), &[7], &[8]),    // read what the third wrote before
-            commit(5, m(5), &[30], &[31]),  // reads what a replay writes now
+            commit(1, m(1), &[10], &[20]), // in the log already
+            commit(2, m(2), &[5], &[6]),   // nobody touched it
+            commit(3, m(3), &[20], &[7]),  // read what the first wrote
+            commit(4, m(4), &[7], &[8]),   // read what the third wrote before
+            commit(5, m(5), &[30], &[31]), // reads what a replay writes now
             commit(6, Work::Sql, &[10], &[40]),
-            commit(7, m(6), &[40], &[41]),  // stood on what went to the branch
+            commit(7, m(6), &[40], &[41]), // stood on what went to the branch
             commit(8, Work::Sql, &[50], &[51]),
             commit(9, Work::Deploy, &[10], &[52]),
         ]

@@ -10,7 +10,9 @@
 //! [`crate::actor`]. A frame that is too long, malformed, or
 //! out of turn ends the connection with an `error` that says what was wrong with it.
 
-use crate::protocol::{ClientId, ClientMessage, FRAME_BYTES_MAX, Known, PROTOCOL, Reason, ServerMessage, codes};
+use crate::protocol::{
+    ClientId, ClientMessage, FRAME_BYTES_MAX, Known, PROTOCOL, Reason, ServerMessage, codes,
+};
 
 /// One connection, as the server sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -143,7 +145,10 @@ mod tests {
     #[test]
     fn hello_connects_and_messages_pass_through() {
         let mut session = ServerSession::default();
-        assert_eq!(session.frame(HELLO), Step::Connect { client: ClientId::new("c").unwrap(), known: Known::NOTHING });
+        assert_eq!(
+            session.frame(HELLO),
+            Step::Connect { client: ClientId::new("c").unwrap(), known: Known::NOTHING }
+        );
         assert_eq!(session.frame(r#"{"type":"ping","n":3}"#), Step::Receive(ClientMessage::Ping { n: 3 }));
         assert_eq!(session, ServerSession::Ready);
     }

@@ -193,7 +193,9 @@ impl Replica {
                 Err(ReplaceError::Stale) => Ok(Progress::Done),
                 Err(ReplaceError::Store(error)) => Err(error.into()),
                 Err(ReplaceError::Pending) => Err(RebaseError::Pushing),
-                Err(other) => Err(RebaseError::Blocked(IoFailure { message: other.to_string(), damaged: false })),
+                Err(other) => {
+                    Err(RebaseError::Blocked(IoFailure { message: other.to_string(), damaged: false }))
+                }
             };
         }
     }
@@ -235,8 +237,11 @@ impl Replica {
                     behind: rebase.plan.left(),
                     rows: &sides,
                 };
-                let resolution =
-                    self.config.handler.as_ref().map_or(Resolution::Default, |handler| handler.resolve(&dispute));
+                let resolution = self
+                    .config
+                    .handler
+                    .as_ref()
+                    .map_or(Resolution::Default, |handler| handler.resolve(&dispute));
                 match rebase.plan.resolved(&resolution) {
                     Some(Step::Replay(..)) => self.replay(rebase, &local, Some(&resolution))?,
                     Some(Step::Branch(pending, conflict)) => {
@@ -338,7 +343,8 @@ impl Replica {
 
     /// A mutation of ours is in the log already; as the one that we made?
     fn check_content(&self, rebase: &mut Rebasing, local: &LocalCommit, work: &Work) {
-        let (Some(Record { op: Op::Mutation(own), .. }), Work::Mutation { seq }) = (record_of(local), work) else {
+        let (Some(Record { op: Op::Mutation(own), .. }), Work::Mutation { seq }) = (record_of(local), work)
+        else {
             return;
         };
         if rebase.ledger.standing(&self.me.client, *seq, &own.content) == Standing::Reused {
@@ -356,7 +362,11 @@ impl Replica {
         let new = rebase.aside.locals();
         let stack = new
             .into_iter()
-            .map(|LocalCommit { changes, pages_after, payload, .. }| Change { changes, pages: pages_after, payload })
+            .map(|LocalCommit { changes, pages_after, payload, .. }| Change {
+                changes,
+                pages: pages_after,
+                payload,
+            })
             .collect();
         let mut also = Batch::default();
         for kept in &rebase.kept {
@@ -393,7 +403,8 @@ impl Replica {
             self.branches.insert(branch.number, branch);
         }
         let stack = self.volume.locals();
-        self.settle(rebase.pulled.heads.iter().zip(&rebase.payloads), &touched, stack).map_err(ReplaceError::Store)
+        self.settle(rebase.pulled.heads.iter().zip(&rebase.payloads), &touched, stack)
+            .map_err(ReplaceError::Store)
     }
 
     /// The base has moved over these commits, and the stack is `stack`.
@@ -412,19 +423,30 @@ impl Replica {
         self.writer.forget_schema();
         self.reader.forget_schema();
         // Mutations that went to a branch are not on the stack any more, and not in the log.
-        let on_stack: std::collections::BTreeSet<u64> =
-            stack.iter().filter_map(|local| match record_of(local)?.op {
+        let on_stack: std::collections::BTreeSet<u64> = stack
+            .iter()
+            .filter_map(|local| match record_of(local)?.op {
                 Op::Mutation(mutation) => Some(mutation.seq),
                 Op::Deploy { .. } => None,
-            }).collect();
+            })
+            .collect();
         let settled = self.settled();
-        let gone: Vec<u64> = self.kept.range(settled + 1..).map(|(seq, _)| *seq).filter(|seq| !on_stack.contains(seq)).collect();
+        let gone: Vec<u64> = self
+            .kept
+            .range(settled + 1..)
+            .map(|(seq, _)| *seq)
+            .filter(|seq| !on_stack.contains(seq))
+            .collect();
         let mut batch = Batch::default();
         for seq in &gone {
             self.kept.remove(seq);
             self.timeline.remove_mutation(&mut batch, *seq);
         }
-        if on_stack.is_empty() && self.me.next_seq != settled + 1 && settled < self.me.next_seq && !gone.is_empty() {
+        if on_stack.is_empty()
+            && self.me.next_seq != settled + 1
+            && settled < self.me.next_seq
+            && !gone.is_empty()
+        {
             // Their seqs are in no log: the next mutation is the first that the log does not have.
             self.me.next_seq = settled + 1;
             self.timeline.put_me(&mut batch, &self.me);

@@ -95,8 +95,9 @@ fn tables(connection: &Connection) -> rusqlite::Result<BTreeMap<String, Table>> 
     let mut tables = BTreeMap::new();
     for (name, without_rowid) in found {
         let mut info = connection.prepare("SELECT name, pk FROM pragma_table_info(?1)")?;
-        let columns: Vec<(String, u32)> =
-            info.query_map([&name], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<_>>()?;
+        let columns: Vec<(String, u32)> = info
+            .query_map([&name], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<rusqlite::Result<_>>()?;
         let mut key: Vec<(u32, String)> =
             columns.iter().filter(|(_, pk)| *pk > 0).map(|(column, pk)| (*pk, quote(column))).collect();
         key.sort();

@@ -142,8 +142,7 @@ impl Server {
         let options = Options { locals: None, ..Options::default() };
         let opened = block_on(Volume::open(&*world.remote, VOLUME, options)).unwrap();
         let fetch = Arc::new(RemoteFetch::new(world.remote.clone()));
-        let mut actor =
-            Actor::open(opened, fetch, Arc::new(TestModules), Limits::default(), epoch).unwrap();
+        let mut actor = Actor::open(opened, fetch, Arc::new(TestModules), Limits::default(), epoch).unwrap();
         let client = ClientId::new("session").unwrap();
         actor.handle(Input::Connect { session: SessionId(1), client, known: Known::NOTHING });
         Server { actor, waiting: Vec::new(), finals: BTreeMap::new() }

@@ -27,7 +27,9 @@ fn a_merge_gives_the_content_that_a_replay_would() {
                         // Refused ones are not taken; which ones are depends on the state alone.
                         let _ = match rng.random_range(0..5) {
                             0 | 1 => document.mutate("bump", args(json!({"id": x})), 3, 4),
-                            2 => document.mutate("move", args(json!({"from": x, "to": y, "amount": 3})), 3, 4),
+                            2 => {
+                                document.mutate("move", args(json!({"from": x, "to": y, "amount": 3})), 3, 4)
+                            }
                             3 => sql(document, &format!("insert or replace into t values({x}, random())")),
                             _ => sql(document, &format!("delete from t where id between {x} and {y}")),
                         };
@@ -107,7 +109,9 @@ fn a_replay_that_fails_is_told_with_both_outcomes_and_can_be_retried_edited_or_d
     world.sync(&mut a);
     let events = a.take_events();
     let told = events.iter().find_map(|event| match event {
-        Event::Replayed { seq, before: Outcome::Applied, after: Outcome::Rejected(reason) } if *seq == lost => {
+        Event::Replayed { seq, before: Outcome::Applied, after: Outcome::Rejected(reason) }
+            if *seq == lost =>
+        {
             Some(reason.code.clone())
         }
         _ => None,
@@ -149,7 +153,10 @@ fn plain_sql_that_cannot_merge_is_kept_as_a_branch() {
     let n = |id: i64| number(&a, &format!("select n from counter where id = {id}"));
     assert_eq!((n(1), n(39), n(20)), (1, 1, 1));
     let events = a.take_events();
-    assert!(events.iter().any(|event| matches!(event, Event::Forked { to: 1, commits: 1, .. })), "{events:?}");
+    assert!(
+        events.iter().any(|event| matches!(event, Event::Forked { to: 1, commits: 1, .. })),
+        "{events:?}"
+    );
     assert!(events.iter().any(|event| matches!(event, Event::Durable { seq, .. } if *seq == mine)));
     drop(a);
     let mut a = world.open("a", Config::default(), Some(store)).unwrap();
@@ -179,10 +186,13 @@ fn the_fork_policy_takes_all_local_work_aside() {
     assert_eq!(number(&a, "select sum(n) from counter"), 2);
 }
 
+/// A mutation's seq, what others changed, what we did.
+type Seen = (u64, Vec<RowChange>, Vec<RowChange>);
+
 /// An app that decides: it sees rows on both sides, edits one mutation, gives up another, branches a third.
 #[derive(Default)]
 struct App {
-    seen: Mutex<Vec<(u64, Vec<RowChange>, Vec<RowChange>)>>,
+    seen: Mutex<Vec<Seen>>,
 }
 
 impl Handler for App {
