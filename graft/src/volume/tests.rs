@@ -2,6 +2,7 @@
 
 mod model;
 mod promises;
+mod stack;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

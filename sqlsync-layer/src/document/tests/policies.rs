@@ -311,3 +311,79 @@ fn a_deploy_by_others_makes_pending_mutations_run_again() {
     world.sync(&mut a);
     assert_eq!((a.counts().transplanted, a.counts().replayed), (0, 1));
 }
+
+/// Write skew: each takes from its own account because both together hold enough. Validated by reads, the
+/// second is run again and refused; validated by writes alone, both stay, which is snapshot isolation.
+#[test]
+fn write_skew_is_refused_where_reads_are_validated_and_admitted_by_writes_alone() {
+    let left = |validation: Validation| {
+        let world = World::deployed();
+        let mut a = world.document("a", Config { validation, ..Config::default() });
+        let mut b = world.document("b", Config::default());
+        let take = |document: &mut Replica, id: i64| {
+            let text = format!(
+                "update account set balance = balance - 10 where id = {id} and \
+                 (select sum(balance) from account where id in (1, 40)) >= 20"
+            );
+            sql(document, &text).unwrap();
+        };
+        take(&mut a, 1);
+        take(&mut b, 40);
+        world.sync(&mut b);
+        world.sync(&mut a);
+        number(&a, "select sum(balance) from account where id in (1, 40)")
+    };
+    assert_eq!(left(Validation::READS), 10);
+    assert_eq!(left(Validation::WRITES_ONLY), 0);
+}
+
+/// A phantom: what one counted has one more row now, on a page that it read on its way.
+#[test]
+fn a_row_that_would_have_been_counted_makes_the_count_run_again() {
+    let world = World::deployed();
+    let (mut a, mut b) = (world.document("a", Config::default()), world.document("b", Config::default()));
+    sql(&mut b, "insert into t values(1, 1), (2, 1), (3, 1)").unwrap();
+    world.sync(&mut b);
+    world.sync(&mut a);
+    sql(&mut a, "update counter set n = (select count(*) from t where id > 2) where id = 40").unwrap();
+    sql(&mut b, "insert into t values(100, 1)").unwrap();
+    world.sync(&mut b);
+    world.sync(&mut a);
+    assert_eq!(number(&a, "select n from counter where id = 40"), 2);
+    assert_eq!(a.counts().replayed, 1);
+}
+
+/// Upstream's defect 1: a push or pull in the middle of a transaction made COMMIT fail and leaked the
+/// writer's lock. Here the transaction is told to begin again, and the next one works.
+#[test]
+fn a_pull_in_mid_transaction_fails_its_commit_and_leaves_no_lock() {
+    let world = World::deployed();
+    let (mut a, mut b) = (world.document("a", Config::default()), world.document("b", Config::default()));
+    bump(&mut a, 1);
+    let (connection, _) = a.database().connect().unwrap();
+    connection.execute_batch("begin immediate; update counter set n = 50 where id = 2").unwrap();
+    bump(&mut b, 40);
+    world.sync(&mut b);
+    assert!(world.push(&mut a));
+    world.pull(&mut a);
+    let error = connection.execute_batch("commit").unwrap_err();
+    assert!(connection.is_autocommit(), "{error}");
+    connection.execute_batch("update counter set n = 60 where id = 3").unwrap();
+    bump(&mut a, 2);
+    world.sync(&mut a);
+    let n = |id: i64| number(&a, &format!("select n from counter where id = {id}"));
+    assert_eq!((n(1), n(2), n(3), n(40)), (1, 1, 60, 1));
+}
+
+/// SQLSync mixed the rows of two documents with one SQL text.
+#[test]
+fn one_sql_text_on_two_documents_is_two_queries() {
+    let (one, two) = (World::deployed(), World::deployed());
+    let (mut a, mut b) = (one.document("a", Config::default()), two.document("a", Config::default()));
+    let text = "select sum(n) from counter";
+    a.subscribe(text, &Params::default(), None).unwrap();
+    b.subscribe(text, &Params::default(), None).unwrap();
+    bump(&mut a, 1);
+    assert_eq!((a.refresh().len(), b.refresh().len()), (1, 0));
+    assert_eq!((number(&a, text), number(&b, text)), (1, 0));
+}
