@@ -281,7 +281,7 @@ fn write_directly(remote: &SharedRemote, sql: &str) {
     let (connection, _) = db.connect().unwrap();
     connection.execute_batch(sql).unwrap();
     let id = CommitId(blake3::hash(sql.as_bytes()).as_bytes()[..16].try_into().unwrap());
-    block_on(push(&**remote, db.volume(), Payload::of_plain_sql, || id, 3_000)).unwrap();
+    block_on(push(&**remote, db.volume(), Payload::of_locals, || id, 3_000)).unwrap();
 }
 
 #[test]

@@ -21,7 +21,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use graft::fetch::Fetch;
 use graft::format::Damaged;
 use graft::publish::{Prepared, PublishError, Published};
@@ -44,7 +43,7 @@ use crate::payload::{Mutation, Op, Outcome, Payload, Record};
 use crate::protocol::{ClientId, Reason, Seed, codes};
 use crate::rebase::{Handler, Pending, Policy, Work};
 use crate::value::Params;
-use crate::vfs::{ConnectError, Database, IoFailure, Marks, Note, WriteSet};
+use crate::vfs::{ConnectError, Database, IoFailure, Note, WriteSet};
 
 mod rebasing;
 pub use self::rebasing::{Progress, RebaseError};
@@ -317,7 +316,7 @@ impl Place<'_> {
         let applied = Record { op: op.clone(), outcome: Outcome::Applied };
         let control = self.writer.control().clone();
         control.record();
-        control.enclose(timeline::enclose(&applied), also.clone());
+        control.enclose(applied.enclose(), also.clone());
         let (module, schema) = self.tip;
         let done = self.writer.run(std::slice::from_ref(&op), module, schema);
         let untaken = control.take_enclosed();
@@ -330,7 +329,7 @@ impl Place<'_> {
         };
         if let Some(batch) = batch {
             // It changed no page. A local commit of its own keeps its place in the order.
-            let enclosed = timeline::enclose(&record);
+            let enclosed = record.enclose();
             let note = Note { reads: Some(reads.pages), reads_allocator: false, enclosed, ..Note::default() };
             let tip = self.volume.tip();
             let change = Change { pages: tip.pages(), payload: note.encode(), ..Change::default() };
@@ -675,7 +674,7 @@ impl Replica {
             fits
         });
         let count = fitting.count();
-        let prepared = self.volume.seal(count, payload_of(&locals[..count]), id, now_ms)?;
+        let prepared = self.volume.seal(count, Payload::of_locals(&locals[..count]), id, now_ms)?;
         Ok(prepared)
     }
 
@@ -803,7 +802,7 @@ impl Replica {
     }
 
     fn tip_module(&self, locals: &[LocalCommit]) -> (Option<ModuleHash>, u32) {
-        let deployed = locals.iter().rev().find_map(|local| match record_of(local)? {
+        let deployed = locals.iter().rev().find_map(|local| match Record::behind(local)? {
             Record { op: Op::Deploy { module, schema, .. }, outcome: Outcome::Applied } => {
                 Some((Some(module), schema))
             }
@@ -813,27 +812,14 @@ impl Replica {
     }
 }
 
-/// What made a local commit; `None` for plain SQL.
-fn record_of(local: &LocalCommit) -> Option<Record> {
-    timeline::enclosed(&Note::decode(&local.payload).enclosed)
-}
-
 /// A local commit as the plan of a rebase sees it.
 fn pending_of(local: &LocalCommit, validation: Validation) -> Pending {
-    let work = match record_of(local).map(|record| record.op) {
+    let work = match Record::behind(local).map(|record| record.op) {
         None => Work::Sql,
         Some(Op::Deploy { .. }) => Work::Deploy,
         Some(Op::Mutation(mutation)) => Work::Mutation { seq: mutation.seq },
     };
     Pending { number: local.number, work, footprint: Footprint::of_local(local, validation) }
-}
-
-/// What a commit that rolls up `locals` carries: their marks, and the operations behind them.
-fn payload_of(locals: &[LocalCommit]) -> Bytes {
-    let marks =
-        locals.iter().fold(Marks::default(), |all, local| all.union(Note::decode(&local.payload).marks));
-    let records = locals.iter().filter_map(record_of).collect();
-    Payload { marks: marks.to_byte(), records }.encode()
 }
 
 fn mutation(

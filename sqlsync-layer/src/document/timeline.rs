@@ -23,7 +23,7 @@ use graft::{Lsn, PageIdx, PageSize, VolumeId, VolumeName};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::payload::{Mutation, Record};
+use crate::payload::Mutation;
 use crate::protocol::{ClientId, Reason};
 
 const VERSION: u8 = 1;
@@ -94,16 +94,6 @@ impl Branch {
         };
         self.commits.iter().map(local).collect()
     }
-}
-
-/// What a local commit of a document encloses in its note: how its operation ended.
-pub(super) fn enclose(record: &Record) -> Bytes {
-    encode(record)
-}
-
-/// The operation that made a local commit; `None` for plain SQL.
-pub(super) fn enclosed(note: &[u8]) -> Option<Record> {
-    decode(note)
 }
 
 fn encode<T: Serialize>(value: &T) -> Bytes {

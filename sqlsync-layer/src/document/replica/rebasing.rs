@@ -15,9 +15,7 @@ use graft::store::{Batch, StoreError};
 use graft::volume::{Change, LocalCommit, ReadError, ReplaceError, Volume};
 
 use super::rows::Sides;
-use super::{
-    Event, Place, Replica, Route, Run, mutation, pending_of, record_of, timeline::Branch, timeline::Kept,
-};
+use super::{Event, Place, Replica, Route, Run, mutation, pending_of, timeline::Branch, timeline::Kept};
 use crate::actor::batch::{Blocked, Writer};
 use crate::actor::core::apply_payload;
 use crate::ledger::{Ledger, Standing};
@@ -214,7 +212,7 @@ impl Replica {
                 let committed = rebase.aside.commit(&tip, change);
                 committed.map_err(|error| Blocked::passing(error.to_string()))?;
                 if let Some(Record { op: Op::Deploy { module, schema, .. }, outcome: Outcome::Applied }) =
-                    record_of(&local)
+                    Record::behind(&local)
                 {
                     rebase.tip = (Some(module), schema);
                 }
@@ -223,7 +221,7 @@ impl Replica {
             Step::Replay(..) => self.replay(rebase, &local, None)?,
             Step::Branch(_, conflict) => branch(rebase, conflict.to_string()),
             Step::Ask(pending, conflict) => {
-                let record = record_of(&local);
+                let record = Record::behind(&local);
                 let mutation = record.as_ref().and_then(|record| match &record.op {
                     Op::Mutation(mutation) => Some(mutation),
                     Op::Deploy { .. } => None,
@@ -269,7 +267,7 @@ impl Replica {
         local: &LocalCommit,
         resolution: Option<&Resolution>,
     ) -> Result<(), RebaseError> {
-        let Some(record) = record_of(local) else {
+        let Some(record) = Record::behind(local) else {
             return Err(RebaseError::Blocked(IoFailure {
                 message: format!("local commit {} has no operation to run again", local.number),
                 damaged: true,
@@ -298,7 +296,7 @@ impl Replica {
         let run = match discarded {
             Some(reason) => {
                 let record = Record { op, outcome: Outcome::Rejected(reason) };
-                let note = Note { enclosed: super::timeline::enclose(&record), ..Note::default() };
+                let note = Note { enclosed: record.enclose(), ..Note::default() };
                 let tip = rebase.aside.tip();
                 let change = Change { pages: tip.pages(), payload: note.encode(), ..Change::default() };
                 let committed = rebase.aside.commit(&tip, change);
@@ -343,7 +341,8 @@ impl Replica {
 
     /// A mutation of ours is in the log already; as the one that we made?
     fn check_content(&self, rebase: &mut Rebasing, local: &LocalCommit, work: &Work) {
-        let (Some(Record { op: Op::Mutation(own), .. }), Work::Mutation { seq }) = (record_of(local), work)
+        let (Some(Record { op: Op::Mutation(own), .. }), Work::Mutation { seq }) =
+            (Record::behind(local), work)
         else {
             return;
         };
@@ -425,7 +424,7 @@ impl Replica {
         // Mutations that went to a branch are not on the stack any more, and not in the log.
         let on_stack: std::collections::BTreeSet<u64> = stack
             .iter()
-            .filter_map(|local| match record_of(local)?.op {
+            .filter_map(|local| match Record::behind(local)?.op {
                 Op::Mutation(mutation) => Some(mutation.seq),
                 Op::Deploy { .. } => None,
             })
