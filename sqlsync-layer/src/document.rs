@@ -13,7 +13,7 @@
 //! let todo = Document::open(remote, &volume, Some(store), modules, Options::default()).await?;
 //! let mut open = todo.subscribe("SELECT id, title FROM tasks WHERE NOT done", Default::default(), None).await?;
 //! todo.mutate("add_task", serde_json::json!({ "id": "t1", "list": "l1", "title": "Tea" })).await?;
-//! println!("{} tasks, {}", open.next().await?.rows.len(), todo.status().borrow());
+//! println!("{} tasks, {}", open.next().await?.rows.len(), *todo.status().borrow());
 //! # Ok(())
 //! # }
 //! ```

@@ -387,3 +387,26 @@ fn one_sql_text_on_two_documents_is_two_queries() {
     assert_eq!((a.refresh().len(), b.refresh().len()), (1, 0));
     assert_eq!((number(&a, text), number(&b, text)), (1, 0));
 }
+
+/// How long a rebase of many pending mutations takes, by merge and by replay.
+#[test]
+#[ignore = "by hand: prints times, and asserts only that both did what they are named for"]
+fn a_long_stack_is_rebased() {
+    const PENDING: u64 = 10_000;
+    for policy in [Policy::Merge, Policy::Replay] {
+        let world = World::deployed();
+        let mut a = world.document("a", config(policy));
+        let mut b = world.document("b", Config::default());
+        for at in 0..PENDING {
+            bump(&mut a, 1 + (at % 20) as i64);
+        }
+        bump(&mut b, 40);
+        world.sync(&mut b);
+        let begun = std::time::Instant::now();
+        world.pull(&mut a);
+        println!("{policy:?}: {:?} for {PENDING} mutations", begun.elapsed());
+        let counts = a.counts();
+        let expected = if policy == Policy::Merge { (PENDING, 0) } else { (0, PENDING) };
+        assert_eq!((counts.transplanted, counts.replayed), expected);
+    }
+}
