@@ -391,6 +391,7 @@ fn one_sql_text_on_two_documents_is_two_queries() {
 /// How long a rebase of many pending mutations takes, by merge and by replay.
 #[test]
 #[ignore = "by hand: prints times, and asserts only that both did what they are named for"]
+#[allow(clippy::disallowed_methods, reason = "it measures")]
 fn a_long_stack_is_rebased() {
     const PENDING: u64 = 10_000;
     for policy in [Policy::Merge, Policy::Replay] {
