@@ -10,29 +10,30 @@ use std::time::{Duration, Instant};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use serde_json::json;
 
-use crate::server::Server;
-use crate::{ms, percentile};
+use crate::Order;
+use crate::server::{Server, scratch};
+use crate::table::{Percentiles, ms, print};
 
-const SECONDS: u64 = 5;
-
-pub async fn run() -> anyhow::Result<()> {
-    println!("\ndurable mutations per second (todo's add_task), {SECONDS} s each\n");
-    println!("{:>11}  {:>5}  {:>10}  {:>8}  {:>8}  {:>18}", "connections", "depth", "mutations/s", "p50 ms", "p99 ms", "x SQLite WAL FULL");
-    let floor = sqlite()?;
+/// Measures and prints.
+pub async fn run(order: &Order) -> anyhow::Result<()> {
+    let until = Duration::from_secs(order.seconds);
+    println!("\n# throughput: durable mutations per second (todo's add_task), {} s each\n", order.seconds);
+    let floor = sqlite(until)?;
+    let mut rows = Vec::new();
     for (connections, depth) in [(1, 1), (4, 1), (4, 40), (16, 40)] {
-        let server = Server::start().await?;
+        let server = Server::todo().await?;
         let mut clients = Vec::new();
         for _ in 0..connections {
             clients.push(server.client().await?);
         }
+        clients[0].mutate("create_list", json!({"id": "l", "name": "list"})).await?.durable().await?;
         let began = Instant::now();
         let runs = clients.iter().enumerate().map(|(number, client)| async move {
             let mut waits = Vec::new();
             let mut open = FuturesUnordered::new();
             let mut sent = 0u64;
             loop {
-                let more = began.elapsed() < Duration::from_secs(SECONDS);
-                while more && open.len() < depth {
+                while open.len() < depth && began.elapsed() < until {
                     let args = json!({"id": format!("{number}-{sent}"), "list": "l", "title": "a task"});
                     sent += 1;
                     let at = Instant::now();
@@ -50,16 +51,25 @@ pub async fn run() -> anyhow::Result<()> {
             waits.extend(run?);
         }
         let rate = waits.len() as f64 / began.elapsed().as_secs_f64();
-        let (p50, p99) = (ms(percentile(&mut waits, 0.5)), ms(percentile(&mut waits, 0.99)));
-        println!("{connections:>11}  {depth:>5}  {rate:>11.0}  {p50:>8}  {p99:>8}  {:>18.2}", rate / floor);
+        let found = Percentiles::of(&mut waits);
+        let shape = (connections.to_string(), depth.to_string());
+        rows.push(vec![
+            shape.0,
+            shape.1,
+            format!("{rate:.0}"),
+            ms(found.p50),
+            ms(found.p99),
+            format!("{:.2}", rate / floor),
+        ]);
     }
+    print(&["connections", "depth", "mutations/s", "p50 ms", "p99 ms", "x SQLite WAL FULL"], &rows);
     println!("\nSQLite WAL FULL, one connection, depth 1: {floor:.0} transactions/s");
     Ok(())
 }
 
 /// Transactions per second of plain SQLite on the same disk.
-fn sqlite() -> anyhow::Result<f64> {
-    let dir = tempfile::tempdir_in(std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target"))?;
+fn sqlite(until: Duration) -> anyhow::Result<f64> {
+    let dir = scratch()?;
     let db = rusqlite::Connection::open(dir.path().join("peer.db"))?;
     db.execute_batch(
         "pragma journal_mode = wal; pragma synchronous = full;
@@ -68,7 +78,7 @@ fn sqlite() -> anyhow::Result<f64> {
     )?;
     let began = Instant::now();
     let mut count = 0;
-    while began.elapsed() < Duration::from_secs(SECONDS) {
+    while began.elapsed() < until {
         db.execute("insert into tasks values(?1, 'l', 'a task', 0, ?2)", (format!("p-{count}"), count))?;
         count += 1;
     }

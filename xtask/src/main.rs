@@ -14,6 +14,7 @@
 //! | [`run`] | one command with its environment, printed so that a person can repeat it |
 //! | [`setup`] | what is missing, how to get it, the environment that results |
 //! | [`artifacts`] | the programs and modules other steps need: `graft`, guests, wasm32 libraries |
+//! | [`bench`] | what the benchmarks need built |
 //! | [`test`] | the steps of `test`, and the sum over all test programs |
 //! | [`demo`] | a server and two scripted clients in one terminal |
 //! | [`web`] | npm packages, checks and tests of `client/`, the page, the browser tests |
@@ -21,6 +22,7 @@
 #![allow(clippy::disallowed_methods, reason = "a driver: it times its steps by the real clock")]
 
 mod artifacts;
+mod bench;
 mod demo;
 mod run;
 mod setup;
@@ -68,7 +70,10 @@ const COMMANDS: &[Command] = &[
         run: demo::run,
     },
     Command {
-        name: "bench", usage: "[ARGS…]", what: "benchmarks (bench/), with ARGS passed on", run: bench
+        name: "bench",
+        usage: "[NAME…] [OPTIONS]",
+        what: "benchmarks beside peers (bench/); `bench --help` lists them, docs/bench.md explains them",
+        run: bench::run,
     },
     Command {
         name: "sim",
@@ -165,24 +170,6 @@ fn wasm(root: &Path, args: &[String]) -> anyhow::Result<()> {
     let tools = setup::setup(root)?;
     artifacts::wasm_libraries(&tools)?;
     artifacts::reducers(&tools).map(drop)
-}
-
-fn bench(root: &Path, args: &[String]) -> anyhow::Result<()> {
-    let dir = root.join("bench");
-    if !dir.join("Cargo.toml").is_file() {
-        bail!("there are no benchmarks yet: bench/Cargo.toml does not exist");
-    }
-    let tools = setup::setup(root)?;
-    let graft = artifacts::graft(&tools, true)?;
-    let modules = artifacts::reducers(&tools)?;
-    tools
-        .cargo(["run", "--release", "--"])
-        .args(args)
-        .dir(&dir)
-        .env("CARGO_TARGET_DIR", root.join("target/bench"))
-        .env("GRAFT_BIN", graft)
-        .env("GRAFT_REDUCERS", modules)
-        .check()
 }
 
 fn sim(root: &Path, args: &[String]) -> anyhow::Result<()> {

@@ -1,0 +1,158 @@
+//! The peers: what they are, whether they are here, and how they come here.
+//!
+//! Everything is installed from package registries and only when a benchmark asks for it. A peer that
+//! cannot be installed or started is left out, and the reason is printed; it never fails the run.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`node`] | npm's packages, Node 22, the JavaScript programs |
+//! | [`postgres`] | a private PostgreSQL cluster |
+//! | [`zero`] | zero-cache with its API server |
+//! | [`spacetimedb`] | SpacetimeDB's server and a client of its WebSocket protocol |
+
+pub mod node;
+pub mod postgres;
+pub mod spacetimedb;
+pub mod zero;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+/// A system that stands beside ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Peer {
+    /// Yjs over y-websocket.
+    YWebsocket,
+    /// Zero on PostgreSQL.
+    Zero,
+    /// PostgreSQL alone.
+    Postgres,
+    /// SpacetimeDB, standalone.
+    SpacetimeDb,
+    /// SQLite in the bench's own process.
+    Sqlite,
+}
+
+impl Peer {
+    /// All of them, in the order of the tables.
+    pub const ALL: [Peer; 5] =
+        [Peer::YWebsocket, Peer::Zero, Peer::Postgres, Peer::SpacetimeDb, Peer::Sqlite];
+
+    /// As `--peers` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Peer::YWebsocket => "y-websocket",
+            Peer::Zero => "zero",
+            Peer::Postgres => "postgres",
+            Peer::SpacetimeDb => "spacetimedb",
+            Peer::Sqlite => "sqlite",
+        }
+    }
+
+    /// What its acknowledgement of a write means.
+    pub fn acknowledged(self) -> &'static str {
+        match self {
+            Peer::YWebsocket => {
+                "the protocol has no acknowledgement; the server holds documents in memory alone"
+            }
+            Peer::Zero => "committed in Postgres, its log fsynced, and told so by zero-cache",
+            Peer::Postgres => "committed, its log fsynced (synchronous_commit=on)",
+            Peer::SpacetimeDb => {
+                "applied in memory; its log is fsynced later, so a crash of the machine can lose it"
+            }
+            Peer::Sqlite => {
+                "committed, its log fsynced (WAL, synchronous=FULL); no network, no sandbox, no server"
+            }
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Peer {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Peer, anyhow::Error> {
+        let found = Peer::ALL.into_iter().find(|peer| peer.name() == text);
+        let names = Peer::ALL.map(Peer::name).join(", ");
+        found.ok_or_else(|| anyhow::anyhow!("there is no peer `{text}`; there are {names}"))
+    }
+}
+
+/// What `acknowledged` means for ours.
+pub const OURS_ACKNOWLEDGED: &str = "durable: the commit is an object in the store (a directory), fsynced";
+
+/// What may be done to get a peer.
+#[derive(Debug, Clone, Copy)]
+pub struct Install {
+    /// Packages of npm and Debian.
+    pub packages: bool,
+    /// The long build of SpacetimeDB.
+    pub spacetimedb: bool,
+}
+
+/// Which peers can be run, and why the others cannot.
+pub struct Peers {
+    asked: Vec<Peer>,
+    install: Install,
+    looked: BTreeMap<Peer, bool>,
+    node: Option<Option<node::Node>>,
+}
+
+impl Peers {
+    /// Looks at nothing yet.
+    pub fn new(asked: Vec<Peer>, install: Install) -> Peers {
+        Peers { asked, install, looked: BTreeMap::new(), node: None }
+    }
+
+    /// Whether `peer` was asked for and is here; installs it first, if it may. The reason why it is not
+    /// is printed, once.
+    pub async fn has(&mut self, peer: Peer) -> bool {
+        if !self.asked.contains(&peer) {
+            return false;
+        }
+        if let Some(known) = self.looked.get(&peer) {
+            return *known;
+        }
+        let found = match peer {
+            Peer::Sqlite => Ok(()),
+            Peer::YWebsocket => self.need_node().await,
+            Peer::Postgres => postgres::find_or_install(self.install).await,
+            Peer::Zero => match self.need_node().await {
+                Ok(()) => postgres::find_or_install(self.install).await,
+                Err(error) => Err(error),
+            },
+            Peer::SpacetimeDb => spacetimedb::find_or_install(self.install).await,
+        };
+        if let Err(error) = &found {
+            skipped(peer.name(), error);
+        }
+        self.looked.insert(peer, found.is_ok());
+        found.is_ok()
+    }
+
+    /// Node with the JavaScript clients, if it is here or can be installed. Otherwise the reason is
+    /// printed, once.
+    pub async fn node(&mut self) -> Option<node::Node> {
+        if self.node.is_none() {
+            let found = node::find_or_install(self.install).await;
+            self.node = Some(found.map_err(|error| skipped("everything in JavaScript", &error)).ok());
+        }
+        self.node.clone().flatten()
+    }
+
+    async fn need_node(&mut self) -> anyhow::Result<()> {
+        let found = self.node().await;
+        found.map(drop).ok_or_else(|| anyhow::anyhow!("it runs on Node, which is not here (see above)"))
+    }
+}
+
+/// Says that something is left out, and why.
+pub fn skipped(what: &str, why: &anyhow::Error) {
+    println!("skipped: {what}: {why:#}");
+}

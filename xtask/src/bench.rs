@@ -1,0 +1,106 @@
+//! `cargo xtask bench`: builds what the benchmarks run, then runs `bench/` with its arguments.
+//!
+//! Built here: `graft` in release, the examples' reducers, `bench/reducer`, and, where they can be had,
+//! SpacetimeDB's module and our TypeScript client. The peers themselves are `bench/src/peers.rs`'s.
+//!
+//! Invariant: what only peers need never fails the run; it is said aloud, and the bench leaves that out.
+
+use std::path::Path;
+
+use anyhow::Context;
+
+use crate::run::Run;
+use crate::setup::{self, Tools};
+use crate::{artifacts, web};
+
+/// Crates that become wasm modules: folder, what cargo makes of it, its name in `target/bench-modules`.
+const OURS: Module =
+    Module { dir: "bench/reducer", profile: "wasm", output: "bench_reducer.wasm", name: "graft.wasm" };
+const SPACETIMEDB: Module = Module {
+    dir: "bench/peers/spacetimedb",
+    profile: "release",
+    output: "bench_spacetimedb.wasm",
+    name: "spacetimedb.wasm",
+};
+
+struct Module {
+    dir: &'static str,
+    profile: &'static str,
+    output: &'static str,
+    name: &'static str,
+}
+
+/// Builds and runs.
+///
+/// # Errors
+///
+/// A build or the bench failed.
+pub fn run(root: &Path, args: &[String]) -> anyhow::Result<()> {
+    let asks_help = args.iter().any(|arg| arg == "--help" || arg == "-h");
+    let tools = setup::setup(root)?;
+    let bench = tools
+        .cargo(["run", "--release", "--locked", "--"])
+        .args(args)
+        .dir(&root.join("bench"))
+        .env("CARGO_TARGET_DIR", root.join("target/bench"));
+    if asks_help {
+        return bench.check();
+    }
+    let graft = artifacts::graft(&tools, true)?;
+    let reducers = artifacts::reducers(&tools)?;
+    module(&tools, &OURS)?;
+    if wants(args, "spacetimedb")
+        && let Err(error) = module(&tools, &SPACETIMEDB)
+    {
+        println!("\nWithout SpacetimeDB's module: {error:#}");
+    }
+    // Ours is also measured through the TypeScript client, whoever the peers are.
+    if let Err(error) = client(root) {
+        println!("\nWithout the TypeScript client: {error:#}");
+    }
+    bench
+        .env("GRAFT_BIN", graft)
+        .env("GRAFT_REDUCERS", reducers)
+        .env("GRAFT_BENCH_MODULES", root.join("target/bench-modules"))
+        .check()
+}
+
+/// Whether `--peers` asks for `peer`, as it does by default.
+fn wants(args: &[String], peer: &str) -> bool {
+    let list = args.iter().position(|arg| arg == "--peers").and_then(|at| args.get(at + 1));
+    list.is_none_or(|list| list.split(',').any(|name| name == peer))
+}
+
+/// Builds a module for wasm32 and copies it to `target/bench-modules`.
+fn module(tools: &Tools, module: &Module) -> anyhow::Result<()> {
+    tools
+        .wasm_cargo(["build", "--locked", "--profile", module.profile])
+        .dir(&tools.root.join(module.dir))
+        .check()?;
+    let built = tools.wasm_output(module.profile).join(module.output);
+    let dir = tools.root.join("target/bench-modules");
+    std::fs::create_dir_all(&dir).with_context(|| format!("{} cannot be made", dir.display()))?;
+    let copied = std::fs::copy(&built, dir.join(module.name));
+    copied.with_context(|| format!("{} cannot be copied to {}", built.display(), dir.display()))?;
+    Ok(())
+}
+
+/// Builds `client/dist`.
+fn client(root: &Path) -> anyhow::Result<()> {
+    web::install(root)?;
+    Run::new(root, "npm").args(["run", "build", "-w", "client"]).check()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peers_that_are_asked_for_are_known() {
+        let args = |line: &str| line.split(' ').map(String::from).collect::<Vec<_>>();
+        assert!(wants(&args("fanout"), "spacetimedb"));
+        assert!(wants(&args("--peers zero,spacetimedb"), "spacetimedb"));
+        assert!(!wants(&args("--peers zero fanout"), "spacetimedb"));
+        assert!(!wants(&args("--peers none"), "spacetimedb"));
+    }
+}
