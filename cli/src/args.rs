@@ -44,6 +44,12 @@ pub enum Command {
     Query(Query),
     /// Run SQL on a volume straight from the store, without a server.
     Sql(Sql),
+    /// Make a volume of a SQLite file, in one pass. The file may be in use.
+    Import(crate::import::Import),
+    /// Write a volume, now or as it was, to a SQLite file.
+    Export(crate::export::Export),
+    /// Back a SQLite file in WAL mode up to a volume, while other processes write it.
+    Backup(crate::backup::BackupArgs),
     /// Look at the volumes of a store.
     Volume(Volume),
     /// Write typed clients from a module's own description.

@@ -16,6 +16,7 @@
 //! | [`remote`] | the object store: a trait, directory, memory, S3, fault injection |
 //! | [`store`] | the local replica store: a trait, fjall, memory |
 //! | [`snapshot`] | the page table and read views |
+//! | [`bulk`] | a commit of any size, stored as its pages come |
 //! | [`publish`] | turning a prepared commit into a durable log entry, or learning that it lost |
 //! | [`pull`] | reading what others committed: metadata only |
 //! | [`volume`] | one replica of one volume: tip, local commits, push, reset |
@@ -23,6 +24,7 @@
 //! | [`compact`] | rewriting pages into dense segments, laid out for readers |
 //! | [`catalog`] | names of volumes, creating and listing them |
 
+pub mod bulk;
 pub mod catalog;
 pub mod compact;
 pub mod fetch;

@@ -11,6 +11,7 @@
 //! | [`presence`] | who is connected, for a while and stored nowhere |
 //! | [`session`] | both ends of a connection as state machines, without sockets or clocks |
 //! | [`actor`] | the server's side of one volume: batches, ledger, replay, live queries |
+//! | `transfer` | ordinary SQLite files to volumes and back; continuous backup (Unix) |
 //! | [`layout`] | how compaction lays out a SQLite database's pages |
 //! | [`vfs`] | SQLite on volumes: connections, read and write sets |
 //! | [`client`] | the Rust client over tokio-tungstenite (feature `client`) |
@@ -26,5 +27,7 @@ pub mod payload;
 pub mod presence;
 pub mod protocol;
 pub mod session;
+#[cfg(unix)]
+pub mod transfer;
 pub mod value;
 pub mod vfs;

@@ -12,7 +12,9 @@
 //! | module | holds |
 //! | --- | --- |
 //! | `file` | a connection's view of the volume: locks, reads, writes, sync |
-//! | `scratch` | journals and temporary files, in memory |
+//! | `spill` | the pages a transaction wrote: in memory, beyond a budget in a file |
+//! | `scratch` | journals and temporary files, likewise |
+//! | `host` | which SQLite is served: the one linked in, or the one that loaded an extension |
 //! | [`page1`] | what is stored of page 1, what is synthesised, and the marks |
 //! | [`scope`] | SQLite's clock and randomness while a mutation runs |
 //! | `hooks` | what sqlite-plugin does not pass on: the clock, and which connection a file is of |
@@ -23,17 +25,20 @@
 
 mod file;
 mod hooks;
+mod host;
 pub mod page1;
 pub mod scope;
 mod scratch;
+mod spill;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Weak};
+use std::sync::{Arc, LazyLock, OnceLock, Weak};
 
 use bytes::Bytes;
 use graft::fetch::Fetch;
@@ -86,9 +91,141 @@ fn register() -> Result<(), ConnectError> {
     static REGISTERED: LazyLock<Result<(), i32>> = LazyLock::new(|| {
         let name = CString::new(VFS_NAME).expect("the name has no NUL");
         register_static(name, file::GraftVfs, RegisterOpts { make_default: false })?;
-        hooks::install(VFS_NAME)
+        hooks::install(VFS_NAME, true)
     });
     REGISTERED.map_err(ConnectError::Register)
+}
+
+/// Serves the SQLite whose routines are `api`, in place of the one linked in: the VFS is registered with
+/// it, and [`Database::connect`] is not for use in this process. May be called again.
+///
+/// # Errors
+///
+/// SQLite's code. `SQLITE_ERROR`: it is older than 3.39, or this process serves another one already.
+///
+/// # Safety
+///
+/// `api` is what SQLite passed to an extension's entry point, and the extension is never unloaded.
+#[cfg(feature = "extension")]
+#[allow(unsafe_code, reason = "SQLite's routines")]
+pub unsafe fn register_with(api: *mut sqlite_plugin::sqlite3_api_routines) -> Result<(), i32> {
+    static REGISTERED: Mutex<bool> = Mutex::new(false);
+    let mut registered = REGISTERED.lock();
+    if *registered {
+        return Ok(());
+    }
+    // SAFETY: as the caller promises.
+    let routines = unsafe { api.as_ref() }.ok_or(sqlite_plugin::vars::SQLITE_MISUSE)?;
+    // SAFETY: as the caller promises.
+    unsafe { host::Host::set(routines) }.ok_or(sqlite_plugin::vars::SQLITE_ERROR)?;
+    let name = CString::new(VFS_NAME).map_err(|_| sqlite_plugin::vars::SQLITE_ERROR)?;
+    let options = RegisterOpts { make_default: false };
+    // SAFETY: as the caller promises.
+    unsafe { sqlite_plugin::vfs::register_dynamic(api, name, file::GraftVfs, options) }?;
+    hooks::install(VFS_NAME, false)?;
+    *registered = true;
+    Ok(())
+}
+
+/// Where the pages of large transactions, journals and temporary files go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spilling {
+    /// Bytes of one transaction's pages, and of each journal, that are kept in memory.
+    pub memory_bytes: usize,
+    /// Where the rest goes, in files without a name; the system's temporary directory where `None`.
+    pub dir: Option<PathBuf>,
+}
+
+impl Default for Spilling {
+    /// 64 MiB in memory; 1 GiB on wasm32, where there is nothing else.
+    fn default() -> Spilling {
+        #[cfg(target_arch = "wasm32")]
+        let memory_bytes = spill::MEMORY_ONLY_BYTES_MAX;
+        #[cfg(not(target_arch = "wasm32"))]
+        let memory_bytes = 64 << 20;
+        Spilling { memory_bytes, dir: None }
+    }
+}
+
+/// How a volume is served to SQLite.
+#[derive(Clone, Default)]
+pub struct Settings {
+    /// What large transactions do.
+    pub spilling: Arc<Spilling>,
+    /// Whether SQLite is told that the file cannot be written.
+    pub read_only: bool,
+    /// Who answers pragmas whose names begin with `graft_`.
+    pub pragmas: Option<Arc<dyn Pragmas>>,
+}
+
+/// Answers pragmas of our own.
+pub trait Pragmas: Send + Sync {
+    /// Answers `PRAGMA {name} = {argument}` on a connection to `database`; `name` is in lower case. `None`
+    /// where there is no such pragma, an error as one line of text. May block. Called while SQLite prepares
+    /// the statement, on the thread that does.
+    fn pragma(
+        &self,
+        database: &Arc<Database>,
+        name: &str,
+        argument: Option<&str>,
+    ) -> Option<Result<PragmaAnswer, String>>;
+}
+
+/// What a pragma answers.
+#[derive(Debug, Clone)]
+pub enum PragmaAnswer {
+    /// One row of one text.
+    Text(String),
+    /// The connection goes on on another database, and the row is this text.
+    Switch {
+        /// The database to go on on; of the same page size.
+        to: Arc<Database>,
+        /// The row.
+        text: String,
+    },
+}
+
+/// What is taken from a file's URI beside its name.
+pub const URI_PARAMETERS: [&str; 4] = ["remote", "data", "at", "page_size"];
+
+/// What SQLite asks an [`Opener`] for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OpenRequest {
+    /// The file's name.
+    pub name: String,
+    /// What its URI says of [`URI_PARAMETERS`].
+    pub parameters: Vec<(&'static str, String)>,
+    /// Whether a database that is not there is to be made.
+    pub create: bool,
+    /// Whether it is opened to be read only.
+    pub read_only: bool,
+}
+
+/// Finds or opens the database that SQLite asks for; see [`set_opener`].
+pub type Opener = fn(&OpenRequest) -> Option<Arc<Database>>;
+
+static OPENER: OnceLock<Opener> = OnceLock::new();
+
+/// Sets who opens every database by the name that SQLite has for it, instead of
+/// [`Database::name`]. The first setting counts.
+pub fn set_opener(opener: Opener) {
+    let _ = OPENER.set(opener);
+}
+
+/// The database that schema `schema` of a connection is, and the connection's control; `None` where it is
+/// no volume.
+///
+/// # Safety
+///
+/// `connection` is an open `sqlite3*` of the SQLite that is served, and the caller is inside a call on it.
+#[allow(unsafe_code, reason = "SQLite's handles")]
+pub unsafe fn database_of(
+    connection: *mut std::ffi::c_void,
+    schema: &std::ffi::CStr,
+) -> Option<(Arc<Database>, Arc<Control>)> {
+    // SAFETY: as the caller promises.
+    let id = unsafe { hooks::file_of(connection.cast(), schema) }?;
+    file::served(id)
 }
 
 /// One volume, open for SQLite.
@@ -96,6 +233,7 @@ pub struct Database {
     name: String,
     volume: Arc<Volume>,
     fetch: Arc<dyn Fetch>,
+    settings: Settings,
     /// The connection that holds RESERVED.
     writer: Mutex<Option<u64>>,
     /// Controls of connections opened by [`Database::connect`], until SQLite opens their file.
@@ -119,15 +257,17 @@ impl Drop for Database {
 impl Database {
     /// Makes `volume` known to SQLite under a name of its own; see [`Database::name`].
     pub fn new(volume: Arc<Volume>, fetch: Arc<dyn Fetch>) -> Arc<Database> {
-        let name = format!("volume-{}", NEXT_ID.fetch_add(1, Ordering::Relaxed));
-        Database::named(name, volume, fetch)
+        Database::with(volume, fetch, Settings::default())
     }
 
-    fn named(name: String, volume: Arc<Volume>, fetch: Arc<dyn Fetch>) -> Arc<Database> {
+    /// As [`Database::new`], with settings of its own.
+    pub fn with(volume: Arc<Volume>, fetch: Arc<dyn Fetch>, settings: Settings) -> Arc<Database> {
+        let name = format!("volume-{}", NEXT_ID.fetch_add(1, Ordering::Relaxed));
         let database = Arc::new(Database {
             name: name.clone(),
             volume,
             fetch,
+            settings,
             writer: Mutex::new(None),
             expected: Mutex::default(),
             open: Mutex::default(),
@@ -145,6 +285,16 @@ impl Database {
     /// The volume under it.
     pub fn volume(&self) -> &Arc<Volume> {
         &self.volume
+    }
+
+    /// Who fetches for it.
+    pub fn fetch(&self) -> &Arc<dyn Fetch> {
+        &self.fetch
+    }
+
+    /// Whether a connection has begun to write, or waits at COMMIT.
+    pub fn is_writing(&self) -> bool {
+        self.writer.lock().is_some()
     }
 
     /// Opens a connection, and a handle on what it reads and writes.
@@ -181,7 +331,11 @@ impl Database {
     fn resolve(path: &str) -> Option<(Arc<Database>, Arc<Control>)> {
         let (name, id) = path.rsplit_once('#')?;
         let id: u64 = id.parse().ok()?;
-        let database = DATABASES.lock().get(name)?.upgrade()?;
+        let request = OpenRequest { name: name.into(), ..hooks::request() };
+        let database = match OPENER.get() {
+            Some(open) => open(&request)?,
+            None => DATABASES.lock().get(name).and_then(Weak::upgrade)?,
+        };
         if !database.open.lock().insert(id) {
             return None;
         }
@@ -242,6 +396,11 @@ pub struct Control {
 impl Control {
     fn new(id: u64) -> Control {
         Control { id, state: Mutex::default() }
+    }
+
+    /// A control of no connection, which never has anything to say.
+    pub fn detached() -> Arc<Control> {
+        Arc::new(Control::new(0))
     }
 
     /// Records the pages of the next read transaction, which begins cold: SQLite drops its cache, so

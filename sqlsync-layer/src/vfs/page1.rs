@@ -84,6 +84,13 @@ pub fn page_count(page: &[u8]) -> Option<u32> {
     Some(big_endian(page, 28)).filter(|count| *count > 0)
 }
 
+/// Sets the database's page count in the header.
+pub fn set_page_count(page: &mut [u8], pages: u32) {
+    if let Some(bytes) = page.get_mut(28..32) {
+        bytes.copy_from_slice(&pages.to_be_bytes());
+    }
+}
+
 /// Makes the stored form into what SQLite reads.
 pub fn synthesise(page: &mut [u8], counter: u32, sqlite_version: u32) {
     for (at, value) in [(24, counter), (92, counter), (96, sqlite_version)] {
