@@ -53,6 +53,7 @@ Without a NAME, all of them.
   --no-install             use only what is installed
   --install-spacetimedb    build SpacetimeDB's server if it is missing: half an hour
   --install-turbolite      build turbolite if it is missing: ten minutes
+  --install-upstream-graft the same for upstream Graft
 
 Of storage:
   --rows N                 rows of the table (default 100000)
@@ -97,7 +98,7 @@ impl Order {
 
 /// Reads the command line; `None` where help was asked for.
 fn parse(args: impl Iterator<Item = String>) -> anyhow::Result<Option<Order>> {
-    let install = Install { packages: true, spacetimedb: false, turbolite: false };
+    let install = Install { packages: true, spacetimedb: false, turbolite: false, upstream: false };
     let mut order = Order {
         names: Vec::new(),
         seconds: 3,
@@ -126,6 +127,7 @@ fn parse(args: impl Iterator<Item = String>) -> anyhow::Result<Option<Order>> {
             "--no-install" => order.install.packages = false,
             "--install-spacetimedb" => order.install.spacetimedb = true,
             "--install-turbolite" => order.install.turbolite = true,
+            "--install-upstream-graft" => order.install.upstream = true,
             "--rows" => order.rows = number(&arg, &value()?, 1)?,
             "--pushes" => order.pushes = number(&arg, &value()?, 0)?,
             "--delay-ms" => order.delay_ms = number(&arg, &value()?, 0)?,
@@ -136,8 +138,9 @@ fn parse(args: impl Iterator<Item = String>) -> anyhow::Result<Option<Order>> {
             other => bail!("there is no benchmark and no option `{other}`\n\n{USAGE}"),
         }
     }
-    if (order.install.spacetimedb || order.install.turbolite) && !order.install.packages {
-        bail!("--no-install contradicts --install-spacetimedb and --install-turbolite");
+    let Install { packages, spacetimedb, turbolite, upstream } = order.install;
+    if (spacetimedb || turbolite || upstream) && !packages {
+        bail!("--no-install contradicts --install-…");
     }
     Ok(Some(order))
 }

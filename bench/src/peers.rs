@@ -35,7 +35,7 @@ pub enum Peer {
     SpacetimeDb,
     /// SQLite in the bench's own process.
     Sqlite,
-    /// Upstream Graft, as its loadable extension.
+    /// Upstream Graft's VFS.
     UpstreamGraft,
     /// Litestream's VFS.
     Litestream,
@@ -119,6 +119,8 @@ pub struct Install {
     pub spacetimedb: bool,
     /// The long build of turbolite.
     pub turbolite: bool,
+    /// The long build of upstream Graft.
+    pub upstream: bool,
 }
 
 /// Which peers can be run, and why the others cannot.

@@ -118,9 +118,9 @@ async fn contestants(peers: &mut Peers) -> anyhow::Result<Vec<Contestant>> {
         found.push(Contestant {
             kind: Kind::Upstream,
             name: format!("upstream Graft {}", engines::UPSTREAM),
-            program: own.clone(),
+            program: path,
             system: "upstream",
-            extension: Some(path),
+            extension: None,
             page_bytes: 4096,
         });
     }
@@ -187,7 +187,6 @@ impl Runner<'_> {
             ("AWS_ENDPOINT", url),
             ("AWS_ALLOW_HTTP", "true".into()),
             ("AWS_EC2_METADATA_DISABLED", "true".into()),
-            ("GRAFT_CONFIG", dir.path().join("graft.toml").display().to_string()),
             ("LITESTREAM_REPLICA_URL", replica),
             ("LITESTREAM_ACCESS_KEY_ID", "bench".into()),
             ("LITESTREAM_SECRET_ACCESS_KEY", "bench".into()),

@@ -1,6 +1,6 @@
 //! A system in a process of its own, and the orders that it is given.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -37,6 +37,7 @@ pub struct Engine {
     child: Child,
     input: ChildStdin,
     output: Lines<BufReader<ChildStdout>>,
+    log: PathBuf,
 }
 
 impl Engine {
@@ -47,18 +48,20 @@ impl Engine {
         place: &Place,
         variables: &[(String, String)],
     ) -> anyhow::Result<Engine> {
-        let log = std::fs::File::create(place.dir.join("stderr.log"))?;
+        let log = place.dir.join("stderr.log");
         let mut command = Command::new(program);
         if program == std::env::current_exe()? {
             command.arg("engine");
         }
         command.args([name, &serde_json::to_string(place)?]).current_dir(&place.dir);
         command.envs(variables.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);
+        // Certificates of this machine's choosing, which some clients refuse to take; the store has no TLS.
+        command.env_remove("AWS_CA_BUNDLE");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(std::fs::File::create(&log)?).kill_on_drop(true);
         let mut child = command.spawn().with_context(|| format!("{} does not start", program.display()))?;
         let input = child.stdin.take().context("no stdin")?;
         let output = BufReader::new(child.stdout.take().context("no stdout")?).lines();
-        Ok(Engine { child, input, output })
+        Ok(Engine { child, input, output, log })
     }
 
     /// Gives an order and waits for the answer.
@@ -67,18 +70,25 @@ impl Engine {
         let line = tokio::time::timeout(ORDER_MAX, self.output.next_line()).await;
         let line = line.map_err(|_| anyhow::anyhow!("`{order}` has no answer after {ORDER_MAX:?}"))??;
         let Some(line) = line else {
-            bail!("it ended during `{order}`: {}", self.child.wait().await?);
+            bail!("it ended during `{order}`: {}{}", self.child.wait().await?, self.printed());
         };
         match serde_json::from_str(&line) {
             Ok(Line::Answer(answer)) => Ok(answer),
-            Ok(Line::Error { error }) => bail!("{error}"),
+            Ok(Line::Error { error }) => bail!("{error}{}", self.printed()),
             Err(_) => bail!("it answered `{order}` with {line:?}"),
         }
     }
 
+    /// The last line of what it printed to stderr.
+    fn printed(&self) -> String {
+        let text = std::fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        text.lines().next_back().map_or_else(String::new, |line| format!("; it says: {line}"))
+    }
+
     /// Ends its input and waits until it has ended.
     pub async fn end(self) -> anyhow::Result<()> {
-        let Engine { mut child, input, output: _ } = self;
+        let Engine { mut child, input, output: _, log: _ } = self;
         drop(input);
         let ended = tokio::time::timeout(ORDER_MAX, child.wait()).await;
         ended.map_err(|_| anyhow::anyhow!("it does not end"))??;

@@ -79,7 +79,7 @@ impl Group {
         out += &line(&vec!["---".to_string(); head.len()]);
         rows.iter().for_each(|row| out += &line(row));
         out.push('\n');
-        self.notes.iter().for_each(|note| drop(writeln!(out, "- {note}")));
+        self.notes.iter().for_each(|note| out += &format!("- {note}\n"));
         out
     }
 

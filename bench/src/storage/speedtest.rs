@@ -1,6 +1,6 @@
 //! speedtest1, SQLite's own benchmark, from Debian's source package.
 //!
-//! It is compiled as a loadable extension (`peers/speedtest1.c`), so that it runs on the very SQLite that
+//! It is compiled as a loadable extension (`peers/speedtest1-extension.c`), so that it runs on the very SQLite that
 //! the bench and every VFS here use. Each run is a process of its own in an empty folder.
 
 use std::path::{Path, PathBuf};
@@ -55,7 +55,7 @@ pub async fn run(_order: &Order, peers: &mut Peers) -> anyhow::Result<Group> {
         }
     };
     let upstream = peers.engine(Peer::UpstreamGraft).await;
-    // Name, system, arguments: with equal durability ours and SQLite's beside each other.
+    // Name, system, a peer's program. Ours and SQLite's with equal durability stand beside each other.
     let mut runs = vec![
         ("graft, fsync".to_string(), "graft-sync", None),
         ("SQLite WAL, fsync".into(), "sqlite-full", None),
@@ -63,12 +63,12 @@ pub async fn run(_order: &Order, peers: &mut Peers) -> anyhow::Result<Group> {
         ("SQLite WAL, no fsync".into(), "sqlite-normal", None),
     ];
     if let Some(path) = upstream {
-        runs.push((format!("upstream Graft {}, no fsync", engines::UPSTREAM), "upstream", Some(path)));
+        runs.push((format!("upstream Graft {}, no fsync", engines::UPSTREAM), "", Some(path)));
     }
     let mut found: Vec<Vec<Times>> = runs.iter().map(|_| Vec::new()).collect();
     for _ in 0..ROUNDS {
-        for ((name, system, extension), found) in runs.iter().zip(&mut found) {
-            match one(&library, system, extension.clone()).await {
+        for ((name, system, program), found) in runs.iter().zip(&mut found) {
+            match one(&library, system, program.clone()).await {
                 Ok(times) => found.push(times),
                 Err(error) if system.starts_with("graft") => return Err(error.context(name.clone())),
                 Err(error) => {
@@ -124,13 +124,19 @@ fn costliest(ours: &Times, theirs: &Times) -> String {
     )
 }
 
-async fn one(library: &Path, system: &str, extension: Option<PathBuf>) -> anyhow::Result<Times> {
+async fn one(library: &Path, system: &str, program: Option<PathBuf>) -> anyhow::Result<Times> {
     let dir = scratch()?;
-    let place = Place { dir: dir.path().into(), extension, note: String::new(), rows: 0 };
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["speedtest1", system]).arg(serde_json::to_string(&place)?).arg(library).arg(SIZE);
+    let place = Place { dir: dir.path().into(), extension: None, note: String::new(), rows: 0 };
+    let mut command = match program {
+        Some(peer) => Command::new(peer),
+        None => Command::new(std::env::current_exe()?),
+    };
+    command.arg("speedtest1");
+    if !system.is_empty() {
+        command.arg(system);
+    }
+    command.arg(serde_json::to_string(&place)?).arg(library).arg(SIZE);
     command.current_dir(dir.path()).stdin(Stdio::null());
-    command.env("GRAFT_CONFIG", dir.path().join("graft.toml"));
     parse(&finish(command).await?)
 }
 
@@ -196,7 +202,7 @@ async fn library(install: Install) -> anyhow::Result<PathBuf> {
     let mut compile = Command::new("cc");
     compile.args(["-O2", "-shared", "-fPIC", "-o"]).arg(&library);
     compile.arg("-I").arg(&dir).arg("-I").arg(dir.join("headers/usr/include"));
-    compile.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/speedtest1.c"));
+    compile.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/speedtest1-extension.c"));
     finish(compile).await?;
     Ok(library)
 }

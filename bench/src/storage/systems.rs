@@ -1,7 +1,7 @@
 //! The systems, each as the program of its own process: `bench engine NAME`.
 //!
-//! All but turbolite are loadable extensions in one and the same SQLite, so that only what is under it
-//! differs. A process reads its orders as [`super::workload`] says; where it works is in [`Place`].
+//! Ours and Litestream's are loadable extensions in the bench's SQLite, which is also the plain one; upstream
+//! Graft and turbolite are programs in `peers`, for their crates bring versions of their own. A process reads its orders as [`super::workload`] says; where it works is in [`Place`].
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,7 +39,6 @@ pub fn run(name: &str, place: &str) -> anyhow::Result<()> {
     let rows = place.rows;
     let mut system: Box<dyn System> = match name {
         "graft" => Box::new(Graft { place, db: None }),
-        "upstream" => Box::new(Upstream { place, db: None }),
         "litestream" => Box::new(Litestream { place, db: None }),
         "graft-sync" => Box::new(Local { place, durability: Durability::Sync, open: None }),
         "graft-buffered" => Box::new(Local { place, durability: Durability::Buffered, open: None }),
@@ -93,7 +92,8 @@ struct Graft {
 
 impl Graft {
     fn uri(&self) -> String {
-        let data = self.place.dir.display();
+        let data = self.place.dir.join("data");
+        let data = data.display();
         format!("file:bench?vfs=graft&remote=s3://{BUCKET}/ours&data={data}")
     }
 }
@@ -112,53 +112,6 @@ impl System for Graft {
     fn open(&mut self) -> anyhow::Result<()> {
         load(&self.place)?;
         self.db = Some(connect(&self.uri(), "graft")?);
-        Ok(())
-    }
-
-    fn connection(&mut self) -> anyhow::Result<&mut Connection> {
-        opened(&mut self.db)
-    }
-
-    fn publish(&mut self) -> anyhow::Result<()> {
-        pragma(opened(&mut self.db)?, "pragma graft_push").map(drop)
-    }
-}
-
-/// Upstream Graft 0.2.1, as its loadable extension.
-struct Upstream {
-    place: Place,
-    db: Option<Connection>,
-}
-
-impl Upstream {
-    /// Its configuration is a file whose path it reads from `GRAFT_CONFIG`, which the parent has set.
-    fn start(&self) -> anyhow::Result<Connection> {
-        let data = self.place.dir.join("data");
-        let config = format!(
-            "data_dir = {:?}\n[remote]\ntype = \"s3_compatible\"\nbucket = \"{BUCKET}\"\nprefix = \"upstream\"\n",
-            data.display().to_string()
-        );
-        std::fs::write(self.place.dir.join("graft.toml"), config)?;
-        load(&self.place)?;
-        connect("file:bench?vfs=graft", "graft")
-    }
-}
-
-impl System for Upstream {
-    fn import(&mut self, file: &Path) -> anyhow::Result<String> {
-        let db = self.start()?;
-        pragma(&db, &format!("pragma graft_import = '{}'", file.display()))?;
-        pragma(&db, "pragma graft_push")?;
-        let info = pragma(&db, "pragma graft_info")?;
-        let remote = info.lines().find_map(|line| line.trim().strip_prefix("Remote: "));
-        remote.map(str::to_owned).with_context(|| format!("it names no remote log: {info}"))
-    }
-
-    fn open(&mut self) -> anyhow::Result<()> {
-        let db = self.start()?;
-        pragma(&db, &format!("pragma graft_clone = '{}'", self.place.note))?;
-        pragma(&db, "pragma graft_pull")?;
-        self.db = Some(db);
         Ok(())
     }
 
@@ -300,15 +253,6 @@ pub fn run_speedtest(name: &str, place: &str, library: &Path, size: &str) -> any
             local.open()?;
             let (_, database) = local.open.as_ref().context("it is not open")?;
             super::speedtest::run_in_process(library, &arguments(&format!("--vfs graft {}", database.name())))
-        }
-        "upstream" => {
-            let config = format!(
-                "data_dir = {:?}\n[remote]\ntype = \"memory\"\n",
-                place.dir.join("data").display().to_string()
-            );
-            std::fs::write(place.dir.join("graft.toml"), config)?;
-            load(&place)?;
-            super::speedtest::run_in_process(library, &arguments("--vfs graft speed"))
         }
         "sqlite-full" => super::speedtest::run_in_process(library, &arguments("--journal wal speed.db")),
         "sqlite-normal" => {

@@ -5,6 +5,7 @@
 //! the WAL was checkpointed, for that is when turbolite uploads.
 
 #[path = "../../../src/storage/workload.rs"]
+#[allow(dead_code, reason = "the bench makes the file")]
 mod workload;
 
 use std::path::{Path, PathBuf};
