@@ -11,10 +11,11 @@ use graft::fetch::RemoteFetch;
 use graft::format::meta::Meta;
 use graft::remote::DirectoryRemote;
 use graft::store::{Durability, FjallStore};
-use graft::volume::{Options, Volume};
-use graft::{PageSize, VolumeId, catalog};
+use graft::volume::{Options, Volume, push};
+use graft::{CommitId, PageSize, VolumeId, catalog};
 use rusqlite::{Connection, OpenFlags};
 use serde::{Deserialize, Serialize};
+use sqlsync_layer::payload::Payload;
 use sqlsync_layer::vfs::Database;
 
 use super::s3::BUCKET;
@@ -159,11 +160,11 @@ impl System for Litestream {
     }
 }
 
-/// Ours on this disk alone, linked in; nothing is pushed.
+/// Ours on this disk alone, linked in, its store a directory.
 struct Local {
     place: Place,
     durability: Durability,
-    open: Option<(Connection, Arc<Database>)>,
+    open: Option<(Connection, Arc<Database>, Arc<DirectoryRemote>)>,
 }
 
 impl System for Local {
@@ -196,9 +197,9 @@ impl System for Local {
             anyhow::Ok(Volume::open(&*remote, id, options).await?.volume)
         };
         let volume = futures::executor::block_on(opening)?;
-        let database = Database::new(Arc::new(volume), Arc::new(RemoteFetch::new(remote)));
+        let database = Database::new(Arc::new(volume), Arc::new(RemoteFetch::new(remote.clone())));
         let (db, _) = database.connect()?;
-        self.open = Some((db, database));
+        self.open = Some((db, database, remote));
         Ok(())
     }
 
@@ -207,6 +208,9 @@ impl System for Local {
     }
 
     fn publish(&mut self) -> anyhow::Result<()> {
+        let (_, database, remote) = self.open.as_ref().context("it is not open")?;
+        let id = || CommitId(rand::random());
+        futures::executor::block_on(push(&**remote, database.volume(), Payload::of_plain_sql, id, 0))?;
         Ok(())
     }
 }
@@ -251,7 +255,7 @@ pub fn run_speedtest(name: &str, place: &str, library: &Path, size: &str) -> any
             let sync = name == "graft-sync";
             let mut local = local(if sync { Durability::Sync } else { Durability::Buffered });
             local.open()?;
-            let (_, database) = local.open.as_ref().context("it is not open")?;
+            let (_, database, _) = local.open.as_ref().context("it is not open")?;
             super::speedtest::run_in_process(library, &arguments(&format!("--vfs graft {}", database.name())))
         }
         "sqlite-full" => super::speedtest::run_in_process(library, &arguments("--journal wal speed.db")),

@@ -13,6 +13,7 @@
 //! | `scan` | every row |
 //! | `update COUNT SEED` | one-row updates, each published before the next |
 //! | `insert COUNT` | one-row transactions into a table of their own, none published |
+//! | `publish` | makes all that is committed durable where the system says that it is |
 //! | `memory` | the most memory that the process ever had, in bytes |
 
 use std::io::{BufRead as _, Write as _};
@@ -119,6 +120,7 @@ fn order(system: &mut dyn System, rows: u64, words: &[&str]) -> anyhow::Result<S
         ["scan"] => scan(system, rows)?,
         ["update", _, _] => update(system, rows, value(1)?, value(2)?)?,
         ["insert", _] => insert(system, value(1)?)?,
+        ["publish"] => system.publish()?,
         ["memory"] => number = memory_peak()?,
         _ => bail!("there is no such order"),
     }
