@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::json;
-use sqlsync_layer::client::{Client, Subscription};
+use sqlsync_layer::client::{Client, SessionEnd, Subscription, SubscriptionEnd};
 use tokio::sync::mpsc;
 
 use crate::Order;
@@ -80,6 +80,14 @@ pub async fn run(order: &Order, peers: &mut Peers) -> anyhow::Result<()> {
                 node.ask(script, order).await
             };
             lines.push(Line { system: "graft", client: "Node", ours: true, figures: found.await? });
+            if peers.has(Peer::SpacetimeDb).await {
+                let found = async {
+                    let server = SpacetimeDb::start().await?;
+                    let (script, order) = ask("spacetimedb", &server.url());
+                    node.ask(script, order).await
+                };
+                push(&mut lines, "SpacetimeDB 1.2.0", "Node", found.await);
+            }
             if peers.has(Peer::YWebsocket).await {
                 let found = async {
                     let dir = scratch()?;
@@ -171,9 +179,14 @@ impl Notes for Ours {
         let (texts, shown) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             loop {
-                if let Err(end) = rows.next().await {
-                    eprintln!("a subscription ended: {end:?}");
-                    return;
+                match rows.next().await {
+                    Ok(_) => {}
+                    // The measurement is over.
+                    Err(SubscriptionEnd::Closed(SessionEnd::Closed)) => return,
+                    Err(end) => {
+                        eprintln!("a subscription ended: {end:?}");
+                        return;
+                    }
                 }
                 let text =
                     rows.rows().rows().first().and_then(|row| row.get(1)).and_then(|text| text.as_str());

@@ -5,8 +5,8 @@
 //! must hold exactly what the acknowledged transfers leave it: a system that loses, doubles or invents
 //! money fails the run.
 //!
-//! All connections are in this process, but for Zero's and our TypeScript client's, which are in one Node
-//! process (`bench/peers/transfers.mjs`). PostgreSQL works on one transaction at a time in a connection,
+//! All connections are in this process, or, where the table says so, in one Node process
+//! (`bench/peers/transfers.mjs`). PostgreSQL works on one transaction at a time in a connection,
 //! so it gets a connection for each transfer under way, at most [`CONNECTIONS_MAX`]. SQLite has one
 //! connection, in this process, at depth 1: the floor that the disk sets.
 
@@ -103,6 +103,11 @@ pub async fn run(order: &Order, peers: &mut Peers) -> anyhow::Result<()> {
         }
         if let Some(node) = peers.node().await {
             add("graft", "Node", ours_in_node(&node, load).await?);
+            if peers.has(Peer::SpacetimeDb).await
+                && let Some(figures) = or_skip("SpacetimeDB 1.2.0", spacetimedb_in_node(&node, load).await)?
+            {
+                add("SpacetimeDB 1.2.0", "Node", figures);
+            }
             if peers.has(Peer::Zero).await
                 && let Some(figures) = or_skip("Zero 1.9 + Postgres", zero(&node, load).await)?
             {
@@ -274,6 +279,14 @@ async fn ours_in_node(node: &Node, load: Load) -> anyhow::Result<Figures> {
     banks::open_ours(&server, load.accounts, BALANCE).await?;
     let figures = in_node(node, load, "graft", &server.url).await?;
     check("graft", &figures.gained, &banks::balances_of_ours(&server, load.accounts).await?)?;
+    Ok(figures)
+}
+
+async fn spacetimedb_in_node(node: &Node, load: Load) -> anyhow::Result<Figures> {
+    let server = SpacetimeDb::start().await?;
+    banks::open_spacetimedb(&server, load.accounts, BALANCE).await?;
+    let figures = in_node(node, load, "spacetimedb", &server.url()).await?;
+    check("SpacetimeDB", &figures.gained, &server.balances().await?)?;
     Ok(figures)
 }
 

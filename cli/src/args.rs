@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::moment::Moment;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 /// Where a server is, unless said otherwise.
@@ -100,6 +101,10 @@ pub struct Serve {
     #[arg(long, env = "GRAFT_PRESENCE_TTL", value_name = "SECONDS", default_value_t = 90)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub presence_ttl: u64,
+    /// Let programs that give this server as their --store write objects, as if they had the bucket's
+    /// credentials. [default: they read]
+    #[arg(long, env = "GRAFT_ALLOW_REMOTE_WRITES")]
+    pub allow_remote_writes: bool,
 }
 
 /// `graft deploy`
@@ -179,6 +184,15 @@ pub struct Query {
     pub json: bool,
 }
 
+/// What to do with changes that another writer was faster than.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnConflict {
+    /// Merge what can be merged, put the rest aside.
+    Merge,
+    /// Put everything aside.
+    Branch,
+}
+
 /// `graft sql`
 #[derive(Debug, ClapArgs)]
 pub struct Sql {
@@ -195,9 +209,17 @@ pub struct Sql {
     /// Drop changes of earlier runs that are kept in the data directory and could not be pushed.
     #[arg(long, requires = "data")]
     pub discard_kept: bool,
+    /// What becomes of such changes where another writer committed first: `merge` keeps those that nothing
+    /// they read or wrote was changed for, and puts the others aside; `branch` puts all of them aside, in
+    /// the data directory.
+    #[arg(long, requires_all = ["data", "write"], value_enum, value_name = "HOW", conflicts_with = "discard_kept")]
+    pub on_conflict: Option<OnConflict>,
     /// A directory for the replica, kept for the next time. [default: a temporary one]
     #[arg(long, env = "GRAFT_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
+    /// Read the volume as it was: after this commit, or at this time (UTC, like 2026-11-22T09:30:00Z).
+    #[arg(long, value_name = "LSN|TIME", conflicts_with_all = ["write", "discard_kept"])]
+    pub at: Option<Moment>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -232,6 +254,59 @@ pub enum VolumeCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Make a new volume that begins as another one is, or was. Copies nothing.
+    Fork {
+        /// The new volume's name.
+        name: String,
+        /// The volume to fork.
+        #[arg(long, value_name = "NAME")]
+        from: String,
+        /// Where: after this commit, or at this time (UTC, like 2026-11-22T09:30:00Z). [default: now]
+        #[arg(long, value_name = "LSN|TIME")]
+        at: Option<Moment>,
+        #[command(flatten)]
+        store: Store,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Bring back an earlier state, as a new volume: a fork there. The volume itself keeps its newest
+    /// state.
+    Restore {
+        /// The new volume's name.
+        name: String,
+        /// The volume whose past it is.
+        #[arg(long, value_name = "NAME")]
+        from: String,
+        /// Where: after this commit, or at this time (UTC, like 2026-11-22T09:30:00Z).
+        #[arg(long, value_name = "LSN|TIME")]
+        at: Moment,
+        #[command(flatten)]
+        store: Store,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a volume for ever. Refused while it has forks, which read through it.
+    Rm {
+        /// The volume's name.
+        name: String,
+        #[command(flatten)]
+        store: Store,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write a checkpoint, so that opening the volume need not read its log. Servers do it by themselves.
+    Checkpoint {
+        /// The volume's name.
+        name: String,
+        #[command(flatten)]
+        store: Store,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// List a volume's commits, newest first.
     Log {
         /// The volume's name.
@@ -245,6 +320,75 @@ pub enum VolumeCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Bring all of a volume into a data directory, so that reading it needs no store.
+    Hydrate(Hydrate),
+    /// Store a plain file as a volume, in one commit.
+    Put(VolumePut),
+    /// Write out a file that was stored with put.
+    Get(VolumeGet),
+}
+
+/// `graft volume hydrate`
+#[derive(Debug, ClapArgs)]
+pub struct Hydrate {
+    /// The volume's name.
+    pub name: String,
+    #[command(flatten)]
+    pub store: Store,
+    /// The replica's directory. What it has already is not fetched again.
+    #[arg(long, env = "GRAFT_DATA", value_name = "DIR")]
+    pub data: PathBuf,
+    /// Go on after that: fetch what others commit, until Ctrl-C.
+    #[arg(long)]
+    pub follow: bool,
+    /// Seconds between two looks at the log, with --follow. Each is one LIST.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
+    pub interval: f64,
+    /// Bytes that cached pages may take in the directory. A volume that does not fit is refused.
+    #[arg(long, env = "GRAFT_DISK_BYTES", value_name = "BYTES", default_value_t = 16 << 30)]
+    pub disk_bytes: u64,
+    /// Print one JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Ten milliseconds to a day.
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.01..=86_400.0).contains(&seconds) => Ok(seconds),
+        _ => Err("give seconds from 0.01 to 86400".into()),
+    }
+}
+
+/// `graft volume put`
+#[derive(Debug, ClapArgs)]
+pub struct VolumePut {
+    /// The volume's name. It is created if it is new.
+    pub name: String,
+    /// The file to store. Readers see all of it or nothing; pages they have already are not sent.
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub store: Store,
+    /// Bytes in each page of a new volume: a power of two from 512 to 65536. [default: 4096]
+    #[arg(long, value_name = "BYTES")]
+    pub page_size: Option<u32>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `graft volume get`
+#[derive(Debug, ClapArgs)]
+pub struct VolumeGet {
+    /// The volume's name.
+    pub name: String,
+    /// Where the file goes. It is in FILE.part until it is whole; an interrupted get goes on from there.
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub store: Store,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `graft codegen`
@@ -348,7 +492,16 @@ mod tests {
             "graft sql SELECT --volume todo --store memory: --write --data d --json",
             "graft volume ls --store memory: --json",
             "graft volume info todo --store memory: --json",
+            "graft sql SELECT --volume todo --at 7",
+            "graft volume fork new --from todo --at 2026-11-22T09:30:00Z --store memory: --json",
+            "graft volume fork new --from todo",
+            "graft volume restore new --from todo --at 12 --json",
+            "graft volume rm todo --json",
+            "graft volume checkpoint todo --store memory: --json",
             "graft volume log todo --store memory: --json",
+            "graft volume hydrate todo --store memory: --data d --follow --interval 0.5 --disk-bytes 9 --json",
+            "graft volume put f file --store memory: --page-size 65536 --json",
+            "graft volume get f file --store memory: --json",
             "graft codegen ts m.wasm --out m.ts --name M --no-register",
             "graft codegen ts --volume todo --url http://127.0.0.1:1",
             "graft new app --path /src",

@@ -51,8 +51,9 @@ pub async fn run(args: BackupArgs) -> anyhow::Result<Outcome> {
     let source = Source::open(&args.file).with_context(context)?;
     let mut shown = Shown::new("read");
     let mut progress = |at| shown.progress(at);
-    let (mut backup, first) =
-        Backup::start(&*remote, source, &name, &mut random, now_ms(), &mut progress).await.with_context(context)?;
+    let (mut backup, first) = Backup::start(&*remote, source, &name, &mut random, now_ms(), &mut progress)
+        .await
+        .with_context(context)?;
     shown.end();
     if let Some(ship) = first {
         print(&ship, args.json)?;

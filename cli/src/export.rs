@@ -4,13 +4,15 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args as ClapArgs;
-use graft::volume::{Options, Volume};
+use graft::time::At;
+use graft::volume::Volume;
 use graft::{Lsn, VolumeName, catalog};
 use serde::Serialize;
-use sqlsync_layer::transfer::export::{At, export, open_at};
+use sqlsync_layer::transfer::export::export;
 
 use crate::args::Store;
 use crate::import::Shown;
+use crate::moment::Moment;
 use crate::{Outcome, output};
 
 /// `graft export`
@@ -23,13 +25,16 @@ pub struct Export {
     pub file: PathBuf,
     #[command(flatten)]
     pub store: Store,
-    /// The volume as it was after this commit. [default: the newest]
-    #[arg(long, value_name = "LSN")]
-    pub at: Option<u64>,
+    /// The volume as it was: an LSN, or a time in UTC like 2026-11-22T09:30:00Z. [default: the newest]
+    #[arg(long, value_name = "LSN|TIME")]
+    pub at: Option<Moment>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
 }
+
+/// Pages kept in memory: more than are fetched at a time.
+const CACHE_BYTES: usize = 64 << 20;
 
 #[derive(Serialize)]
 struct Line<'a> {
@@ -45,10 +50,8 @@ pub async fn run(args: Export) -> anyhow::Result<Outcome> {
     let remote = graft::remote::open(&args.store.store)?;
     let id = catalog::resolve(&*remote, &name).await?;
     let context = || format!("volume `{name}` was not exported");
-    let volume = match args.at {
-        Some(lsn) => open_at(&*remote, id, At::Lsn(Lsn(lsn))).await.with_context(context)?,
-        None => Volume::open(&*remote, id, Options::default()).await.with_context(context)?.volume,
-    };
+    let at = args.at.map_or(At::Newest, |moment| moment.0);
+    let volume = Volume::open_at(&*remote, id, at, CACHE_BYTES).await.with_context(context)?.volume;
     let snapshot = volume.tip();
     let mut shown = Shown::new("exported");
     export(&*remote, &volume, &snapshot, &args.file, &mut |at| shown.progress(at))

@@ -12,6 +12,7 @@ pub async fn run(args: Serve) -> anyhow::Result<Outcome> {
     config.data = args.data;
     config.web = args.web;
     config.limits.presence.ttl_ms = args.presence_ttl * 1000;
+    config.remote_writes = args.allow_remote_writes;
     let mut stop = Signals::new()?;
     let running = tokio::select! {
         running = Coordinator::start(config) => running?,

@@ -3,24 +3,30 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow, bail};
-use graft::fetch::RemoteFetch;
+use graft::checkpoint::Policy as CheckpointPolicy;
+use graft::fetch::{Fetch, RemoteFetch};
 use graft::publish::PublishError;
 use graft::remote::SharedRemote;
 use graft::store::{FjallStore, SharedStore};
-use graft::volume::{Options, PushError, Pushed, Volume, push};
-use graft::{CommitId, Lsn, VolumeName, catalog};
+use graft::volume::{Opened, Options, PushError, Pushed, Volume, push};
+use graft::{CommitId, Lsn, ModuleHash, VolumeId, VolumeName, catalog};
 use rand::Rng as _;
-use reducers_abi::Value;
+use reducers_abi::{Runtime, Value};
 use rusqlite::fallible_iterator::FallibleIterator as _;
 use rusqlite::types::ValueRef;
 use rusqlite::{Batch, Connection};
 use serde::Serialize;
 use serde_json::Value as Json;
+use sqlsync_layer::actor::{ModuleError, Modules};
+use sqlsync_layer::document::{Config, Event, Progress, RebaseError, Replica};
+use sqlsync_layer::ledger::Ledger;
 use sqlsync_layer::payload::Payload;
+use sqlsync_layer::protocol::ClientId;
+use sqlsync_layer::rebase::Policy;
 use sqlsync_layer::value::to_json;
 use sqlsync_layer::vfs::Database;
 
-use crate::args::Sql;
+use crate::args::{OnConflict, Sql};
 use crate::{Outcome, output};
 
 /// Times that a write is run again when another writer commits first.
@@ -49,12 +55,25 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
     let name: VolumeName = args.volume.parse()?;
     let remote = graft::remote::open(&args.store.store)?;
     let id = catalog::resolve(&*remote, &name).await?;
+    if let Some(moment) = args.at {
+        let opened = Volume::open_at(&*remote, id, moment.0, Options::default().cache_bytes).await?;
+        let database = Database::new(Arc::new(opened.volume), Arc::new(RemoteFetch::new(remote)));
+        let (lsn, sql) = (database.volume().status().lsn, args.sql.clone());
+        let ran = tokio::task::spawn_blocking(move || execute(&database, &sql, false)).await?;
+        let answer = ran.with_context(|| format!("volume `{name}` at lsn {lsn}"))?;
+        return print(&answer, lsn, false, args.json);
+    }
     let store = match &args.data {
         Some(dir) => Some(Arc::new(FjallStore::open(dir)?) as SharedStore),
         None => None,
     };
     let options = Options { store, ..Options::default() };
-    let volume = Arc::new(Volume::open(&*remote, id, options).await?.volume);
+    if let Some(how) = args.on_conflict {
+        settle_kept(&name, &remote, id, &options, how).await?;
+    }
+    let Opened { volume, start, heads } = Volume::open(&*remote, id, options).await?;
+    let volume = Arc::new(volume);
+    let mut known = Known { ledger: Ledger::open(&start, &heads)? };
     if volume.status().ahead > 0 && !args.write {
         eprintln!("note: this replica holds local commits that the store does not have");
     }
@@ -63,10 +82,9 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
     if args.discard_kept {
         let dropped = volume.reset()?.len();
         eprintln!("dropped {}", output::count(dropped, "kept change"));
-        let pulled = volume.pull(&*remote).await?;
-        volume.absorb(pulled)?;
+        known.pull(&remote, &volume).await?;
     } else if args.write && volume.status().ahead > 0 {
-        push_kept(&name, &remote, &volume).await?;
+        push_kept(&name, &remote, &volume, &mut known).await?;
     }
     let mut tries = 0;
     let (answer, lsn) = loop {
@@ -87,8 +105,7 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
             // Another writer committed first, so nothing of ours happened: run it again on top.
             Err(PushError::Publish(PublishError::Rejected { .. })) if tries < TRIES_MAX => {
                 volume.reset()?;
-                let pulled = volume.pull(&*remote).await?;
-                volume.absorb(pulled)?;
+                known.pull(&remote, &volume).await?;
             }
             Err(error) if args.data.is_none() => {
                 return Err(
@@ -98,7 +115,14 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
             Err(error) => bail!("volume `{name}`: {error}; the change is kept in the data directory"),
         }
     };
-    if args.json {
+    if args.write {
+        known.checkpoint(&remote, &volume).await;
+    }
+    print(&answer, lsn, args.write, args.json)
+}
+
+fn print(answer: &Answer, lsn: Lsn, write: bool, json: bool) -> anyhow::Result<Outcome> {
+    if json {
         output::json(&SqlLine {
             columns: &answer.columns,
             rows: &answer.rows,
@@ -111,29 +135,131 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
         output::line(&output::table(&answer.columns, &answer.rows))?;
         output::line(&format!("({}, lsn {lsn})", output::count(answer.rows.len(), "row")))?;
     }
-    if args.write {
+    if write {
         output::line(&format!("{} changed, lsn {lsn}", output::count(answer.changes as usize, "row")))?;
     }
     Ok(Outcome::Done)
 }
 
+/// What the layer remembers, as of the last look at the log. Plain SQL adds nothing to it.
+struct Known {
+    ledger: Ledger,
+}
+
+impl Known {
+    /// Takes in what others committed.
+    async fn pull(&mut self, remote: &SharedRemote, volume: &Volume) -> anyhow::Result<()> {
+        let pulled = volume.pull(&**remote).await?;
+        if let Some(start) = &pulled.jump {
+            self.ledger = Ledger::open(start, &[])?;
+        }
+        self.ledger.follow(&pulled.heads)?;
+        volume.absorb(pulled)?;
+        Ok(())
+    }
+
+    /// Writes a checkpoint if one is due. The change is durable already, so that a failure is no more
+    /// than a note: the next writer does it.
+    async fn checkpoint(&self, remote: &SharedRemote, volume: &Volume) {
+        if !volume.checkpoint_due(&CheckpointPolicy::default()) {
+            return;
+        }
+        let state = self.ledger.encode();
+        if let Err(error) = graft::checkpoint::write(&**remote, volume, &volume.base(), state).await {
+            tracing::warn!(%error, "no checkpoint was written");
+        }
+    }
+}
+
 /// Pushes what an earlier run could not. Nothing new runs before that is settled.
-async fn push_kept(name: &VolumeName, remote: &SharedRemote, volume: &Volume) -> anyhow::Result<()> {
+async fn push_kept(
+    name: &VolumeName,
+    remote: &SharedRemote,
+    volume: &Volume,
+    known: &mut Known,
+) -> anyhow::Result<()> {
     let kept = output::count(volume.status().ahead, "change");
     match publish(remote, volume).await {
-        Ok(_) => {
-            let pulled = volume.pull(&**remote).await?;
-            volume.absorb(pulled)?;
-            Ok(())
-        }
+        Ok(_) => known.pull(remote, volume).await,
         Err(PushError::Publish(PublishError::Rejected { .. })) => bail!(
             "volume `{name}`: {kept} kept in the data directory cannot be pushed any more, because another writer \
-             committed meanwhile; read what you need with `graft sql` and the same --data, then drop them with \
-             --discard-kept and run the SQL again"
+             committed meanwhile; merge them with --on-conflict merge; or read what you need with `graft sql` and the \
+             same --data, then drop them with --discard-kept and run the SQL again"
         ),
         Err(error) => {
             bail!("volume `{name}`: {kept} kept in the data directory could not be pushed yet: {error}")
         }
+    }
+}
+
+/// Pushes what an earlier run could not, on top of what others committed meanwhile. What cannot be put
+/// there is kept in the data directory, beside the replica.
+async fn settle_kept(
+    name: &VolumeName,
+    remote: &SharedRemote,
+    id: VolumeId,
+    options: &Options,
+    how: OnConflict,
+) -> anyhow::Result<()> {
+    let opened = Volume::open(&**remote, id, options.clone()).await?;
+    if opened.volume.status().ahead == 0 {
+        return Ok(());
+    }
+    let policy = match how {
+        OnConflict::Merge => Policy::Merge,
+        OnConflict::Branch => Policy::Fork,
+    };
+    let config = Config { policy, ..Config::default() };
+    let client = ClientId::new(format!("{:032x}", rand::rng().random::<u128>()));
+    let client = client.context("32 hex digits are a client id")?;
+    let fetch: Arc<dyn Fetch> = Arc::new(RemoteFetch::new(remote.clone()));
+    let kept = options.clone();
+    let opening = move || Replica::open(opened, &kept, fetch, Arc::new(NoModules), client, config);
+    let mut replica = tokio::task::spawn_blocking(opening).await??;
+    for _ in 0..TRIES_MAX {
+        let volume = replica.volume().clone();
+        let lost = match publish(remote, &volume).await {
+            Ok(_) => false,
+            Err(PushError::Publish(PublishError::Rejected { .. })) => true,
+            Err(error) => bail!("volume `{name}`: kept changes could not be pushed yet: {error}"),
+        };
+        let pulled = volume.pull(&**remote).await?;
+        let settling = move || -> Result<Replica, RebaseError> {
+            let mut progress = replica.pulled(pulled)?;
+            while progress != Progress::Done {
+                progress = replica.step(u64::MAX)?;
+            }
+            Ok(replica)
+        };
+        replica = tokio::task::spawn_blocking(settling).await??;
+        for event in replica.take_events() {
+            match event {
+                Event::Merged { transplanted } => {
+                    eprintln!("merged {}", output::count(transplanted, "kept change"));
+                }
+                Event::Forked { to, commits, why } => eprintln!(
+                    "kept {} aside as branch {to} in the data directory: {why}; it can be published once volumes can be forked",
+                    output::count(commits, "change")
+                ),
+                other => eprintln!("{other:?}"),
+            }
+        }
+        if !lost && replica.status().ahead == 0 {
+            return Ok(());
+        }
+    }
+    bail!("volume `{name}`: other writers committed first {TRIES_MAX} times; run it again")
+}
+
+/// Plain SQL needs no reducers.
+#[derive(Debug)]
+struct NoModules;
+impl Modules for NoModules {
+    fn load(&self, module: ModuleHash) -> Result<Arc<dyn Runtime>, ModuleError> {
+        let message =
+            "the data directory holds mutations of a document; open it with the program that made them"
+                .into();
+        Err(ModuleError::Unavailable { module, message })
     }
 }
 
@@ -142,7 +268,7 @@ async fn publish(remote: &SharedRemote, volume: &Volume) -> Result<Option<Lsn>, 
     let mut unknown = 0;
     loop {
         let pushed =
-            push(&**remote, volume, Payload::of_plain_sql, || CommitId(rand::rng().random()), now_ms()).await;
+            push(&**remote, volume, Payload::of_locals, || CommitId(rand::rng().random()), now_ms()).await;
         match pushed {
             Ok(Pushed::Durable(lsn)) => return Ok(Some(lsn)),
             Ok(Pushed::Nothing) => return Ok(None),
@@ -160,7 +286,8 @@ async fn publish(remote: &SharedRemote, volume: &Volume) -> Result<Option<Lsn>, 
 
 /// Runs every statement. Blocks.
 fn execute(database: &Arc<Database>, sql: &str, write: bool) -> anyhow::Result<Answer> {
-    let (connection, control) = if write { database.connect()? } else { database.connect_read_only()? };
+    let (connection, control) =
+        if write { database.connect_recorded()? } else { database.connect_read_only()? };
     let ran = statements(&connection, sql);
     let ended = if write && !connection.is_autocommit() {
         connection.execute_batch("ROLLBACK")?;

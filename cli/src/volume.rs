@@ -1,11 +1,15 @@
 //! `graft volume`: what a store holds.
 
+use graft::checkpoint::Written;
 use graft::format::commit::Head;
 use graft::remote::Remote;
+use graft::time::At;
 use graft::volume::{Opened, Options, Volume};
-use graft::{CommitId, Lsn, ModuleHash, VolumeId, VolumeName, catalog};
+use graft::{CommitId, Lsn, ModuleHash, Seq, VolumeId, VolumeName, catalog};
+use rand::Rng as _;
 use serde::Serialize;
 use serde_json::json;
+use sqlsync_layer::ledger::Ledger;
 use sqlsync_layer::payload::{Op, Outcome as Applied, Payload};
 
 use crate::args::{Volume as Args, VolumeCommand};
@@ -30,6 +34,8 @@ struct Info {
     module: Option<ModuleHash>,
     schema: u32,
     mutations: u64,
+    /// The commit of the newest checkpoint.
+    checkpoint: Option<Lsn>,
 }
 
 #[derive(Serialize)]
@@ -80,21 +86,62 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
                     ("module", module),
                     ("schema", info.schema.to_string()),
                     ("mutations", info.mutations.to_string()),
+                    ("checkpoint", info.checkpoint.map_or("none".into(), |lsn| format!("lsn {lsn}"))),
                 ] {
                     output::line(&format!("{what:<10} {value}"))?;
                 }
             }
         }
+        VolumeCommand::Fork { name, from, at, store, json } => {
+            let at = at.map_or(At::Newest, |moment| moment.0);
+            fork(&name, &from, at, &store.store, json).await?;
+        }
+        VolumeCommand::Restore { name, from, at, store, json } => {
+            fork(&name, &from, at.0, &store.store, json).await?;
+        }
+        VolumeCommand::Rm { name, store, json } => {
+            let remote = graft::remote::open(&store.store)?;
+            let objects = catalog::remove(&*remote, &name.parse()?).await?;
+            if json {
+                output::json(&json!({ "removed": name, "objects": objects }))?;
+            } else {
+                output::line(&format!(
+                    "volume `{name}` is removed, with {}",
+                    output::count(objects as usize, "object")
+                ))?;
+            }
+        }
+        VolumeCommand::Checkpoint { name, store, json } => {
+            let remote = graft::remote::open(&store.store)?;
+            let (_, opened) = open(&*remote, &name.parse()?).await?;
+            let ledger = Ledger::open(&opened.start, &opened.heads)?;
+            let (volume, base) = (&opened.volume, opened.volume.base());
+            let written = graft::checkpoint::write(&*remote, volume, &base, ledger.encode()).await?;
+            let (outcome, seq, lsn) = match written {
+                Written::Stored { seq, lsn } => ("stored", seq, Some(lsn)),
+                Written::Lost { seq } => ("lost", seq, None),
+                Written::Current { seq, lsn } => ("current", seq, Some(lsn)),
+            };
+            if json {
+                output::json(&json!({ "outcome": outcome, "seq": seq, "lsn": lsn }))?;
+            } else {
+                output::line(&match written {
+                    Written::Stored { seq, lsn } => format!("checkpoint {seq} of lsn {lsn} is stored"),
+                    Written::Lost { seq } => {
+                        format!("checkpoint {seq} was made by another writer at the same time")
+                    }
+                    Written::Current { seq: Seq::ZERO, .. } => "there are no commits yet".into(),
+                    Written::Current { seq, lsn } => {
+                        format!("checkpoint {seq} of lsn {lsn} has everything already")
+                    }
+                })?;
+            }
+        }
         VolumeCommand::Log { name, store, limit, json } => {
             let remote = graft::remote::open(&store.store)?;
-            let opened = open(&*remote, &name.parse()?).await?.1;
-            let commits: Vec<Commit> = opened
-                .heads
-                .iter()
-                .rev()
-                .take(limit.unwrap_or(usize::MAX))
-                .map(commit)
-                .collect::<anyhow::Result<_>>()?;
+            let id = catalog::resolve(&*remote, &name.parse()?).await?;
+            let heads = graft::history::log(&*remote, id, limit.unwrap_or(usize::MAX)).await?;
+            let commits: Vec<Commit> = heads.iter().map(commit).collect::<anyhow::Result<_>>()?;
             if json {
                 for commit in &commits {
                     output::json(commit)?;
@@ -103,8 +150,26 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
                 output::line(&log_table(&commits))?;
             }
         }
+        VolumeCommand::Hydrate(args) => return crate::hydrate::run(args).await,
+        VolumeCommand::Put(args) => return crate::files::run_put(args).await,
+        VolumeCommand::Get(args) => return crate::files::run_get(args).await,
     }
     Ok(Outcome::Done)
+}
+
+#[allow(clippy::disallowed_methods, reason = "a driver: it gives volumes their random ids")]
+async fn fork(name: &str, from: &str, at: At, store: &str, json: bool) -> anyhow::Result<()> {
+    let (name, from): (VolumeName, VolumeName) = (name.parse()?, from.parse()?);
+    let remote = graft::remote::open(store)?;
+    let parent = catalog::resolve(&*remote, &from).await?;
+    let id = VolumeId(rand::rng().random());
+    let lsn = graft::fork::create(&*remote, parent, at, id, &name).await?.lsn;
+    if json {
+        output::json(&json!({ "name": name.as_str(), "id": id, "from": from.as_str(), "lsn": lsn }))?;
+    } else {
+        output::line(&format!("volume `{name}` begins as `{from}` was at lsn {lsn}"))?;
+    }
+    Ok(())
 }
 
 async fn open(remote: &dyn Remote, name: &VolumeName) -> anyhow::Result<(VolumeId, Opened)> {
@@ -114,18 +179,7 @@ async fn open(remote: &dyn Remote, name: &VolumeName) -> anyhow::Result<(VolumeI
 
 async fn info(remote: &dyn Remote, name: &VolumeName) -> anyhow::Result<Info> {
     let (id, opened) = open(remote, name).await?;
-    let (mut module, mut schema, mut mutations) = (None, 0, 0);
-    for head in &opened.heads {
-        for record in Payload::decode(head)?.records {
-            match (record.op, record.outcome) {
-                (Op::Mutation(_), Applied::Applied) => mutations += 1,
-                (Op::Deploy { module: deployed, schema: reached, .. }, Applied::Applied) => {
-                    (module, schema) = (Some(deployed), reached);
-                }
-                (Op::Mutation(_) | Op::Deploy { .. }, Applied::Rejected(_)) => {}
-            }
-        }
-    }
+    let ledger = Ledger::open(&opened.start, &opened.heads)?;
     let status = opened.volume.status();
     Ok(Info {
         name: name.to_string(),
@@ -134,10 +188,11 @@ async fn info(remote: &dyn Remote, name: &VolumeName) -> anyhow::Result<Info> {
         page_size: opened.volume.page_size().get(),
         pages: status.pages,
         lsn: status.lsn,
-        time_ms: opened.heads.last().map(|head| head.time_ms),
-        module,
-        schema,
-        mutations,
+        time_ms: (status.lsn > Lsn::ZERO).then(|| opened.volume.base().time_ms()),
+        module: ledger.module(),
+        schema: ledger.schema(),
+        mutations: ledger.mutations(),
+        checkpoint: opened.start.checkpoint.as_ref().map(|root| root.lsn),
     })
 }
 

@@ -180,7 +180,7 @@ fn dev_follows_the_module_and_survives_its_errors() {
     let types = app.join("web/src/mutations.ts");
     assert!(dev.line().ends_with("web/src/mutations.ts"));
     let line = dev.line();
-    assert!(line.starts_with("deployed ") && line.contains("to todo: schema 1 (1 migration run)"), "{line}");
+    assert!(line.starts_with("deployed ") && line.contains("to todo: schema 2 (2 migrations run)"), "{line}");
     assert_eq!(std::fs::read_to_string(&types).unwrap(), TODO_TS);
 
     // It serves, and its own description makes the same types.
@@ -192,16 +192,21 @@ fn dev_follows_the_module_and_survives_its_errors() {
 
     put(b"not wasm");
     assert!(dev.error().contains("not a core wasm module"));
-    put(&std::fs::read(wasm("notes")).unwrap());
+    // An older version of the module, which does not know the volume's tables.
+    let older = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/testdata/todo-schema-1.wasm");
+    put(&std::fs::read(older).unwrap());
     let said = dev.error();
-    assert!(said.contains("cannot deploy to volume `todo`") && said.contains("notes"), "{said}");
+    assert!(
+        said.contains("cannot deploy to volume `todo`") && said.contains("schema is at version 2"),
+        "{said}"
+    );
     assert_eq!(std::fs::read_to_string(&types).unwrap(), TODO_TS, "types are of what is in force");
     // The same module with a section that means nothing: other bytes, so it is deployed.
     let mut changed = todo.clone();
     changed.extend([0, 3, 1, b'x', 0]);
     put(&changed);
     let line = dev.line();
-    assert!(line.starts_with("deployed ") && line.contains("schema 1 (0 migrations run)"), "{line}");
+    assert!(line.starts_with("deployed ") && line.contains("schema 2 (0 migrations run)"), "{line}");
     std::fs::remove_file(app.join("module.wasm")).unwrap();
     assert!(dev.error().contains("cannot read `module.wasm`"));
     put(&changed);

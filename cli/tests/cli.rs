@@ -217,10 +217,68 @@ fn every_command_does_what_its_page_says() {
     assert_eq!(lsns, (1..=newest).rev().map(Value::from).collect::<Vec<_>>());
     assert_eq!(server.ok(&["volume", "log", "todo", "-n", "2", "--json"]).lines().count(), 2);
 
+    // Checkpoints, the past, forks.
+    let written = documented("volume-checkpoint", &server.ok(&["volume", "checkpoint", "todo", "--json"]));
+    assert_eq!((&written["outcome"], written["lsn"].as_u64()), (&Value::from("stored"), Some(newest)));
+    let again = server.ok(&["volume", "checkpoint", "todo", "--json"]);
+    assert_eq!(documented("volume-checkpoint", &again)["outcome"], "current");
+    let info = documented("volume-info", &server.ok(&["volume", "info", "todo", "--json"]));
+    assert_eq!((info["checkpoint"].as_u64(), info["lsn"].as_u64()), (Some(newest), Some(newest)));
+    let count = |volume: &str, at: &str| {
+        let sql = "select count(*) as n from tasks";
+        let line = server.ok(&["sql", sql, "--volume", volume, "--at", at, "--json"]);
+        documented("sql", &line)["rows"][0][0].as_u64().unwrap()
+    };
+    let (first, last) = (count("todo", "1"), count("todo", &newest.to_string()));
+    assert!(first < last, "{first} tasks at first, {last} at last");
+    assert_eq!(count("todo", "2126-01-01"), last);
+    let fork = server.ok(&["volume", "fork", "trial", "--from", "todo", "--json"]);
+    assert_eq!(documented("volume-fork", &fork)["lsn"].as_u64(), Some(newest));
+    server.ok(&["sql", "delete from tasks", "--volume", "trial", "--write"]);
+    let newest_trial = (newest + 1).to_string();
+    assert_eq!((count("trial", &newest_trial), count("todo", &newest.to_string())), (0, last));
+    let restored = server.ok(&["volume", "restore", "earlier", "--from", "trial", "--at", "1", "--json"]);
+    assert_eq!(documented("volume-fork", &restored)["lsn"], 1);
+    assert_eq!(count("earlier", "1"), first);
+    let refused = server.run(&["volume", "rm", "todo"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("earlier, trial"), "{said}");
+    for volume in ["trial", "earlier"] {
+        let removed = documented("volume-rm", &server.ok(&["volume", "rm", volume, "--json"]));
+        assert_eq!(removed["removed"], volume);
+    }
+
     watching.signal("-INT");
     assert_eq!(watching.end().0, Some(0), "Ctrl-C ends a subscription well");
     server.process.signal("-TERM");
     assert_eq!(server.process.end(), (Some(0), String::new()), "one line is all that it prints");
+}
+
+#[test]
+fn files_go_in_and_out_as_their_page_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let ok = |args: &[&str]| {
+        let output = graft().env("GRAFT_STORE", path("store")).args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let live = rusqlite::Connection::open(path("live.db")).unwrap();
+    live.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t(v); INSERT INTO t VALUES('%s')").unwrap();
+    let made = ok(&["import", &path("live.db"), "--volume", "shop", "--page-size", "512", "--json"]);
+    assert_eq!(documented("import", &made)["page_size"], 512);
+    let line = ok(&["export", "shop", &path("out.db"), "--json"]);
+    assert_eq!(documented("export", &line)["lsn"], 1);
+    let out = rusqlite::Connection::open(path("out.db")).unwrap();
+    let found: String = out.query_row("SELECT v FROM t", [], |row| row.get(0)).unwrap();
+    assert_eq!(found, "%s");
+    let backup = ["backup", &path("live.db"), "--volume", "kept", "--json"];
+    assert_eq!(documented("backup", &ok(&backup))["lsn"], 1);
+    assert_eq!(ok(&backup), "", "nothing changed");
+    live.execute_batch("INSERT INTO t VALUES('more')").unwrap();
+    let second = documented("backup", &ok(&backup));
+    assert_eq!((&second["lsn"], &second["pages_written"]), (&2.into(), &1.into()));
+    assert!(ok(&["export", "kept", &path("past.db"), "--at", "1"]).contains("volume `kept` at lsn 1"));
 }
 
 /// The first server is killed outright; the second takes over its store and its data directory.
@@ -250,6 +308,33 @@ fn a_subscription_goes_on_at_the_next_server() {
         assert_eq!(documented("mutate", &said)["seq"], seq);
         documented("subscribe-delta", &watching.line());
     }
+}
+
+/// Who knows only the server's address reads the volume page by page, and writes where that is allowed.
+#[test]
+fn a_server_can_stand_for_its_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let list = r#"{"id":"l","name":"L"}"#;
+    let read = ["sql", "SELECT id FROM lists", "--json"];
+    let write = ["sql", "INSERT INTO lists (id, name) VALUES ('m', 'M')", "--write"];
+    {
+        let server = Server::start(&store);
+        server.ok(&["deploy", todo_wasm().to_str().unwrap()]);
+        server.ok(&["mutate", "create_list", list]);
+        let through = |args: &[&str]| server.ok(&[args, &["--store", &server.url]].concat());
+        assert_eq!(through(&read), server.ok(&read));
+        assert!(through(&["volume", "ls"]).contains("todo"));
+        let said = server.fails(1, &[&write[..], &["--store", &server.url]].concat());
+        assert!(said.contains("--allow-remote-writes"), "{said}");
+    }
+    let server = Server::start_with(&store, &["--allow-remote-writes"]);
+    server.ok(&[&write[..], &["--store", &server.url]].concat());
+    assert!(server.ok(&read).contains(r#"[["l"],["m"]]"#), "the bucket has it");
+    // The server itself goes on after the commit that went past it.
+    server.ok(&["mutate", "create_list", r#"{"id":"n","name":"N"}"#]);
+    let rows = server.ok(&["query", "SELECT count(*) AS n FROM lists", "--json"]);
+    assert!(rows.contains("[[3]]"), "{rows}");
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! | `GET /v1/volumes/{name}` | says how the volume stands and what its reducers take |
 //! | `POST /v1/volumes/{name}/query` | asks once; see `volume` |
 //! | `POST /v1/volumes/{name}/mutate` | runs a reducer; see `mutate` |
+//! | `GET /v1/objects`, `… /v1/objects/{key}` | objects of the store; see `objects` |
 //! | `GET` of anything else | a file of the app's page, where one is served; see `web` |
 //!
 //! Whatever can be refused is refused before a socket is upgraded. Every error becomes a status and a
@@ -35,6 +36,7 @@ use crate::web::Web;
 use crate::{origin, sync};
 
 mod mutate;
+pub(crate) mod objects;
 mod volume;
 mod wire;
 
@@ -201,7 +203,7 @@ impl IntoResponse for ApiError {
 }
 
 /// The routes, and the page's files where there are some.
-pub(crate) fn router(volumes: Arc<Volumes>, web: Option<Web>) -> Router {
+pub(crate) fn router(volumes: Arc<Volumes>, web: Option<Web>, objects: Router<Arc<Volumes>>) -> Router {
     let web = web.map(Arc::new);
     let modules = post(deploy).layer(DefaultBodyLimit::max(volumes.limits().module_bytes_max));
     let body = DefaultBodyLimit::max(FRAME_BYTES_MAX);
@@ -212,6 +214,7 @@ pub(crate) fn router(volumes: Arc<Volumes>, web: Option<Web>) -> Router {
         .route("/v1/volumes/{name}/mutate", post(mutate::mutate).layer(body))
         .route("/v1/volumes/{name}/sync", get(connect))
         .route("/v1/volumes/{name}/modules", modules)
+        .merge(objects)
         .fallback(move |method: Method, uri: Uri| async move {
             match web {
                 Some(web) => web.serve(&method, uri.path()).await,

@@ -133,6 +133,9 @@ pub struct Config {
     pub data: Option<PathBuf>,
     /// A directory of static files to serve at `/`; none where `None`.
     pub web: Option<PathBuf>,
+    /// Whether clients may write the store's objects through this server, as with the bucket's
+    /// credentials; reading them is always allowed.
+    pub remote_writes: bool,
     /// Bounds.
     pub limits: Limits,
 }
@@ -140,7 +143,7 @@ pub struct Config {
 impl Config {
     /// The default bounds, no data directory, no page.
     pub fn new(store: SharedRemote, listen: SocketAddr) -> Config {
-        Config { store, listen, data: None, web: None, limits: Limits::default() }
+        Config { store, listen, data: None, web: None, remote_writes: false, limits: Limits::default() }
     }
 }
 
@@ -197,7 +200,7 @@ impl Coordinator {
     ///
     /// Any [`StartError`].
     pub async fn start(config: Config) -> Result<Running, StartError> {
-        let Config { store, listen, data, web, limits } = config;
+        let Config { store, listen, data, web, remote_writes, limits } = config;
         if !listen.ip().is_loopback() {
             return Err(StartError::NotLoopback { listen });
         }
@@ -211,11 +214,12 @@ impl Coordinator {
         let cache = data.map(|dir| modules::open_data(&dir)).transpose()?;
         let host = Host::new(limits.host)?;
         let modules = Arc::new(StoreModules::new(store.clone(), host));
+        let objects = http::objects::router(store.clone(), remote_writes);
         let volumes = Volumes::new(store, cache, modules, limits);
 
         let (stop, stopped) = watch::channel(false);
         let idle = tokio::spawn(volumes::close_idle(volumes.clone(), stopped.clone()));
-        let router = http::router(volumes.clone(), web);
+        let router = http::router(volumes.clone(), web, objects);
         // Messages are small and somebody waits for each.
         let listener = listener.tap_io(|stream| {
             if let Err(error) = stream.set_nodelay(true) {

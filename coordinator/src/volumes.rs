@@ -246,6 +246,7 @@ impl Volumes {
             // Clients resend what is not durable, so the tip lives in memory.
             locals: None,
             cache_bytes: self.limits.cache_bytes,
+            ..Options::default()
         };
         let opened =
             Volume::open(&*self.remote, id, options).await.map_err(|error| from_open(name, error))?;
@@ -489,7 +490,7 @@ fn from_open(name: &VolumeName, error: OpenError) -> OpenVolumeError {
         OpenError::Pull(PullError::Damaged(damaged)) => {
             OpenVolumeError::Damaged { name: name.clone(), message: damaged.to_string() }
         }
-        OpenError::Pull(error @ PullError::Diverged { .. }) => {
+        OpenError::Pull(error @ (PullError::Diverged { .. } | PullError::Expired { .. })) => {
             OpenVolumeError::Damaged { name: name.clone(), message: error.to_string() }
         }
         error => OpenVolumeError::Unavailable { name: name.clone(), message: error.to_string() },

@@ -15,16 +15,19 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
+use graft::checkpoint::{CheckpointError, Written};
 use graft::publish::{Prepared, PublishError, Published};
 use graft::pull::{PullError, Pulled};
 use graft::remote::SharedRemote;
+use graft::snapshot::Snapshot;
 use graft::volume::Volume;
 use graft::{CommitId, ModuleHash};
 use rand::Rng as _;
 use rand::rngs::StdRng;
 use sqlsync_layer::actor::{Ask, AskError, Asked, Deployed, Input, Output, RequestId, SessionId, Standing};
-use sqlsync_layer::protocol::{ClientId, ClientMessage, Reason, codes};
+use sqlsync_layer::protocol::{ClientId, ClientMessage, Known, Reason, codes};
 use sqlsync_layer::vfs::IoFailure;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -47,8 +50,8 @@ pub(crate) enum Work {
     Connect {
         session: SessionId,
         client: ClientId,
-        /// The last seq that it knows to be final.
-        settled: u64,
+        /// What it says of itself.
+        known: Known,
         outbox: Arc<Outbox>,
     },
     Receive {
@@ -76,6 +79,7 @@ pub(crate) enum Work {
     },
     Published(Result<Published, PublishError>),
     Pulled(Result<Pulled, PullError>),
+    Checkpointed(Result<Written, CheckpointError>),
     Woken,
     Reminded,
     /// Take no more mutations; answer when everything accepted is durable.
@@ -95,10 +99,15 @@ pub(crate) trait Machine {
 pub(crate) type OpenMachine =
     Box<dyn FnOnce() -> Result<(Box<dyn Machine>, Box<dyn Storage>), IoFailure> + Send>;
 
-/// What publications and pulls go to.
+/// What publications, pulls and checkpoints go to.
 pub(crate) trait Storage {
     fn publish(&self, prepared: Arc<Prepared>) -> BoxFuture<'static, Result<Published, PublishError>>;
     fn pull(&self) -> BoxFuture<'static, Result<Pulled, PullError>>;
+    fn checkpoint(
+        &self,
+        snapshot: Snapshot,
+        state: Bytes,
+    ) -> BoxFuture<'static, Result<Written, CheckpointError>>;
 }
 
 /// [`Storage`] of one volume in the object store.
@@ -115,6 +124,14 @@ impl Storage for RemoteStorage {
     fn pull(&self) -> BoxFuture<'static, Result<Pulled, PullError>> {
         let (remote, volume) = (self.remote.clone(), self.volume.clone());
         Box::pin(async move { volume.pull(&*remote).await })
+    }
+    fn checkpoint(
+        &self,
+        snapshot: Snapshot,
+        state: Bytes,
+    ) -> BoxFuture<'static, Result<Written, CheckpointError>> {
+        let (remote, volume) = (self.remote.clone(), self.volume.clone());
+        Box::pin(async move { graft::checkpoint::write(&*remote, &volume, &snapshot, state).await })
     }
 }
 
@@ -204,10 +221,10 @@ impl Worker {
 
     fn take(&mut self, work: Work, turns: &mut Vec<Turn>) {
         let input = match work {
-            Work::Connect { session, client, settled, outbox } => {
+            Work::Connect { session, client, known, outbox } => {
                 tracing::info!(session = session.0, %client, "connected");
                 self.sessions.insert(session, outbox);
-                Input::Connect { session, client, settled }
+                Input::Connect { session, client, known }
             }
             Work::Receive { session, message, turn } => {
                 turns.push(turn);
@@ -244,6 +261,7 @@ impl Worker {
             }
             Work::Published(result) => Input::Published(result),
             Work::Pulled(result) => Input::Pulled(result),
+            Work::Checkpointed(result) => Input::Checkpointed(result),
             Work::Woken => Input::Woken,
             Work::Reminded => Input::Reminded,
             Work::Shutdown { drained } => {
@@ -296,6 +314,10 @@ impl Worker {
                 tracing::debug!("pulling");
                 let pulling = self.storage.pull();
                 self.report(async { Work::Pulled(pulling.await) });
+            }
+            Output::Checkpoint { snapshot, state } => {
+                let writing = self.storage.checkpoint(snapshot, state);
+                self.report(async { Work::Checkpointed(writing.await) });
             }
             Output::Wake { after_ms } => self.report(async move {
                 tokio::time::sleep(Duration::from_millis(after_ms)).await;

@@ -119,7 +119,7 @@ async fn a_mutation_and_a_query_go_without_a_socket() {
     let (status, info) = get(&running, "/v1/volumes/todo").await;
     assert_eq!(status, 200, "{info}");
     let info: VolumeInfo = serde_json::from_value(info).unwrap();
-    assert_eq!((info.name.as_str(), info.schema), ("todo", 1));
+    assert_eq!((info.name.as_str(), info.schema), ("todo", 2));
     assert_eq!(Some(info.lsn.0), said["lsn"].as_u64());
     let set_done = info.reducers.iter().find(|reducer| reducer.name == "set_done").unwrap();
     let documented = check::<VolumeInfo>("volume-info", 1);

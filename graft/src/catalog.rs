@@ -3,13 +3,15 @@
 //! A name is one object, `names/{name}`, created once: the volume's id, a space, and 16 hex digits
 //! of BLAKE3 over id and name, so that a damaged or misplaced object leads to no other volume. A
 //! volume's `meta` is written before its name, so a name never leads to a volume that is not there;
-//! a loser of a race for a name leaves a `meta` that nothing names.
+//! a loser of a race for a name leaves a `meta` that nothing names. Removing goes the other way: the
+//! name first, the `meta` last.
 
 use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::format::Damaged;
 use crate::format::meta::Meta;
-use crate::ids::{VolumeId, VolumeName, key};
+use crate::ids::{Lsn, Seq, VolumeId, VolumeName, key};
 use crate::remote::{Remote, RemoteError};
 
 /// Why a name could not be created, resolved or listed.
@@ -34,6 +36,14 @@ pub enum CatalogError {
         /// The volume it leads to.
         found: VolumeId,
     },
+    /// The volume has forks, which read through it.
+    #[error("volume `{name}` has forks that read through it: {}; remove them first", .forks.join(", "))]
+    HasForks {
+        /// The volume.
+        name: VolumeName,
+        /// The forks' names; the id of one that has no name.
+        forks: Vec<String>,
+    },
     /// The object that holds the name or the metadata is damaged.
     #[error(transparent)]
     Damaged(#[from] Damaged),
@@ -50,7 +60,13 @@ pub async fn create(
     meta: Meta,
 ) -> Result<(), CatalogError> {
     match remote.create(&key::meta(id), meta.encode(id)).await {
-        Ok(()) | Err(RemoteError::AlreadyExists { .. }) => {}
+        Ok(()) => {}
+        // Ours from an unanswered try, or garbage collection's, which took a fork for abandoned.
+        Err(RemoteError::AlreadyExists { .. }) => {
+            if self::meta(remote, id).await? != meta {
+                return Err(Damaged::new(&key::meta(id), "it is another volume's").into());
+            }
+        }
         Err(error) => return Err(error.into()),
     }
     match remote.create(&key::name(name), Bytes::from(name_text(name, id))).await {
@@ -60,6 +76,105 @@ pub async fn create(
             found => Err(CatalogError::Exists { name: name.clone(), found }),
         },
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Objects deleted at the same time.
+const CONCURRENT_DELETES: usize = 32;
+
+/// Removes the volume called `name` with everything that is stored of it; answers how many objects that
+/// were. Nobody may write to it meanwhile: what they commit goes, too.
+///
+/// One request for each object, and a few. The name goes first: where it fails half-way, what is left is
+/// garbage that nothing names.
+///
+/// # Errors
+///
+/// [`CatalogError::HasForks`] names the forks that read through it. Nothing has changed then.
+pub async fn remove(remote: &dyn Remote, name: &VolumeName) -> Result<u64, CatalogError> {
+    let id = resolve(remote, name).await?;
+    refuse_forks(remote, name, id).await?;
+    // A fork that is being made now either pins before this is seen, or sees it and gives up.
+    let closed = key::horizon(id, Lsn(u64::MAX), Seq(u64::MAX));
+    match remote.create(&closed, Bytes::new()).await {
+        Ok(()) | Err(RemoteError::AlreadyExists { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    if let Err(error) = refuse_forks(remote, name, id).await {
+        remote.delete(&closed).await?;
+        return Err(error);
+    }
+    let parent = meta(remote, id).await?.parent;
+    remote.delete(&key::name(name)).await?;
+    let mut removed = 1;
+    let prefix = key::volume_prefix(id);
+    let last = key::meta(id);
+    loop {
+        let rows = remote.list(&prefix, None, 1000).await?;
+        let keys: Vec<String> = rows.into_iter().map(|row| row.key).filter(|key| *key != last).collect();
+        if keys.is_empty() {
+            break;
+        }
+        removed += keys.len() as u64;
+        let deletes = keys.into_iter().map(|key| delete(remote, key));
+        futures::stream::iter(deletes).buffer_unordered(CONCURRENT_DELETES).try_collect::<()>().await?;
+    }
+    remote.delete(&last).await?;
+    // Only now: until here its ancestors keep what it reads.
+    let mut ancestor = parent;
+    while let Some((volume, _)) = ancestor {
+        for row in remote.list(&key::child_pins_prefix(volume, id), None, 1000).await? {
+            remote.delete(&row.key).await?;
+            removed += 1;
+        }
+        ancestor = self::meta(remote, volume).await?.parent;
+    }
+    if let Some((parent, _)) = parent {
+        remote.delete(&key::fork_pin(parent, id)).await?;
+        removed += 1;
+    }
+    Ok(removed + 1)
+}
+
+async fn delete(remote: &dyn Remote, key: String) -> Result<(), RemoteError> {
+    remote.delete(&key).await
+}
+
+async fn refuse_forks(remote: &dyn Remote, name: &VolumeName, id: VolumeId) -> Result<(), CatalogError> {
+    let forks = forks(remote, id).await?;
+    if forks.is_empty() {
+        return Ok(());
+    }
+    let mut named = Vec::new();
+    for other in list(remote).await? {
+        let found = resolve(remote, &other).await?;
+        if forks.contains(&found) {
+            named.push((found, other.to_string()));
+        }
+    }
+    let mut shown: Vec<String> = named.iter().map(|(_, name)| name.clone()).collect();
+    let nameless = forks.iter().filter(|fork| named.iter().all(|(found, _)| found != *fork));
+    shown.extend(nameless.map(VolumeId::to_string));
+    Err(CatalogError::HasForks { name: name.clone(), forks: shown })
+}
+
+/// The volumes that were forked from `id`'s own log. One request for each thousand.
+pub async fn forks(remote: &dyn Remote, id: VolumeId) -> Result<Vec<VolumeId>, CatalogError> {
+    const ROWS: usize = 1000;
+    let prefix = key::forks_prefix(id);
+    let mut forks = Vec::new();
+    let mut after: Option<String> = None;
+    loop {
+        let rows = remote.list(&prefix, after.as_deref(), ROWS).await?;
+        let full = rows.len() == ROWS;
+        after = rows.last().map(|row| row.key.clone());
+        for row in rows {
+            let fork = row.key.strip_prefix(&prefix).and_then(|fork| fork.parse().ok());
+            forks.push(fork.ok_or_else(|| Damaged::new(&row.key, "its key is not a fork's pin"))?);
+        }
+        if !full {
+            return Ok(forks);
+        }
     }
 }
 

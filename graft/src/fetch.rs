@@ -1,25 +1,65 @@
-//! Fetching: bringing pages that a read faulted on into a replica's cache.
+//! Fetching: bringing pages that a read faulted on, and what the prefetcher adds, into a replica's
+//! cache.
 //!
-//! Costs one ranged GET for each frame that holds a page asked for and is not cached.
+//! ```text
+//!   fault ──► + pages ahead ──► − what is cached ──► frames ──► − frames in flight ──► ranges ──► GETs
+//! ```
+//!
+//! A *frame* (at most 64 pages) is the least that is fetched. Frames that lie close together in one
+//! object become one ranged GET ([`plan`]): the gap between two of them is at most
+//! [`plan::GAP_BYTES_MAX`], and a GET ends with the frame that takes it to [`plan::RANGE_BYTES_MAX`].
+//! Readers that miss the same frame at the same time share one request. At most 16 requests of one
+//! [`Fetcher`] are under way at once; those of faults go before those ahead.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`plan`] | from page sets to frames to ranges |
+//! | `flights` | what is under way, and sharing it |
+//! | [`hedge`] | a second request where the first takes long |
+//! | `permits` | how many at once |
+//!
+//! Costs: one ranged GET for each range; a cold read of one page is one. Before that, what
+//! [`crate::chunks`] says, where parts of the page table were not read yet. A hedge is one more.
 //!
 //! Invariants: what is cached was checked against its hash; a fetch that fails leaves what it had
-//! fetched before in the cache, and everything else as it was.
+//! fetched before in the cache, and everything else as it was; that pages ahead could not be fetched
+//! is nobody's error. What was moved by a compaction and deleted since is fetched from where it is now
+//! ([`crate::replan`]). Retries are the driver's.
 
-use std::collections::HashMap;
+pub(crate) mod flights;
+pub mod hedge;
+mod permits;
+pub mod plan;
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 
+use self::flights::Flight;
+use self::hedge::Hedge;
+use self::permits::Permits;
+use self::plan::{frames_of, ranges};
+use crate::chunks;
 use crate::format::Damaged;
 use crate::page_set::PageSet;
+use crate::prefetch::Prefetch;
 use crate::remote::{Remote, RemoteError, SharedRemote};
-use crate::snapshot::{FrameRef, Location, Snapshot};
+use crate::replan;
+use crate::snapshot::Snapshot;
 use crate::store::StoreError;
 use crate::volume::Volume;
+use crate::volume::cache::{Coming, PageCache};
 
-/// Frames fetched at the same time.
+pub use crate::volume::cache::Metrics;
+
+/// Requests of one fetcher under way at once.
 const CONCURRENT_FETCHES: usize = 16;
+/// The most that is fetched ahead at once, before compression.
+pub const AHEAD_BYTES_MAX: usize = 64 << 20;
 
 /// Why pages were not fetched. Those that were are cached.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -34,29 +74,306 @@ pub enum FetchError {
     /// The local store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What the snapshot names was deleted by garbage collection, and is nowhere else: the snapshot is
+    /// older than what the volume retains.
+    #[error(
+        "the snapshot expired: `{key}` was deleted by garbage collection; pull, and read the newest state"
+    )]
+    Expired {
+        /// The object that is gone.
+        key: String,
+    },
 }
 
-/// Fetches `pages` of `snapshot` into `volume`'s cache: one ranged GET for each frame that is missing.
+/// Fetches exactly `pages` of `snapshot` into `volume`'s cache, with the rest of their frames: nothing
+/// ahead, nothing shared. For a caller that has a remote of its own for each request; others want a
+/// [`Fetcher`].
 pub async fn fetch(
     remote: &dyn Remote,
     volume: &Volume,
     snapshot: &Snapshot,
     pages: &PageSet,
 ) -> Result<(), FetchError> {
-    let mut frames: HashMap<*const FrameRef, Arc<FrameRef>> = HashMap::new();
-    for page in volume.missing(snapshot, pages)?.iter() {
-        if let Some(Location::Frame(frame)) = snapshot.location(page) {
-            frames.insert(Arc::as_ptr(frame), frame.clone());
+    match fetch_now(remote, volume, snapshot, pages).await {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            let moved = replan::elsewhere(remote, volume, snapshot, pages, error).await?;
+            fetch_now(remote, volume, &moved, pages).await
         }
     }
-    let mut frames: Vec<Arc<FrameRef>> = frames.into_values().collect();
-    frames.sort_by(|a, b| (&a.key, a.offset).cmp(&(&b.key, b.offset)));
-    let fetched = frames.into_iter().map(|frame| async move {
-        let range = frame.offset..frame.offset.saturating_add(u64::from(frame.bytes));
-        let bytes = remote.get_range(&frame.key, range).await?;
-        volume.put_fetched(&frame, &bytes)
+}
+
+async fn fetch_now(
+    remote: &dyn Remote,
+    volume: &Volume,
+    snapshot: &Snapshot,
+    pages: &PageSet,
+) -> Result<(), FetchError> {
+    chunks::load(remote, volume, snapshot, pages).await?;
+    let missing = volume.missing(snapshot, pages)?;
+    let (cache, missing) = (volume.page_cache(), &missing);
+    let fetched = ranges(frames_of(snapshot, missing)).into_iter().map(|range| async move {
+        let bytes = remote.get_range(&range.key, range.start..range.end).await?;
+        cache.counters.requests.fetch_add(1, Relaxed);
+        cache.counters.bytes.fetch_add(bytes.len() as u64, Relaxed);
+        for frame in &range.frames {
+            cache.put_frame(frame, range.part(frame, &bytes), Coming::Asked, missing)?;
+        }
+        Ok(())
     });
     futures::stream::iter(fetched).buffer_unordered(CONCURRENT_FETCHES).try_collect().await
+}
+
+/// What a [`Fetcher`] fetches beside the pages of a fault.
+#[derive(Debug, Clone, Default)]
+pub enum Ahead {
+    /// What [`crate::prefetch::Leap`] makes of the reads so far.
+    #[default]
+    Leap,
+    /// Nothing: exact costs.
+    Nothing,
+    /// What the app says.
+    App(Arc<dyn Prefetch>),
+}
+
+/// Fetches for any number of volumes of one remote. Cloning it copies pointers.
+///
+/// Requests in flight are shared by all that read one [`Volume`], whichever fetcher they use.
+#[derive(Clone)]
+pub struct Fetcher {
+    remote: SharedRemote,
+    ahead: Ahead,
+    hedge: Option<Hedge>,
+    permits: Permits,
+    /// Where fetches ahead go on after the fault they came with was served.
+    #[cfg(feature = "native")]
+    background: Option<tokio::runtime::Handle>,
+}
+
+impl fmt::Debug for Fetcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fetcher({}, ahead: {:?}, hedge: {:?})", self.remote.url(), self.ahead, self.hedge)
+    }
+}
+
+impl Fetcher {
+    /// Prefetches by trend, does not hedge. Where a tokio runtime is current it goes on with what is
+    /// fetched ahead in the background; elsewhere a fault waits for that too.
+    pub fn new(remote: SharedRemote) -> Fetcher {
+        Fetcher {
+            remote,
+            ahead: Ahead::default(),
+            hedge: None,
+            permits: Permits::new(CONCURRENT_FETCHES),
+            #[cfg(feature = "native")]
+            background: tokio::runtime::Handle::try_current().ok(),
+        }
+    }
+
+    /// Fetches ahead as `ahead` says.
+    #[must_use]
+    pub fn with_ahead(mut self, ahead: Ahead) -> Fetcher {
+        self.ahead = ahead;
+        self
+    }
+
+    /// Sends a second request where the first takes long. Not for directories and memory, where the
+    /// second would wait for the same disk.
+    #[must_use]
+    pub fn with_hedge(mut self, hedge: Hedge) -> Fetcher {
+        self.hedge = Some(hedge);
+        self
+    }
+
+    /// Waits for what is fetched ahead, too, so that costs are exact.
+    #[must_use]
+    pub fn in_foreground(mut self) -> Fetcher {
+        #[cfg(feature = "native")]
+        {
+            self.background = None;
+        }
+        self.permits = Permits::new(CONCURRENT_FETCHES);
+        self
+    }
+
+    /// The remote it fetches from.
+    pub fn remote(&self) -> &SharedRemote {
+        &self.remote
+    }
+
+    /// Serves a fault: brings `pages` of `snapshot` into `volume`'s cache, and what the prefetcher
+    /// names into the same requests.
+    ///
+    /// # Errors
+    ///
+    /// [`FetchError`] where one of `pages` could not be fetched. Those that were are cached.
+    pub async fn fetch(
+        &self,
+        volume: &Volume,
+        snapshot: &Snapshot,
+        pages: &PageSet,
+    ) -> Result<(), FetchError> {
+        let ahead = self.pages_ahead(volume.page_cache(), snapshot, pages);
+        self.bring(volume, snapshot, pages, &ahead, Coming::Asked).await
+    }
+
+    /// Brings exactly `pages` into the cache, with the rest of their frames: query-shaped hydration,
+    /// where `pages` is what a query read elsewhere. What is cached is not fetched again.
+    pub async fn fetch_pages(
+        &self,
+        volume: &Volume,
+        snapshot: &Snapshot,
+        pages: &PageSet,
+    ) -> Result<(), FetchError> {
+        self.bring(volume, snapshot, pages, &PageSet::new(), Coming::Asked).await
+    }
+
+    /// As [`Fetcher::fetch_pages`], for pages that are to be kept rather than read now: where there is
+    /// a disk they go there alone and drive nothing out of memory.
+    pub async fn keep_pages(
+        &self,
+        volume: &Volume,
+        snapshot: &Snapshot,
+        pages: &PageSet,
+    ) -> Result<(), FetchError> {
+        self.bring(volume, snapshot, pages, &PageSet::new(), Coming::Kept).await
+    }
+
+    /// Reads the parts of the page table that say where these pages are.
+    async fn load_chunks(
+        &self,
+        volume: &Volume,
+        snapshot: &Snapshot,
+        asked: &PageSet,
+        ahead: &PageSet,
+    ) -> Result<(), FetchError> {
+        let mut all = asked.clone();
+        all.union_with(ahead);
+        match chunks::load(&*self.remote, volume, snapshot, &all).await {
+            Ok(()) => Ok(()),
+            // It may have been those of the pages ahead, which are nobody's error.
+            Err(_) if !ahead.is_empty() => chunks::load(&*self.remote, volume, snapshot, asked).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    fn pages_ahead(&self, cache: &PageCache, snapshot: &Snapshot, pages: &PageSet) -> PageSet {
+        let mut ahead = match &self.ahead {
+            Ahead::Nothing => return PageSet::new(),
+            Ahead::App(app) => app.next(pages, snapshot),
+            Ahead::Leap => {
+                let mut leap = cache.leap.lock();
+                cache.tell(&mut leap);
+                match pages.first() {
+                    Some(page) => leap.fault(page, cache.room_ahead(), snapshot.pages()),
+                    None => PageSet::new(),
+                }
+            }
+        };
+        ahead.clip(snapshot.pages());
+        bounded(ahead, cache.room_ahead())
+    }
+
+    /// Fetches what is missing of `asked` and waits for it; fetches what is missing of `ahead`. What was
+    /// moved meanwhile is fetched from where it is now.
+    async fn bring(
+        &self,
+        volume: &Volume,
+        snapshot: &Snapshot,
+        asked: &PageSet,
+        ahead: &PageSet,
+        coming: Coming,
+    ) -> Result<(), FetchError> {
+        match self.bring_now(volume, snapshot, asked, ahead, coming).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let moved = replan::elsewhere(&*self.remote, volume, snapshot, asked, error).await?;
+                self.bring_now(volume, &moved, asked, &PageSet::new(), coming).await
+            }
+        }
+    }
+
+    async fn bring_now(
+        &self,
+        volume: &Volume,
+        snapshot: &Snapshot,
+        asked: &PageSet,
+        ahead: &PageSet,
+        coming: Coming,
+    ) -> Result<(), FetchError> {
+        let cache = volume.page_cache();
+        if volume.missing(snapshot, asked)?.is_empty() {
+            return Ok(());
+        }
+        self.load_chunks(volume, snapshot, asked, ahead).await?;
+        let asked = Arc::new(volume.missing(snapshot, asked)?);
+        let wanted = frames_of(snapshot, &asked);
+        let mut frames = frames_of(snapshot, &volume.missing(snapshot, ahead)?);
+        frames.extend(wanted.iter().map(|(place, frame)| (place.clone(), frame.clone())));
+        let (mut waiting, mut later) = (Vec::new(), Vec::new());
+        // Dropped after the lock: one that everybody else left meanwhile takes itself out of the table.
+        let mut under_way: Vec<Flight> = Vec::new();
+        {
+            let mut flights = cache.flights.lock();
+            frames.retain(|place, _| match flights.find(place) {
+                None => true,
+                Some(flight) => {
+                    if wanted.contains_key(place) && flight.is_new_among(&waiting) {
+                        cache.counters.shared.fetch_add(1, Relaxed);
+                        waiting.push(flight.clone());
+                    }
+                    under_way.push(flight);
+                    false
+                }
+            });
+            for range in ranges(frames) {
+                let is_asked = range.frames.iter().any(|frame| wanted.contains_key(&plan::place(frame)));
+                let flight = flights.start(
+                    self.remote.clone(),
+                    cache.clone(),
+                    self.permits.clone(),
+                    self.hedge.clone().filter(|_| is_asked),
+                    range,
+                    asked.clone(),
+                    coming,
+                );
+                if is_asked { waiting.push(flight) } else { later.push(flight) }
+            }
+        }
+        drop(under_way);
+        #[cfg(feature = "native")]
+        if let Some(runtime) = &self.background {
+            for flight in later.drain(..) {
+                runtime.spawn(async move { drop(flight.land().await) });
+            }
+        }
+        let (landed, _) = futures::join!(
+            futures::future::join_all(waiting.into_iter().map(Flight::land)),
+            futures::future::join_all(later.into_iter().map(Flight::land)),
+        );
+        for landed in landed {
+            landed.check(&wanted)?;
+        }
+        Ok(())
+    }
+}
+
+/// The first `most` pages of a set.
+fn bounded(mut set: PageSet, most: u32) -> PageSet {
+    let mut left = u64::from(most);
+    let mut clip = None;
+    for run in set.ranges() {
+        let pages = u64::from(run.end() - run.start()) + 1;
+        if pages > left {
+            clip = Some(run.start() + left as u32);
+            break;
+        }
+        left -= pages;
+    }
+    if let Some(first) = clip {
+        set.remove_range(first, u32::MAX);
+    }
+    set
 }
 
 /// Fetches pages for code that cannot wait asynchronously: SQLite's callbacks.
@@ -68,26 +385,48 @@ pub trait Fetch: Send + Sync + fmt::Debug {
 /// A [`Fetch`] that blocks on a remote.
 #[derive(Debug)]
 pub struct RemoteFetch {
-    remote: SharedRemote,
+    fetcher: Fetcher,
     #[cfg(feature = "native")]
     runtime: Option<tokio::runtime::Handle>,
 }
 
 impl RemoteFetch {
     /// Blocks the calling thread, which must not be one that runs tokio tasks. A remote that needs
-    /// tokio (S3) is driven by the runtime that is current here.
+    /// tokio (S3) is driven by the runtime that is current here. A remote beyond a network is asked
+    /// twice where its answer takes long.
     pub fn new(remote: SharedRemote) -> RemoteFetch {
+        let fetcher = Fetcher::new(remote);
+        #[cfg(feature = "native")]
+        if fetcher.background.is_some() && !is_local(&fetcher.remote.url()) {
+            return RemoteFetch::with(fetcher.with_hedge(Hedge::native()));
+        }
+        RemoteFetch::with(fetcher)
+    }
+
+    /// The same with a fetcher of the caller's making.
+    pub fn with(fetcher: Fetcher) -> RemoteFetch {
         RemoteFetch {
-            remote,
+            fetcher,
             #[cfg(feature = "native")]
             runtime: tokio::runtime::Handle::try_current().ok(),
         }
     }
+
+    /// The fetcher inside.
+    pub fn fetcher(&self) -> &Fetcher {
+        &self.fetcher
+    }
+}
+
+/// Whether a remote is on this machine.
+#[cfg(feature = "native")]
+fn is_local(url: &str) -> bool {
+    !url.contains("://") || url.starts_with("file://")
 }
 
 impl Fetch for RemoteFetch {
     fn fetch(&self, volume: &Volume, snapshot: &Snapshot, pages: &PageSet) -> Result<(), FetchError> {
-        let fetch = fetch(&*self.remote, volume, snapshot, pages);
+        let fetch = self.fetcher.fetch(volume, snapshot, pages);
         #[cfg(feature = "native")]
         if let Some(runtime) = &self.runtime {
             return runtime.block_on(fetch);

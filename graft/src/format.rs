@@ -5,13 +5,21 @@
 //! | [`meta`] | `volumes/{vid}/meta` |
 //! | [`commit`] | `volumes/{vid}/log/{!lsn}`: head, then inline frames |
 //! | [`frame`] | up to 64 compressed pages, inside a commit or a segment |
+//! | [`checkpoint`] | `volumes/{vid}/checkpoints/{!seq}`: root, then state and chunks |
+//! | [`chunk`] | where 256 pages are, inside a checkpoint |
+//! | [`pin`] | `volumes/{parent}/forks/{child}` |
+//! | [`tombstone`] | what is left of a commit or checkpoint that was deleted |
 //!
 //! Every decoder is total: bytes from a store are hostile, a damaged object is a typed error that
 //! names it, and nothing is allocated for a length that the bytes at hand do not back.
 
+pub mod checkpoint;
+pub mod chunk;
 pub mod commit;
 pub mod frame;
 pub mod meta;
+pub mod pin;
+pub mod tombstone;
 
 /// An object in the store is not what it should be. Trying again cannot help: someone must look.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -22,6 +22,10 @@ pub struct ChainHash(pub [u8; 32]);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ModuleHash(pub [u8; 32]);
 
+/// A reader lease's random id: its key under `readers/`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId(pub [u8; 16]);
+
 /// Text was not the id that it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not a {what}: expected {digits} hex digits")]
@@ -75,6 +79,7 @@ hex_id!(VolumeId, 16, "volume id");
 hex_id!(CommitId, 16, "commit id");
 hex_id!(ChainHash, 32, "chain hash");
 hex_id!(ModuleHash, 32, "module hash");
+hex_id!(LeaseId, 16, "lease id");
 
 impl ChainHash {
     /// The parent of a volume's first commit.
@@ -119,6 +124,50 @@ impl fmt::Display for Lsn {
 impl fmt::Debug for Lsn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "lsn {}", self.0)
+    }
+}
+
+/// A checkpoint's number in its volume: 1, 2, 3… without gaps. 0 is before the first.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
+)]
+#[serde(transparent)]
+pub struct Seq(pub u64);
+
+impl Seq {
+    /// Before the first checkpoint.
+    pub const ZERO: Seq = Seq(0);
+
+    /// The number after this one. They do not run out.
+    #[must_use]
+    pub fn next(self) -> Seq {
+        Seq(self.0 + 1)
+    }
+
+    /// `{!seq}`: the last part of the checkpoint's key, newest first.
+    pub fn key_part(self) -> String {
+        Lsn(self.0).key_part()
+    }
+
+    /// Reads a [`key_part`](Seq::key_part) back. Only its exact form is accepted.
+    pub fn from_key_part(text: &str) -> Option<Seq> {
+        Lsn::from_key_part(text).map(|lsn| Seq(lsn.0))
+    }
+}
+
+/// A volume's compaction epoch. Compactions of one epoch can be published while it lasts; garbage
+/// collection ends it to be rid of what unpublished ones have left.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct Epoch(pub u32);
+
+impl fmt::Display for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+impl fmt::Debug for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "checkpoint {}", self.0)
     }
 }
 
@@ -225,8 +274,12 @@ impl fmt::Debug for VolumeName {
 
 /// Object keys, relative to the remote's prefix.
 pub mod key {
-    use super::{CommitId, Lsn, ModuleHash, VolumeId, VolumeName};
+    use super::{CommitId, Epoch, LeaseId, Lsn, ModuleHash, Seq, VolumeId, VolumeName};
 
+    /// Everything that is stored of a volume, but for its name and its pin.
+    pub fn volume_prefix(vid: VolumeId) -> String {
+        format!("volumes/{vid}/")
+    }
     /// Written once: format version, page size, parent.
     pub fn meta(vid: VolumeId) -> String {
         format!("volumes/{vid}/meta")
@@ -242,6 +295,58 @@ pub mod key {
     /// A segment: its key carries the LSN and commit it was made for, and is never reused.
     pub fn segment(vid: VolumeId, lsn: Lsn, commit: CommitId, part: u32) -> String {
         format!("volumes/{vid}/segments/{}-{commit}-{part:04x}", lsn.key_part())
+    }
+    /// All of a volume's segments, of commits and of checkpoints.
+    pub fn segments_prefix(vid: VolumeId) -> String {
+        format!("volumes/{vid}/segments/")
+    }
+    /// A segment that a compaction made in `epoch`. Never reused.
+    pub fn compacted_segment(vid: VolumeId, epoch: Epoch, id: CommitId, part: u32) -> String {
+        format!("volumes/{vid}/segments/c{:08x}-{id}-{part:04x}", epoch.0)
+    }
+    /// All of a volume's checkpoints.
+    pub fn checkpoints_prefix(vid: VolumeId) -> String {
+        format!("volumes/{vid}/checkpoints/")
+    }
+    /// One checkpoint. Numbered, not named by its LSN: whoever is late loses its create.
+    pub fn checkpoint(vid: VolumeId, seq: Seq) -> String {
+        format!("volumes/{vid}/checkpoints/{}", seq.key_part())
+    }
+    /// What garbage collection has announced; the newest is in force.
+    pub fn horizon_prefix(vid: VolumeId) -> String {
+        format!("volumes/{vid}/horizon/")
+    }
+    /// LSNs below `lsn` and checkpoints below `seq` may be unreadable, but for those that are pinned.
+    pub fn horizon(vid: VolumeId, lsn: Lsn, seq: Seq) -> String {
+        format!("volumes/{vid}/horizon/{}-{}", lsn.key_part(), seq.key_part())
+    }
+    /// The pins of all of a volume's forks.
+    pub fn forks_prefix(vid: VolumeId) -> String {
+        format!("volumes/{vid}/forks/")
+    }
+    /// Keeps what `child` reads through `parent` from garbage collection.
+    pub fn fork_pin(parent: VolumeId, child: VolumeId) -> String {
+        format!("volumes/{parent}/forks/{child}")
+    }
+    /// What all forks' own page tables were made from.
+    pub fn pins_prefix(vid: VolumeId) -> String {
+        format!("volumes/{vid}/pins/")
+    }
+    /// What `child`'s own page tables were made from.
+    pub fn child_pins_prefix(vid: VolumeId, child: VolumeId) -> String {
+        format!("volumes/{vid}/pins/{child}/")
+    }
+    /// Keeps the checkpoint of `vid` that `child`'s own page table was made from.
+    pub fn pin(vid: VolumeId, child: VolumeId, seq: Seq) -> String {
+        format!("volumes/{vid}/pins/{child}/{}", seq.key_part())
+    }
+    /// The leases of a volume's long-lived readers.
+    pub fn readers_prefix(vid: VolumeId) -> String {
+        format!("volumes/{vid}/readers/")
+    }
+    /// One reader's lease.
+    pub fn reader(vid: VolumeId, lease: LeaseId) -> String {
+        format!("volumes/{vid}/readers/{lease}")
     }
     /// Human name → volume id.
     pub fn name(name: &VolumeName) -> String {

@@ -8,7 +8,7 @@
 //! time-out or an error proves nothing, so the log is read back: our own id there means won, another
 //! means rejected, and while the LSN is not seen occupied the outcome stays unknown. The caller then
 //! publishes the same [`Prepared`] again: identical bytes, so that whichever try lands is the same
-//! commit.
+//! commit. Where garbage collection has passed meanwhile, the tombstone under the key says whose it was.
 //!
 //! Invariants: a log entry never names a segment that is not stored; an unknown outcome is never
 //! reported as a lost or a won one. Waiting between tries is the caller's business.
@@ -20,7 +20,7 @@ use crate::format::commit::{FrameEntry, HEAD_BYTES_MAX, Head};
 use crate::format::frame::{self, FRAME_PAGES_MAX, PageHash};
 use crate::ids::{ChainHash, CommitId, Lsn, PageIdx, VolumeId, key};
 use crate::page_set::PageSet;
-use crate::pull::{PullError, read_head};
+use crate::pull::{Entry, PullError, read_entry};
 use crate::remote::{Remote, RemoteError};
 
 /// Frames up to this many bytes in all ride inside the commit; more go to segments.
@@ -66,62 +66,130 @@ pub struct Draft {
     pub payload: Bytes,
     /// How many local commits it rolls up.
     pub locals: usize,
+    /// The newest checkpoint's LSN that the writer knows; 0 for none.
+    pub checkpoint: Lsn,
 }
 
 /// Compresses and hashes pages into a commit. `pages` ascend and lie within `draft.pages`.
 ///
 /// # Panics
 ///
-/// If the head would be longer than readers accept (256 MiB): such a commit would make the volume
-/// unreadable for ever. The layers above bound payloads ([`PAYLOAD_BYTES_MAX`]) and transactions.
+/// As [`Builder::finish`].
 pub fn prepare(draft: Draft, pages: &[(PageIdx, Bytes)]) -> Prepared {
-    let chunks: Vec<&[(PageIdx, Bytes)]> = pages.chunks(FRAME_PAGES_MAX).collect();
-    let frames: Vec<Bytes> =
-        chunks.iter().map(|chunk| frame::encode(chunk.iter().map(|(_, page)| page))).collect();
-    let inline = frames.iter().map(Bytes::len).sum::<usize>() <= INLINE_BYTES_MAX;
-
-    let mut entries = Vec::with_capacity(frames.len());
-    let mut segments: Vec<Vec<u8>> = Vec::new();
-    let mut body = Vec::new();
-    for (chunk, frame) in chunks.iter().zip(&frames) {
-        let (segment, target) = if inline {
-            (0, &mut body)
-        } else {
-            if segments.last().is_none_or(|open| open.len() >= SEGMENT_BYTES) {
-                segments.push(Vec::new());
-            }
-            let part = segments.len() as u32;
-            (part, segments.last_mut().expect("one was pushed just above"))
-        };
-        let offset = target.len() as u64;
-        entries.push(FrameEntry { segment, offset, bytes: frame.len() as u32, pages: chunk.len() as u32 });
-        target.extend_from_slice(frame);
+    let mut builder = Builder::new(draft);
+    let mut segments = Vec::new();
+    for (page, bytes) in pages {
+        segments.extend(builder.push(*page, bytes.clone()));
     }
-    let mut head = Head {
-        volume: draft.volume,
-        lsn: draft.lsn,
-        id: draft.id,
-        parent: draft.parent,
-        hash: ChainHash::ZERO,
-        time_ms: draft.now_ms.max(draft.parent_time_ms.saturating_add(1)),
-        checkpoint: Lsn::ZERO,
-        pages: draft.pages,
-        set: pages.iter().map(|(idx, _)| *idx).collect::<PageSet>(),
-        hashes: pages.iter().map(|(idx, page)| PageHash::of(*idx, page)).collect(),
-        frames: entries,
-        segments: segments.iter().map(|s| s.len() as u64).collect(),
-        payload: draft.payload,
-        encoded: Bytes::new(),
-    };
-    let mut object = head.encode().to_vec();
-    assert!(object.len() as u64 <= HEAD_BYTES_MAX, "a head of {} bytes: nobody could read it", object.len());
-    object.extend_from_slice(&body);
-    let segments = segments
-        .into_iter()
-        .zip(1..)
-        .map(|(bytes, part)| (key::segment(draft.volume, draft.lsn, draft.id, part), bytes.into()))
-        .collect();
-    Prepared { head, body: object.into(), segments, locals: draft.locals }
+    let (last, mut prepared) = builder.finish();
+    segments.extend(last);
+    prepared.segments = segments;
+    prepared
+}
+
+/// A segment's key and bytes.
+pub type Segment = (String, Bytes);
+
+/// Makes a commit of pages that come one after another, in bounded memory: [`push`](Builder::push)
+/// answers each segment as it is full, to be stored before the commit is published.
+#[derive(Debug)]
+pub struct Builder {
+    draft: Draft,
+    set: PageSet,
+    hashes: Vec<PageHash>,
+    entries: Vec<FrameEntry>,
+    frame: Vec<Bytes>,
+    /// The segment that is being filled.
+    open: Vec<u8>,
+    /// The lengths of those that are full.
+    full: Vec<u64>,
+}
+
+impl Builder {
+    /// An empty commit.
+    pub fn new(draft: Draft) -> Builder {
+        let (set, hashes, entries) = (PageSet::new(), Vec::new(), Vec::new());
+        Builder { draft, set, hashes, entries, frame: Vec::new(), open: Vec::new(), full: Vec::new() }
+    }
+
+    /// Adds a page; pages ascend. Answers a segment that is full now, if one is.
+    pub fn push(&mut self, page: PageIdx, bytes: Bytes) -> Option<Segment> {
+        debug_assert!(self.set.last().is_none_or(|last| last < page), "pages ascend");
+        self.set.insert(page);
+        self.hashes.push(PageHash::of(page, &bytes));
+        self.frame.push(bytes);
+        if self.frame.len() == FRAME_PAGES_MAX { self.end_frame() } else { None }
+    }
+
+    /// Ends the frame: the next page begins another, so that the two are fetched apart.
+    pub fn end_frame(&mut self) -> Option<Segment> {
+        if self.frame.is_empty() {
+            return None;
+        }
+        let frame = frame::encode(self.frame.iter());
+        self.entries.push(FrameEntry {
+            segment: self.full.len() as u32 + 1,
+            offset: self.open.len() as u64,
+            bytes: frame.len() as u32,
+            pages: self.frame.len() as u32,
+        });
+        self.frame.clear();
+        self.open.extend_from_slice(&frame);
+        if self.open.len() >= SEGMENT_BYTES { Some(self.end_segment()) } else { None }
+    }
+
+    /// How many pages it holds.
+    pub fn pages(&self) -> usize {
+        self.hashes.len()
+    }
+
+    fn end_segment(&mut self) -> Segment {
+        let bytes = Bytes::from(std::mem::take(&mut self.open));
+        self.full.push(bytes.len() as u64);
+        let part = self.full.len() as u32;
+        (key::segment(self.draft.volume, self.draft.lsn, self.draft.id, part), bytes)
+    }
+
+    /// The last segment, where there is one, and the commit. Its list of segments is empty: whoever
+    /// took them from here stores them, or puts them there for [`publish`] to store.
+    ///
+    /// # Panics
+    ///
+    /// If the head would be longer than readers accept (256 MiB): such a commit would make the volume
+    /// unreadable for ever. The layers above bound payloads ([`PAYLOAD_BYTES_MAX`]) and transactions.
+    pub fn finish(mut self) -> (Option<Segment>, Prepared) {
+        let mut last = self.end_frame();
+        let inline = self.full.is_empty() && self.open.len() <= INLINE_BYTES_MAX;
+        let mut body = Vec::new();
+        if inline {
+            body = std::mem::take(&mut self.open);
+            self.entries.iter_mut().for_each(|entry| entry.segment = 0);
+        } else if !self.open.is_empty() {
+            last = Some(self.end_segment());
+        }
+        let draft = self.draft;
+        let mut head = Head {
+            volume: draft.volume,
+            lsn: draft.lsn,
+            id: draft.id,
+            parent: draft.parent,
+            hash: ChainHash::ZERO,
+            time_ms: draft.now_ms.max(draft.parent_time_ms.saturating_add(1)),
+            checkpoint: draft.checkpoint,
+            pages: draft.pages,
+            set: self.set,
+            hashes: self.hashes,
+            frames: self.entries,
+            segments: self.full,
+            payload: draft.payload,
+            encoded: Bytes::new(),
+        };
+        let mut object = head.encode().to_vec();
+        let bytes = object.len();
+        assert!(bytes as u64 <= HEAD_BYTES_MAX, "a head of {bytes} bytes: nobody could read it");
+        object.extend_from_slice(&body);
+        (last, Prepared { head, body: object.into(), segments: Vec::new(), locals: draft.locals })
+    }
 }
 
 /// A commit is in the log, durably.
@@ -187,12 +255,21 @@ pub async fn publish(remote: &dyn Remote, prepared: &Prepared) -> Result<Publish
     };
     // The whole head, whose hash vouches for it: a bit that flipped in our own commit's id must not
     // make it look like another writer's.
-    match read_head(remote, prepared.head.volume, lsn).await {
-        Ok(found) if found.hash == prepared.head.hash => Ok(Published { lsn, hash: found.hash }),
-        Ok(_) => Err(PublishError::Rejected { lsn }),
+    match read_entry(remote, prepared.head.volume, lsn).await {
+        Ok(Entry::Commit(found)) if found.hash == prepared.head.hash => {
+            Ok(Published { lsn, hash: found.hash })
+        }
+        Ok(Entry::Commit(_)) => Err(PublishError::Rejected { lsn }),
+        // So long ago that it was deleted since; what is left of it says whose it was.
+        Ok(Entry::Gone(left)) if left.id == prepared.head.id && left.hash == prepared.head.hash => {
+            Ok(Published { lsn, hash: left.hash })
+        }
+        Ok(Entry::Gone(_)) => Err(PublishError::Rejected { lsn }),
         Err(PullError::Damaged(damaged)) => Err(damaged.into()),
         // Not seen occupied, or not seen at all: neither proves that the create will not land.
-        Err(PullError::Remote(_) | PullError::Diverged { .. }) => Err(PublishError::Unknown { lsn, source }),
+        Err(PullError::Remote(_) | PullError::Diverged { .. } | PullError::Expired { .. }) => {
+            Err(PublishError::Unknown { lsn, source })
+        }
     }
 }
 

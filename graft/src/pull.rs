@@ -1,7 +1,8 @@
 //! Pulling: reading which commits others have added. Moves metadata only, never pages.
 //!
 //! Costs one LIST of the newest keys and one prefix read for each new commit (a second read for one
-//! whose head is longer than 4 KiB).
+//! whose head is longer than 4 KiB). A replica that lacks many commits jumps to a checkpoint instead:
+//! see [`crate::history`].
 //!
 //! Invariants: the heads answered follow each other without gaps and each names its predecessor's
 //! hash; the first names the hash that the caller already has.
@@ -11,6 +12,8 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::format::Damaged;
 use crate::format::commit::{Head, HeadError, PREFIX_BYTES};
+use crate::format::tombstone::{Of, Tombstone};
+use crate::history::Start;
 use crate::ids::{ChainHash, Lsn, VolumeId, key};
 use crate::remote::{Remote, RemoteError};
 
@@ -24,6 +27,9 @@ const LIST_ROWS: usize = 1000;
 pub struct Pulled {
     /// The commit that the caller knew.
     pub from: Lsn,
+    /// A newer checkpoint, from which `heads` go on; then what lies between is not known commit by
+    /// commit.
+    pub jump: Option<Box<Start>>,
     /// What came after it.
     pub heads: Vec<Head>,
 }
@@ -48,9 +54,19 @@ pub enum PullError {
         /// Where they part.
         lsn: Lsn,
     },
+    /// What is to be read was deleted by garbage collection: it is older than what the volume retains.
+    #[error(
+        "volume {volume}: lsn {lsn} is older than what the volume retains; pull, or open the volume anew"
+    )]
+    Expired {
+        /// Which volume.
+        volume: VolumeId,
+        /// A commit that is gone; 0 where it was a checkpoint.
+        lsn: Lsn,
+    },
 }
 
-/// Reads every commit after `from`, whose hash is `hash`.
+/// Reads every commit after `from`, whose hash is `hash`, however many they are.
 pub async fn pull(
     remote: &dyn Remote,
     volume: VolumeId,
@@ -69,7 +85,7 @@ pub async fn pull(
         }
         parent = head.hash;
     }
-    Ok(Pulled { from, heads })
+    Ok(Pulled { from, jump: None, heads })
 }
 
 /// The LSNs after `from`, ascending and without gaps. A log whose newest commit is older than `from`
@@ -112,13 +128,37 @@ async fn list_after(remote: &dyn Remote, volume: VolumeId, from: Lsn) -> Result<
     Ok(lsns)
 }
 
+/// What a log key holds.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Entry {
+    /// A commit.
+    Commit(Box<Head>),
+    /// What is left of one.
+    Gone(Tombstone),
+}
+
 /// Reads one commit's head: one request, two where it is longer than the prefix.
+///
+/// # Errors
+///
+/// [`PullError::Expired`] where garbage collection has passed.
 pub async fn read_head(remote: &dyn Remote, volume: VolumeId, lsn: Lsn) -> Result<Head, PullError> {
+    match read_entry(remote, volume, lsn).await? {
+        Entry::Commit(head) => Ok(*head),
+        Entry::Gone(_) => Err(PullError::Expired { volume, lsn }),
+    }
+}
+
+/// Reads what the log has under `lsn`: one request, two for a head that is longer than the prefix.
+pub async fn read_entry(remote: &dyn Remote, volume: VolumeId, lsn: Lsn) -> Result<Entry, PullError> {
     let key = key::log(volume, lsn);
     let mut bytes: Bytes = remote.get_range(&key, 0..PREFIX_BYTES).await?;
+    if Tombstone::is_one(&bytes) {
+        return Ok(Entry::Gone(Tombstone::decode(volume, Of::Commit(lsn), &bytes)?));
+    }
     loop {
         match Head::decode(volume, lsn, &bytes) {
-            Ok(head) => return Ok(head),
+            Ok(head) => return Ok(Entry::Commit(Box::new(head))),
             Err(HeadError::Damaged(damaged)) => return Err(damaged.into()),
             Err(HeadError::Incomplete { need }) => {
                 let had = bytes.len() as u64;

@@ -15,7 +15,8 @@
 //! | [`memory`] | a map, for tests and the browser |
 //! | `directory` | files, made by link and fsync (feature `native`) |
 //! | [`object`] | any store of the crate `object_store`; `s3` builds the one for S3 (feature `native`) |
-//! | [`counting`], [`faulty`] | wrappers: exact costs, injected faults |
+//! | `http` | the store behind a coordinator (feature `native`) |
+//! | [`counting`], [`faulty`], [`delayed`] | wrappers: exact costs, injected faults, a distance |
 //! | [`mod@probe`] | does this store really keep a second creator out? |
 //! | [`conformance`] | the suite that every implementation passes |
 //!
@@ -31,9 +32,12 @@ use bytes::Bytes;
 #[doc(hidden)]
 pub mod conformance;
 pub mod counting;
+pub mod delayed;
 #[cfg(feature = "native")]
 pub mod directory;
 pub mod faulty;
+#[cfg(feature = "native")]
+pub mod http;
 pub mod memory;
 pub mod object;
 pub mod probe;
@@ -41,9 +45,12 @@ pub mod probe;
 pub mod s3;
 
 pub use counting::{Counting, Counts};
+pub use delayed::Delayed;
 #[cfg(feature = "native")]
 pub use directory::DirectoryRemote;
 pub use faulty::{Fault, Faults, Faulty};
+#[cfg(feature = "native")]
+pub use http::HttpRemote;
 pub use memory::MemoryRemote;
 pub use object::ObjectRemote;
 pub use probe::{ProbeError, Probed, probe, probe_once};
@@ -208,7 +215,7 @@ pub enum Request {
 pub enum OpenRemoteError {
     /// No store of ours goes by this scheme.
     #[error(
-        "`{url}` is not a store this build knows: give a directory, file:///DIR, memory: or s3://BUCKET/PREFIX"
+        "`{url}` is not a store this build knows: give a directory, file:///DIR, memory:, s3://BUCKET/PREFIX or http://HOST:PORT"
     )]
     Scheme {
         /// The URL as given, without credentials.
@@ -249,6 +256,7 @@ pub enum OpenRemoteError {
 /// | `memory:` | a new, empty map, gone with the last handle |
 /// | `file:///DIR`, `/DIR`, `./DIR`, `DIR` | a directory, made at its first object |
 /// | `s3://BUCKET/PREFIX` | S3 and look-alikes; credentials, region and endpoint from `AWS_*` variables |
+/// | `http://HOST:PORT`, `https://HOST` | the store of the coordinator there |
 ///
 /// Sends no request, so an unreachable store shows at first use.
 ///
@@ -271,6 +279,7 @@ pub fn open(url: &str) -> Result<SharedRemote, OpenRemoteError> {
 fn open_native(url: &str, shown: String) -> Result<SharedRemote, OpenRemoteError> {
     match url.split_once("://") {
         Some(("s3", _)) => Ok(Arc::new(s3::open(url, shown)?)),
+        Some(("http" | "https", _)) => Ok(Arc::new(HttpRemote::open_shown(url, shown)?)),
         Some(("file", _)) => {
             let path = url::Url::parse(url).ok().and_then(|url| url.to_file_path().ok());
             let path = path.ok_or_else(|| OpenRemoteError::Malformed {
@@ -291,6 +300,18 @@ fn open_native(url: &str, shown: String) -> Result<SharedRemote, OpenRemoteError
 #[cfg(not(feature = "native"))]
 fn open_native(_url: &str, shown: String) -> Result<SharedRemote, OpenRemoteError> {
     Err(OpenRemoteError::Scheme { url: shown })
+}
+
+/// Says once which implementation of TLS's ciphers this process uses: ring. Without it the first
+/// request would panic. A process that chose before keeps its choice.
+#[cfg(feature = "native")]
+fn install_tls() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        if rustls::crypto::ring::default_provider().install_default().is_err() {
+            tracing::debug!("another rustls provider is installed already; using it");
+        }
+    });
 }
 
 /// `url` with what stands before the `@` of its authority replaced.

@@ -13,6 +13,8 @@
 //! | --- | --- |
 //! | [`memory`] | maps, for tests and for replicas that need not outlive their process |
 //! | `fjall` | a log-structured store on disk, and the directory's lock (feature `native`) |
+//! | [`pages`] | cached pages in one file for each volume, beside the keys |
+//! | `disk_file` | a file on disk (feature `native`) |
 //! | [`conformance`] | the suite that both pass |
 
 use std::collections::BTreeMap;
@@ -24,12 +26,18 @@ use bytes::Bytes;
 #[doc(hidden)]
 pub mod conformance;
 #[cfg(feature = "native")]
+pub mod disk_file;
+#[cfg(feature = "native")]
 pub mod fjall;
 pub mod memory;
+pub mod pages;
 
+#[cfg(feature = "native")]
+pub use disk_file::DiskFile;
 #[cfg(feature = "native")]
 pub use fjall::FjallStore;
 pub use memory::MemoryStore;
+pub use pages::ByteFile;
 
 /// The longest key, in bytes. The shortest is 1.
 pub const KEY_BYTES_MAX: usize = 65_535;
@@ -144,6 +152,14 @@ pub trait ReplicaStore: Send + Sync + fmt::Debug {
     /// Applies `batch` atomically. With [`Durability::Sync`], everything written before is on disk
     /// too when it returns, so an empty batch makes earlier buffered ones durable.
     fn write(&self, batch: Batch, durability: Durability) -> Result<(), StoreError>;
+
+    /// The file called `name`, for what can be made again: cached pages. It is made where it is not
+    /// there. `None` where this store keeps no files; then no pages are cached in it. `name` is of
+    /// `a-z 0-9 -`.
+    fn file(&self, name: &str) -> Result<Option<Arc<dyn ByteFile>>, StoreError> {
+        let _ = name;
+        Ok(None)
+    }
 }
 
 impl Batch {

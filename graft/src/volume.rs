@@ -18,8 +18,9 @@
 //! under the LSN that wrote them; a pending push is forgotten only when the log shows how it ended;
 //! confirming a push does not change the tip's content nor its version.
 
-mod cache;
+pub(crate) mod cache;
 mod persist;
+mod stack;
 #[cfg(test)]
 mod tests;
 
@@ -31,17 +32,20 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use self::cache::PageCache;
+pub use self::stack::ReplaceError;
 use crate::catalog::{self, CatalogError};
-use crate::fetch::FetchError;
+use crate::checkpoint::Policy;
+use crate::format::chunk::Lineage;
 use crate::format::commit::Head;
-use crate::format::{Damaged, frame};
+use crate::history::{self, History, HistoryError, Standing, Start};
 use crate::ids::{ChainHash, CommitId, Lsn, PageIdx, PageSize, VolumeId};
 use crate::page_set::PageSet;
 use crate::publish::{Draft, Prepared, PublishError, Published, prepare, publish};
-use crate::pull::{PullError, Pulled, pull};
+use crate::pull::{PullError, Pulled};
 use crate::remote::Remote;
-use crate::snapshot::{FrameRef, Location, Snapshot, graft};
-use crate::store::{Durability, SharedStore, StoreError};
+use crate::snapshot::{Location, Snapshot, graft};
+use crate::store::{Batch, Durability, SharedStore, StoreError};
+use crate::time::{self, At, AtError};
 
 /// How a replica keeps its state.
 #[derive(Debug, Clone)]
@@ -51,13 +55,15 @@ pub struct Options {
     /// Whether local commits go to the store before they are acknowledged, and how. `None` keeps
     /// them in memory alone: right for a coordinator, whose clients resend what is not durable.
     pub locals: Option<Durability>,
-    /// Bytes of pages kept in memory.
+    /// Bytes of pages kept in memory: a strict bound, but for one page at least.
     pub cache_bytes: usize,
+    /// Bytes that cached pages take on disk, where there is a store: a strict bound on their file.
+    pub disk_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { store: None, locals: Some(Durability::Sync), cache_bytes: 64 << 20 }
+        Options { store: None, locals: Some(Durability::Sync), cache_bytes: 64 << 20, disk_bytes: 16 << 30 }
     }
 }
 
@@ -121,6 +127,14 @@ pub enum CommitError {
     /// The tip is not the snapshot that the change was made on.
     #[error("the volume moved on since this transaction began; begin it again")]
     Stale,
+    /// It is a view of the past.
+    #[error("this is volume {volume} as it was at lsn {lsn}, which cannot be changed; fork it there")]
+    ReadOnly {
+        /// Which volume.
+        volume: VolumeId,
+        /// Where.
+        lsn: Lsn,
+    },
     /// The local store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -150,14 +164,6 @@ pub enum OpenError {
         /// How many.
         locals: usize,
     },
-    /// It is a fork, and reads through to its parent: this version would read zeroes instead.
-    #[error("volume {volume} is a fork of {parent}, which this version cannot read; use a newer one")]
-    Fork {
-        /// Which volume.
-        volume: VolumeId,
-        /// The volume it was forked from.
-        parent: VolumeId,
-    },
     /// What the local store holds of it is damaged.
     #[error(
         "the local store's record of volume {volume} is damaged: {reason}; remove the data directory if it holds no unpushed work"
@@ -168,6 +174,15 @@ pub enum OpenError {
         /// What did not hold.
         reason: String,
     },
+}
+
+impl From<HistoryError> for OpenError {
+    fn from(error: HistoryError) -> OpenError {
+        match error {
+            HistoryError::Catalog(error) => error.into(),
+            HistoryError::Pull(error) => error.into(),
+        }
+    }
 }
 
 /// Where a replica stands.
@@ -188,15 +203,18 @@ pub struct Status {
 pub struct Opened {
     /// The replica.
     pub volume: Volume,
-    /// Every durable commit it knows, oldest first: the layer above keeps its ledger in their payloads.
+    /// Where its history begins: the layer above finds in its state what it remembered there.
+    pub start: Start,
+    /// Every durable commit since that it knows, oldest first: the layer above goes on from their
+    /// payloads.
     pub heads: Vec<Head>,
 }
 
 struct State {
     base: Snapshot,
-    hash: ChainHash,
-    time_ms: i64,
     tip: Snapshot,
+    /// The base's [`Snapshot::log_bytes`] when the newest checkpoint known was made.
+    checkpointed_bytes: u64,
     locals: Vec<LocalCommit>,
     pending: Option<Arc<Prepared>>,
     /// The last version given to a snapshot, and the last number to a local commit.
@@ -225,8 +243,11 @@ pub struct Volume {
     id: VolumeId,
     page_size: PageSize,
     options: Options,
+    /// A view of the past: it neither commits nor moves.
+    fixed: bool,
     state: Mutex<State>,
-    cache: Mutex<PageCache>,
+    /// Shared with the volumes [`aside`](Volume::aside) of this one.
+    cache: Arc<PageCache>,
 }
 
 impl fmt::Debug for Volume {
@@ -236,39 +257,75 @@ impl fmt::Debug for Volume {
 }
 
 impl Volume {
-    /// Opens a replica and pulls. Costs the metadata, one LIST and one prefix read for each commit
-    /// that the local store does not have.
+    /// Opens a replica and pulls. Costs what [`history`] says where the local store holds nothing of
+    /// it; else the metadata and a pull.
     pub async fn open(remote: &dyn Remote, id: VolumeId, options: Options) -> Result<Opened, OpenError> {
-        let meta = catalog::meta(remote, id).await?;
-        if let Some((parent, _)) = meta.parent {
-            return Err(OpenError::Fork { volume: id, parent });
+        if !persist::holds(options.store.as_deref(), id)? {
+            let History { meta, start, heads } = history::read(remote, id, None).await?;
+            let mut opened = Volume::load(id, meta.page_size, options)?;
+            let pulled = Pulled { from: Lsn::ZERO, jump: Some(Box::new(start.clone())), heads };
+            opened.heads = pulled.heads.clone();
+            opened.start = start;
+            opened.volume.absorb(pulled)?;
+            return Ok(opened);
         }
+        let meta = catalog::meta(remote, id).await?;
         let mut opened = Volume::load(id, meta.page_size, options)?;
         if opened.volume.status().ahead == 0 {
             let pulled = opened.volume.pull(remote).await?;
-            opened.heads.extend(pulled.heads.iter().cloned());
+            match &pulled.jump {
+                Some(start) => {
+                    opened.start = (**start).clone();
+                    opened.heads = pulled.heads.clone();
+                }
+                None => opened.heads.extend(pulled.heads.iter().cloned()),
+            }
             opened.volume.absorb(pulled)?;
         }
         Ok(opened)
     }
 
+    /// Opens the volume as it was at `at`: to read, not to change. It never moves, whatever is pulled.
+    /// Costs what [`crate::time::find`] says, and then what [`history`] says.
+    ///
+    /// # Errors
+    ///
+    /// [`AtError`]; [`PullError::Expired`] in it where the volume no longer retains that state.
+    pub async fn open_at(
+        remote: &dyn Remote,
+        id: VolumeId,
+        at: At,
+        cache_bytes: usize,
+    ) -> Result<Opened, AtError> {
+        let History { meta, start, heads } = time::read_at(remote, id, at).await?;
+        let options = Options { store: None, locals: None, cache_bytes, ..Options::default() };
+        let mut volume = Volume::new(id, meta.page_size, options)?;
+        let pulled = Pulled { from: Lsn::ZERO, jump: Some(Box::new(start.clone())), heads: heads.clone() };
+        volume.move_to(pulled)?;
+        volume.fixed = true;
+        Ok(Opened { volume, start, heads })
+    }
+
     /// Opens a replica from what the local store holds of it, without the remote.
     pub fn load(id: VolumeId, page_size: PageSize, options: Options) -> Result<Opened, OpenError> {
-        let empty = Snapshot::empty(page_size);
+        let volume = Volume::new(id, page_size, options)?;
+        let (start, heads) = volume.restore()?;
+        Ok(Opened { volume, start, heads })
+    }
+
+    fn new(id: VolumeId, page_size: PageSize, options: Options) -> Result<Volume, StoreError> {
+        let empty = Snapshot::empty(page_size, Lineage::of(id));
         let state = State {
             base: empty.clone(),
-            hash: ChainHash::ZERO,
-            time_ms: 0,
             tip: empty,
+            checkpointed_bytes: 0,
             locals: Vec::new(),
             pending: None,
             versions: 0,
             numbers: 0,
         };
-        let cache = Mutex::new(PageCache::new(options.cache_bytes));
-        let volume = Volume { id, page_size, options, state: Mutex::new(state), cache };
-        let heads = volume.restore()?;
-        Ok(Opened { volume, heads })
+        let cache = Arc::new(PageCache::open(id, page_size, &options)?);
+        Ok(Volume { id, page_size, options, fixed: false, state: Mutex::new(state), cache })
     }
 
     /// Its identity.
@@ -289,6 +346,12 @@ impl Volume {
     /// The newest durable state.
     pub fn base(&self) -> Snapshot {
         self.state.lock().base.clone()
+    }
+
+    /// The empty volume, where the log has everything since: `None` for a fork.
+    pub(crate) fn origin(&self) -> Option<Snapshot> {
+        let volumes = self.base().volumes().clone();
+        (volumes.volumes().len() == 1).then(|| Snapshot::empty(self.page_size, volumes))
     }
 
     /// Where this replica stands.
@@ -312,63 +375,43 @@ impl Volume {
         if page.get() > snapshot.pages() {
             return Err(ReadError::PastEnd { page, pages: snapshot.pages() });
         }
-        match snapshot.location(page) {
-            None => Ok(Bytes::from(vec![0; self.page_size.bytes()])),
-            Some(Location::Local(bytes)) => Ok(bytes.clone()),
-            Some(Location::Frame(frame)) => match self.cached(page, frame.lsn)? {
-                Some(bytes) => Ok(bytes),
-                None => Err(ReadError::Fault(PageSet::from_iter([page]))),
-            },
+        loop {
+            return match snapshot.location(page) {
+                Location::Zero => Ok(Bytes::from(vec![0; self.page_size.bytes()])),
+                Location::Local(bytes) => Ok(bytes.clone()),
+                Location::Frame(_, slot) => match self.cache.get((page, slot.lsn), slot.hash)? {
+                    Some(bytes) => Ok(bytes),
+                    None => Err(ReadError::Fault(PageSet::from_iter([page]))),
+                },
+                // What the local store has needs no fetch.
+                Location::Unknown(chunk) if self.load_stored(snapshot, chunk)? => continue,
+                Location::Unknown(_) => Err(ReadError::Fault(PageSet::from_iter([page]))),
+            };
         }
     }
 
-    /// The pages of `pages` that a read of `snapshot` would fault on.
+    /// The pages of `pages` that a read of `snapshot` would fault on. No I/O.
     pub fn missing(&self, snapshot: &Snapshot, pages: &PageSet) -> Result<PageSet, StoreError> {
         let mut missing = PageSet::new();
         for page in pages.iter() {
-            if let Some(Location::Frame(frame)) = snapshot.location(page)
-                && self.cached(page, frame.lsn)?.is_none()
-            {
-                missing.insert(page);
+            match snapshot.location(page) {
+                Location::Zero | Location::Local(_) => {}
+                Location::Frame(_, slot) => {
+                    if !self.cache.contains((page, slot.lsn)) {
+                        missing.insert(page);
+                    }
+                }
+                Location::Unknown(_) => {
+                    missing.insert(page);
+                }
             }
         }
         Ok(missing)
     }
 
-    fn cached(&self, page: PageIdx, lsn: Lsn) -> Result<Option<Bytes>, StoreError> {
-        if let Some(bytes) = self.cache.lock().get(page, lsn) {
-            return Ok(Some(bytes));
-        }
-        let found = self.stored_page(page, lsn)?;
-        if let Some(bytes) = &found {
-            self.cache.lock().put(page, lsn, bytes.clone());
-        }
-        Ok(found)
-    }
-
     /// Commits a change on top of the tip, if the tip is still the snapshot it was made on.
     pub fn commit(&self, on: &Snapshot, change: Change) -> Result<Snapshot, CommitError> {
-        debug_assert!(
-            change.changes.iter().all(|(i, p)| i.get() <= change.pages && p.len() == self.page_size.bytes())
-        );
-        let mut state = self.state.lock();
-        if state.tip.version() != on.version() {
-            return Err(CommitError::Stale);
-        }
-        let local = LocalCommit {
-            number: state.numbers + 1,
-            pages_before: state.tip.pages(),
-            pages_after: change.pages,
-            changes: change.changes,
-            payload: change.payload,
-        };
-        self.store_local(&local)?;
-        state.numbers = local.number;
-        let version = state.next_version();
-        let pages = local.changes.iter().map(|(i, p)| (*i, p));
-        state.tip = state.tip.with_local(pages, local.pages_after, version);
-        state.locals.push(local);
-        Ok(state.tip.clone())
+        self.commit_with(on, change, Batch::default())
     }
 
     /// Rolls the first `locals` local commits up into one commit, and records it as pending. `None`
@@ -393,8 +436,9 @@ impl Volume {
             volume: self.id,
             lsn: state.base.lsn().next(),
             id,
-            parent: state.hash,
-            parent_time_ms: state.time_ms,
+            parent: state.base.hash(),
+            parent_time_ms: state.base.time_ms(),
+            checkpoint: state.base.checkpoint().map_or(Lsn::ZERO, |root| root.lsn),
             now_ms,
             pages,
             payload,
@@ -405,6 +449,27 @@ impl Volume {
         self.store_pending(&prepared)?;
         state.pending = Some(prepared.clone());
         Ok(Some(prepared))
+    }
+
+    /// A commit on top of the base that is made outside this replica, of no local commits: for
+    /// [`crate::publish::Builder`]. `None` where there are local commits, which would be lost to it.
+    pub fn draft(&self, pages: u32, id: CommitId, now_ms: i64) -> Option<Draft> {
+        let state = self.state.lock();
+        if !state.locals.is_empty() || state.pending.is_some() {
+            return None;
+        }
+        Some(Draft {
+            volume: self.id,
+            lsn: state.base.lsn().next(),
+            id,
+            parent: state.base.hash(),
+            parent_time_ms: state.base.time_ms(),
+            checkpoint: state.base.checkpoint().map_or(Lsn::ZERO, |root| root.lsn),
+            now_ms,
+            pages,
+            payload: Bytes::new(),
+            locals: 0,
+        })
     }
 
     /// What `locals` on top of `base` change in all.
@@ -436,17 +501,12 @@ impl Volume {
             return Ok(());
         };
         let changes = self.roll_up(&state.base, &state.locals[..prepared.locals]);
-        self.store_confirmed(&prepared, &state.locals[..prepared.locals], &changes)?;
-        {
-            let mut cache = self.cache.lock();
-            for (page, bytes) in changes {
-                cache.put(page, prepared.head.lsn, bytes);
-            }
-        }
+        self.store_confirmed(&prepared, &state.locals[..prepared.locals])?;
+        self.cache.replaced(&state.base, &prepared.head);
+        let lsn = prepared.head.lsn;
+        self.cache.put_own(changes.into_iter().map(|(page, bytes)| ((page, lsn), bytes)).collect());
         state.pending = None;
         state.locals.drain(..prepared.locals);
-        state.hash = prepared.head.hash;
-        state.time_ms = prepared.head.time_ms;
         let tip_version = state.tip.version();
         let base_version = if state.locals.is_empty() { tip_version } else { state.next_version() };
         state.base = state.base.with_commit(&prepared.head, base_version);
@@ -458,7 +518,7 @@ impl Volume {
     /// Only for a push that was [`PublishError::Rejected`], or local commits never sealed.
     pub fn reset(&self) -> Result<Vec<LocalCommit>, StoreError> {
         let mut state = self.state.lock();
-        self.store_reset(&state.locals)?;
+        self.store_reset(&state.locals, state.pending.as_deref())?;
         state.pending = None;
         let locals = std::mem::take(&mut state.locals);
         if !locals.is_empty() {
@@ -469,67 +529,65 @@ impl Volume {
         Ok(locals)
     }
 
-    /// Reads what others committed since the base; see [`pull`]. Changes nothing.
+    /// Reads what others committed since the base: the newest key and one prefix for each commit, or
+    /// a newer checkpoint and the commits since. Changes nothing.
     pub async fn pull(&self, remote: &dyn Remote) -> Result<Pulled, PullError> {
-        let (from, hash) = {
-            let state = self.state.lock();
-            (state.base.lsn(), state.hash)
-        };
-        pull(remote, self.id, from, hash).await
+        let base = self.base();
+        let standing = Standing { lsn: base.lsn(), hash: base.hash(), volumes: base.volumes().clone() };
+        history::catch_up(remote, &standing).await
     }
 
     /// Where a pull goes on from: the newest durable commit and its hash.
     pub fn head(&self) -> (Lsn, ChainHash) {
         let state = self.state.lock();
-        (state.base.lsn(), state.hash)
+        (state.base.lsn(), state.base.hash())
     }
 
-    /// Moves the base onto pulled commits; answers their graft. Commits that this replica has
-    /// already are passed over, and nothing moves while there are local commits. On an error nothing
-    /// has moved.
+    /// Moves the base onto pulled commits; answers their graft, which after a jump is every page that
+    /// may have changed. Commits that this replica has already are passed over, and nothing moves while
+    /// there are local commits. On an error nothing has moved.
     pub fn absorb(&self, pulled: Pulled) -> Result<PageSet, StoreError> {
+        if self.fixed { Ok(PageSet::new()) } else { self.move_to(pulled) }
+    }
+
+    fn move_to(&self, pulled: Pulled) -> Result<PageSet, StoreError> {
         let mut state = self.state.lock();
-        let mut changed = PageSet::new();
         if !state.locals.is_empty() {
-            return Ok(changed);
+            return Ok(PageSet::new());
         }
-        let (mut lsn, mut hash) = (state.base.lsn(), state.hash);
-        let mut follow = |head: &Head| {
-            let follows = head.lsn == lsn.next() && head.parent == hash;
-            if follows {
-                (lsn, hash) = (head.lsn, head.hash);
-            }
-            follows
-        };
-        let heads: Vec<Head> = pulled.heads.into_iter().filter(|head| follow(head)).collect();
-        self.store_heads(&heads)?;
-        for head in &heads {
-            changed.union_with(&graft(&head.set, state.base.pages(), head.pages));
-            let version = state.next_version();
-            state.base = state.base.with_commit(head, version);
-            state.hash = head.hash;
-            state.time_ms = head.time_ms;
-        }
+        let before = state.base.clone();
+        let moved = state.follow(pulled, self.page_size);
+        self.store_pulled(&before, moved.jump.as_deref(), &moved.heads)?;
+        let changed = state.advance(moved, Some(&self.cache));
         state.tip = state.base.clone();
         Ok(changed)
     }
 
-    pub(crate) fn put_fetched(&self, frame: &FrameRef, bytes: &[u8]) -> Result<(), FetchError> {
-        if bytes.len() != frame.bytes as usize {
-            let reason = format!("a frame of {} bytes ends after {}", frame.bytes, bytes.len());
-            return Err(Damaged::new(&frame.key, reason).into());
+    /// The same state, seeded from a newer checkpoint of it: what lies between is no longer kept.
+    /// Neither the content nor the version of any snapshot changes. `log_bytes` are the
+    /// [`Snapshot::log_bytes`] of the state that the checkpoint is of.
+    pub(crate) fn adopt(&self, start: &Start, log_bytes: u64) -> Result<(), StoreError> {
+        let Some(root) = &start.checkpoint else { return Ok(()) };
+        let mut state = self.state.lock();
+        let known = state.base.checkpoint().filter(|known| known.volume == root.volume);
+        if root.lsn > state.base.lsn() || known.is_some_and(|known| known.seq >= root.seq) {
+            return Ok(());
         }
-        let pages = frame::decode(bytes, self.page_size, &frame.pages, &frame.hashes)
-            .map_err(|reason| Damaged::new(&frame.key, reason))?;
-        if let Err(error) = self.store_pages(frame, &pages) {
-            // The store is a cache here: the page was read, and can be fetched again.
-            tracing::warn!(volume = %self.id, %error, "a fetched page could not be kept");
-        }
-        let mut cache = self.cache.lock();
-        for (page, bytes) in frame.pages.iter().zip(pages) {
-            cache.put(*page, frame.lsn, bytes);
-        }
+        self.store_start(&state.base, start)?;
+        let tip_version = state.tip.version();
+        state.base = state.base.rebased(root, &start.chunks);
+        state.checkpointed_bytes = log_bytes;
+        state.tip = state.stack(tip_version);
         Ok(())
+    }
+
+    /// Whether `policy` asks for a checkpoint of the base.
+    pub fn checkpoint_due(&self, policy: &Policy) -> bool {
+        let state = self.state.lock();
+        let since = state.base.checkpoint().map_or(Lsn::ZERO, |root| root.lsn);
+        let commits = state.base.lsn().0.saturating_sub(since.0);
+        let bytes = state.base.log_bytes().saturating_sub(state.checkpointed_bytes);
+        commits > 0 && (commits >= policy.commits || bytes >= policy.bytes)
     }
 }
 
@@ -600,7 +658,7 @@ impl Volume {
         if state.pending.as_ref().is_none_or(|pending| pending.head.hash != lost.head.hash) {
             return Ok(());
         }
-        self.remove_pending()?;
+        self.remove_pending(state.pending.as_deref())?;
         state.pending = None;
         Ok(())
     }

@@ -5,18 +5,19 @@
 
 use std::path::Path;
 
+use graft::checkpoint::Policy;
 use graft::fetch::fetch;
 use graft::publish::PublishError;
-use graft::pull::read_head;
-use graft::volume::{PushError, Pushed, push};
-use graft::{CommitId, Lsn, PageIdx, PageSet, VolumeName, catalog};
+use graft::time::At;
+use graft::volume::{Options, PushError, Pushed, Volume, push};
+use graft::{CommitId, Lsn, PageIdx, PageSet, VolumeId, VolumeName, catalog, fork, history};
 use sqlsync_layer::payload::Payload;
-use sqlsync_layer::transfer::export::{At, export, open_at};
-use sqlsync_layer::transfer::import;
+use sqlsync_layer::transfer::export::export;
+use sqlsync_layer::transfer::{checkpoint_if_due, import};
 
 use crate::config::Config;
 use crate::host::Host;
-use crate::session::{self, Open, now_ms, random, runtime};
+use crate::session::{self, CACHE_BYTES, Open, now_ms, random, runtime};
 
 /// One value of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,9 +72,21 @@ pub struct Command {
 
 /// Every command.
 pub const COMMANDS: &[Command] = &[
-    Command { name: "graft_version", columns: &["version", "sqlite"], arguments: &[], single: true, run: version },
+    Command {
+        name: "graft_version",
+        columns: &["version", "sqlite"],
+        arguments: &[],
+        single: true,
+        run: version,
+    },
     Command { name: "graft_errors", columns: &["message"], arguments: &[], single: false, run: errors },
-    Command { name: "graft_volumes", columns: &["name", "id"], arguments: &["remote"], single: false, run: volumes },
+    Command {
+        name: "graft_volumes",
+        columns: &["name", "id"],
+        arguments: &["remote"],
+        single: false,
+        run: volumes,
+    },
     Command {
         name: "graft_info",
         columns: &["name", "id", "remote", "data", "page_size", "pages", "lsn", "read_only", "offline"],
@@ -110,7 +123,27 @@ pub const COMMANDS: &[Command] = &[
         run: pull,
     },
     Command { name: "graft_push", columns: &["lsn", "pushed"], arguments: &[], single: true, run: push_all },
-    Command { name: "graft_hydrate", columns: &["pages_fetched", "pages"], arguments: &[], single: true, run: hydrate },
+    Command {
+        name: "graft_hydrate",
+        columns: &["pages_fetched", "pages"],
+        arguments: &[],
+        single: true,
+        run: hydrate,
+    },
+    Command {
+        name: "graft_fork",
+        columns: &["name", "id", "parent", "lsn"],
+        arguments: &["fork", "at"],
+        single: true,
+        run: fork_here,
+    },
+    Command {
+        name: "graft_verify",
+        columns: &["lsn", "pages_checked", "problem"],
+        arguments: &[],
+        single: true,
+        run: verify,
+    },
     Command {
         name: "graft_import",
         columns: &["name", "id", "lsn", "page_size", "pages"],
@@ -121,7 +154,7 @@ pub const COMMANDS: &[Command] = &[
     Command {
         name: "graft_export",
         columns: &["file", "lsn", "page_size", "pages"],
-        arguments: &["file", "at"],
+        arguments: &["to_file", "at"],
         single: true,
         run: export_file,
     },
@@ -230,28 +263,25 @@ fn status(open: Option<&Open>, _: &[Option<String>]) -> Rows {
 }
 
 fn log(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
-    const ROWS: u64 = 100;
+    const ROWS: usize = 100;
     let session = &volume(open)?.session;
     let limit = match &arguments[0] {
         Some(text) => text.parse().map_err(|_| format!("`{text}` is no number of rows"))?,
         None => ROWS,
     };
-    let newest = session.volume.status().lsn.0;
-    runtime()?.block_on(async {
-        let mut rows = Vec::new();
-        for lsn in (1..=newest).rev().take(usize::try_from(limit).unwrap_or(usize::MAX)) {
-            let head = read_head(&*session.remote, session.volume.id(), Lsn(lsn)).await.map_err(text)?;
-            rows.push(vec![
-                head.lsn.into(),
-                head.id.to_string().into(),
-                Value::Integer(head.time_ms),
-                head.pages.into(),
-                head.set.len().into(),
-                (head.segments.len() as u64).into(),
-            ]);
-        }
-        Ok(rows)
-    })
+    let heads =
+        runtime()?.block_on(history::log(&*session.remote, session.volume.id(), limit)).map_err(text)?;
+    let row = |head: &graft::format::commit::Head| {
+        vec![
+            head.lsn.into(),
+            head.id.to_string().into(),
+            Value::Integer(head.time_ms),
+            head.pages.into(),
+            head.set.len().into(),
+            (head.segments.len() as u64).into(),
+        ]
+    };
+    Ok(heads.iter().map(row).collect())
 }
 
 /// Learns what the store has, and moves nothing.
@@ -261,15 +291,20 @@ fn look(open: Option<&Open>, _: &[Option<String>]) -> Rows {
     let lsn = session.volume.status().lsn;
     let mut changed = PageSet::new();
     pulled.heads.iter().for_each(|head| changed.union_with(&head.set));
-    let remote_lsn = pulled.heads.last().map_or(lsn, |head| head.lsn);
-    Ok(vec![vec![lsn.into(), remote_lsn.into(), (remote_lsn.0 - lsn.0).into(), changed.len().into()]])
+    let newest = pulled.heads.last().map(|head| head.lsn).or(pulled.jump.as_ref().map(|start| start.lsn));
+    let remote_lsn = newest.unwrap_or(lsn);
+    // Far behind, the commits in between are passed over, and which pages they changed is not known.
+    let changed = pulled.jump.is_none().then(|| changed.len());
+    Ok(vec![vec![lsn.into(), remote_lsn.into(), remote_lsn.0.saturating_sub(lsn.0).into(), changed.into()]])
 }
 
 fn pull(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
     let open = volume(open)?;
     let (session, volume) = (&open.session, &open.session.volume);
     if let Some(lsn) = session.at {
-        return Err(format!("this view stands still at lsn {lsn}; PRAGMA graft_open_at moves on to the newest"));
+        return Err(format!(
+            "this view stands still at lsn {lsn}; PRAGMA graft_open_at moves on to the newest"
+        ));
     }
     if open.database.is_writing() {
         return Err("a transaction is writing to this volume; end it, then pull".into());
@@ -282,13 +317,15 @@ fn pull(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
     let before = volume.status();
     let pulled = runtime()?.block_on(volume.pull(&*session.remote)).map_err(text)?;
     let mut discarded = 0;
-    if before.ahead > 0 && !pulled.heads.is_empty() {
+    let newer = pulled.heads.last().map(|head| head.lsn).or(pulled.jump.as_ref().map(|start| start.lsn));
+    if before.ahead > 0
+        && let Some(newest) = newer
+    {
         if !discard {
             return Err(format!(
-                "{} local commits stand in the way of {} newer ones; export what you need of them, then drop them: \
+                "{} local commits stand in the way of lsn {newest}; export what you need of them, then drop them: \
                  SELECT * FROM graft_pull('discard')",
-                before.ahead,
-                pulled.heads.len()
+                before.ahead
             ));
         }
         discarded = volume.reset().map_err(text)?.len() as u64;
@@ -314,9 +351,15 @@ fn push_all(open: Option<&Open>, _: &[Option<String>]) -> Rows {
     let mut tries = 0;
     loop {
         let pushed =
-            runtime.block_on(push(&*session.remote, &session.volume, Payload::of_plain_sql, &mut id, now_ms()));
+            runtime.block_on(push(&*session.remote, &session.volume, Payload::of_locals, &mut id, now_ms()));
         match pushed {
-            Ok(Pushed::Durable(lsn)) => return Ok(vec![vec![lsn.into(), ahead.into()]]),
+            Ok(Pushed::Durable(lsn)) => {
+                let policy = Policy::default();
+                if session.volume.checkpoint_due(&policy) {
+                    runtime.block_on(checkpoint_if_due(&*session.remote, session.volume.id(), &policy));
+                }
+                return Ok(vec![vec![lsn.into(), ahead.into()]]);
+            }
             Ok(Pushed::Nothing) => return Ok(vec![vec![session.volume.status().lsn.into(), 0u64.into()]]),
             Err(PushError::Publish(PublishError::Unknown { .. } | PublishError::Upload { .. }))
                 if tries < TRIES_MAX =>
@@ -339,7 +382,9 @@ fn hydrate(open: Option<&Open>, _: &[Option<String>]) -> Rows {
     let session = &volume(open)?.session;
     let (volume, tip) = (&session.volume, session.volume.tip());
     if session.data.is_none() {
-        return Err("without a data directory there is nowhere to keep the pages; open it with data=DIR".into());
+        return Err(
+            "without a data directory there is nowhere to keep the pages; open it with data=DIR".into()
+        );
     }
     let mut fetched = 0;
     let mut at = 1;
@@ -352,6 +397,52 @@ fn hydrate(open: Option<&Open>, _: &[Option<String>]) -> Rows {
         at = last + 1;
     }
     Ok(vec![vec![fetched.into(), tip.pages().into()]])
+}
+
+/// A new volume that begins as this one is durable; its local commits stay here.
+fn fork_here(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
+    let session = &volume(open)?.session;
+    let name: VolumeName =
+        required(arguments, 0, "the new volume's name: graft_fork(NAME)")?.parse().map_err(text)?;
+    let lsn = match &arguments[1] {
+        Some(lsn) => session::parse_lsn(lsn)?,
+        None => session.volume.status().lsn,
+    };
+    let at = if lsn == Lsn::ZERO { At::Newest } else { At::Lsn(lsn) };
+    let mut id = [0; 16];
+    random(&mut id)?;
+    let made = fork::create(&*session.remote, session.volume.id(), at, VolumeId(id), &name);
+    let found = runtime()?.block_on(made).map_err(text)?;
+    Ok(vec![vec![
+        name.to_string().into(),
+        VolumeId(id).to_string().into(),
+        session.name.to_string().into(),
+        found.lsn.into(),
+    ]])
+}
+
+/// Fetches every page of the newest durable state afresh, and checks each against its hash.
+fn verify(open: Option<&Open>, _: &[Option<String>]) -> Rows {
+    const BATCH_PAGES: u32 = 2048;
+    let session = &volume(open)?.session;
+    let runtime = runtime()?;
+    let remote = &*session.remote;
+    let opened = runtime.block_on(Volume::open(remote, session.volume.id(), Options::default()));
+    let volume = match opened {
+        Ok(opened) => opened.volume,
+        Err(error) => return Ok(vec![vec![Value::Null, 0u64.into(), error.to_string().into()]]),
+    };
+    let tip = volume.tip();
+    let mut at = 1;
+    while at <= tip.pages() {
+        let last = tip.pages().min(at + (BATCH_PAGES - 1));
+        let wanted: PageSet = (at..=last).filter_map(PageIdx::new).collect();
+        if let Err(error) = runtime.block_on(fetch(remote, &volume, &tip, &wanted)) {
+            return Ok(vec![vec![tip.lsn().into(), (at - 1).into(), error.to_string().into()]]);
+        }
+        at = last + 1;
+    }
+    Ok(vec![vec![tip.lsn().into(), tip.pages().into(), Value::Null]])
 }
 
 fn import_file(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
@@ -374,8 +465,9 @@ fn import_file(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
         seed[0] ^= made;
         seed
     };
-    let imported =
-        runtime.block_on(import(&*remote, file, &name, None, &mut ids, now_ms(), &mut |_| {})).map_err(text)?;
+    let imported = runtime
+        .block_on(import(&*remote, file, &name, None, &mut ids, now_ms(), &mut |_| {}))
+        .map_err(text)?;
     Ok(vec![vec![
         name.to_string().into(),
         imported.volume.to_string().into(),
@@ -394,16 +486,20 @@ fn export_file(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
     let volume = match &arguments[1] {
         Some(lsn) => {
             let at = At::Lsn(session::parse_lsn(lsn)?);
-            past = runtime.block_on(open_at(&*session.remote, session.volume.id(), at)).map_err(text)?;
+            let opened = Volume::open_at(&*session.remote, session.volume.id(), at, CACHE_BYTES);
+            past = runtime.block_on(opened).map_err(text)?.volume;
             &past
         }
         None => &*session.volume,
     };
     let tip = volume.tip();
-    runtime
-        .block_on(export(&*session.remote, volume, &tip, Path::new(file), &mut |_| {}))
-        .map_err(text)?;
-    Ok(vec![vec![file.to_owned().into(), tip.lsn().into(), volume.page_size().get().into(), tip.pages().into()]])
+    runtime.block_on(export(&*session.remote, volume, &tip, Path::new(file), &mut |_| {})).map_err(text)?;
+    Ok(vec![vec![
+        file.to_owned().into(),
+        tip.lsn().into(),
+        volume.page_size().get().into(),
+        tip.pages().into(),
+    ]])
 }
 
 /// The system drops all locks that this process has on a file when any part of it closes the file. So a

@@ -29,7 +29,10 @@ impl Config {
             let written = || written.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
             given.or_else(written).or_else(|| std::env::var(variable).ok()).filter(|value| !value.is_empty())
         };
-        Ok(Config { remote: find("remote", "GRAFT_REMOTE"), data: find("data", "GRAFT_DATA").map(PathBuf::from) })
+        Ok(Config {
+            remote: find("remote", "GRAFT_REMOTE"),
+            data: find("data", "GRAFT_DATA").map(PathBuf::from),
+        })
     }
 
     /// The store's URL, or what to do about it.

@@ -69,7 +69,7 @@ impl Host {
                 value_text: as_ours(api.value_text?),
                 value_bytes: as_ours(api.value_bytes?),
                 libversion: api.libversion?,
-                free: as_ours(api.free?),
+                free: api.free?,
                 mprintf: api.mprintf?,
                 auto_extension: as_ours(api.auto_extension?),
             }

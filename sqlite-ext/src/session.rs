@@ -13,10 +13,10 @@ use graft::fetch::RemoteFetch;
 use graft::format::meta::Meta;
 use graft::remote::SharedRemote;
 use graft::store::{Batch, Durability, FjallStore, ReplicaStore as _, SharedStore, Space};
+use graft::time::At;
 use graft::volume::{Options, Volume};
 use graft::{Lsn, PageSize, VolumeId, VolumeName};
 use parking_lot::Mutex;
-use sqlsync_layer::transfer::export::{At, open_at};
 use sqlsync_layer::vfs::{Control, Database, OpenRequest, PragmaAnswer, Pragmas, Settings};
 use tokio::runtime::Runtime;
 
@@ -51,6 +51,9 @@ struct Registry {
     sessions: HashMap<Key, (Weak<Database>, Weak<Session>)>,
     stores: HashMap<PathBuf, Weak<FjallStore>>,
 }
+
+/// Pages of a past state kept in memory.
+pub const CACHE_BYTES: usize = 64 << 20;
 
 /// Held while a volume is opened, so that two connections open it once.
 static REGISTRY: LazyLock<Mutex<Registry>> = LazyLock::new(Mutex::default);
@@ -92,7 +95,8 @@ pub fn open(request: &OpenRequest) -> Option<Arc<Database>> {
 }
 
 fn try_open(request: &OpenRequest) -> Result<Arc<Database>, String> {
-    let parameter = |name: &str| request.parameters.iter().find(|(key, _)| *key == name).map(|(_, v)| v.as_str());
+    let parameter =
+        |name: &str| request.parameters.iter().find(|(key, _)| *key == name).map(|(_, v)| v.as_str());
     let name = request.name.parse().map_err(|error| format!("{error}"))?;
     let at = match parameter("at") {
         Some(text) => Some(parse_lsn(text)?),
@@ -181,6 +185,10 @@ async fn replica(
     create: Option<PageSize>,
     store: Option<Arc<FjallStore>>,
 ) -> Result<(Volume, Option<String>), Box<dyn std::error::Error>> {
+    let key = name_key(remote, name);
+    let known = store.as_ref().and_then(|store| remembered(store, &key));
+    // A volume that was here before is missed, not made anew.
+    let create = create.filter(|_| known.is_none());
     let resolved = match (catalog::resolve(&**remote, name).await, create) {
         (Err(CatalogError::NoSuchVolume { .. }), Some(page_size)) => {
             let mut id = [0; 16];
@@ -194,13 +202,22 @@ async fn replica(
         (resolved, _) => resolved,
     };
     if let Some(lsn) = at {
-        return Ok((open_at(&**remote, resolved?, At::Lsn(lsn)).await?, None));
+        let opened = Volume::open_at(&**remote, resolved?, At::Lsn(lsn), CACHE_BYTES).await?;
+        return Ok((opened.volume, None));
     }
     let Some(store) = store else {
         let opened = Volume::open(&**remote, resolved?, Options::default()).await?;
         return Ok((opened.volume, None));
     };
-    let key = name_key(remote, name);
+    if let (Ok(found), Some((known, _))) = (&resolved, known)
+        && *found != known
+    {
+        return Err(format!(
+            "the directory holds volume {known} under this name, the store {found}: the store was replaced; give \
+             another directory"
+        )
+        .into());
+    }
     let options = Options { store: Some(store.clone() as SharedStore), ..Options::default() };
     let opened = match &resolved {
         Ok(id) => Volume::open(&**remote, *id, options.clone()).await.map_err(|error| error.to_string()),
@@ -215,7 +232,7 @@ async fn replica(
             Ok((opened.volume, None))
         }
         // The store is not there, or says nonsense; what is in the directory may be used all the same.
-        Err(reason) => match remembered(&store, &key) {
+        Err(reason) => match known {
             Some((id, page_size)) => Ok((Volume::load(id, page_size, options)?.volume, Some(reason))),
             None => Err(reason.into()),
         },
@@ -252,9 +269,12 @@ impl Pragmas for Session {
         name: &str,
         argument: Option<&str>,
     ) -> Option<Result<PragmaAnswer, String>> {
-        let argument = argument.map(|text| text.trim().trim_matches(['\'', '"'])).filter(|text| !text.is_empty());
+        let argument =
+            argument.map(|text| text.trim().trim_matches(['\'', '"'])).filter(|text| !text.is_empty());
         let answered = match (name, argument) {
-            ("graft_open_at", None) => self.other(self.name.clone(), None).map(|to| (to, self.name.to_string())),
+            ("graft_open_at", None) => {
+                self.other(self.name.clone(), None).map(|to| (to, self.name.to_string()))
+            }
             ("graft_open_at", Some(lsn)) => parse_lsn(lsn).and_then(|lsn| {
                 self.other(self.name.clone(), Some(lsn)).map(|to| (to, format!("{} at lsn {lsn}", self.name)))
             }),

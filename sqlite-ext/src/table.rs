@@ -211,8 +211,9 @@ unsafe extern "C" fn filter(
             unsafe { text_of(host, *argv.add(at)) }
         });
         let arguments = table.command.arguments.len();
-        let mut all: Vec<Option<String>> =
-            (0..=arguments).map(|at| if given & (1 << at) != 0 { values.next().flatten() } else { None }).collect();
+        let mut all: Vec<Option<String>> = (0..=arguments)
+            .map(|at| if given & (1 << at) != 0 { values.next().flatten() } else { None })
+            .collect();
         let schema = CString::new(all.pop().flatten().unwrap_or_else(|| "main".into()));
         // SAFETY: this runs inside a call on the table's connection.
         let session = schema.ok().and_then(|schema| unsafe { session_of(table.db, &schema) });
@@ -247,7 +248,8 @@ unsafe fn text_of(host: &Host, value: *mut ffi::sqlite3_value) -> Option<String>
     unsafe {
         let text = (host.value_text)(value);
         let bytes = usize::try_from((host.value_bytes)(value)).ok()?;
-        (!text.is_null()).then(|| String::from_utf8_lossy(std::slice::from_raw_parts(text, bytes)).into_owned())
+        (!text.is_null())
+            .then(|| String::from_utf8_lossy(std::slice::from_raw_parts(text, bytes)).into_owned())
     }
 }
 

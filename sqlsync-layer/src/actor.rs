@@ -23,14 +23,17 @@
 //! A page or module that cannot be fetched blocks the batch that needs it, and no mutation is
 //! rejected for it: the batch runs again after a [`Output::Wake`].
 //!
+//! Beside all that, whenever enough was published since the last one, it asks for a *checkpoint* of what
+//! is durable: the pages' table and the ledger at exactly that LSN. One at a time; nothing depends on it.
+//!
 //! Invariants: `Durable` and `Rejected` go out only for what object storage holds; at most one
 //! publication is in flight; seqs of a client are applied in order and once.
 
 mod args;
 mod ask;
-mod batch;
-mod core;
-mod queries;
+pub(crate) mod batch;
+pub(crate) mod core;
+pub(crate) mod queries;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -38,13 +41,16 @@ mod token;
 use std::fmt;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use graft::checkpoint::Policy;
+use graft::snapshot::Snapshot;
 use graft::{Lsn, ModuleHash};
 use reducers_abi::Runtime;
 
 pub use self::ask::{Ask, AskError, Asked, Standing, WAITING_MAX};
 pub use self::core::{Actor, Metrics, OpenError};
 pub use self::token::{NotAToken, Token};
-use crate::protocol::{At, ClientId, ClientMessage, Reason, SERVER_FRAME_BYTES_MAX, ServerMessage};
+use crate::protocol::{At, ClientId, ClientMessage, Known, Reason, SERVER_FRAME_BYTES_MAX, ServerMessage};
 
 /// A connection, numbered by the driver; never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -63,9 +69,9 @@ pub enum Input {
         session: SessionId,
         /// Who.
         client: ClientId,
-        /// The last seq that it knows to be final. An actor that does not know of it is behind: it pulls
+        /// What it says of itself. An actor that does not know of its last final seq is behind: it pulls
         /// before it welcomes.
-        settled: u64,
+        known: Known,
     },
     /// A connection sent a message after its hello.
     Receive {
@@ -122,6 +128,8 @@ pub enum Input {
     Published(Result<graft::publish::Published, graft::publish::PublishError>),
     /// What the pull asked for by [`Output::Pull`] found.
     Pulled(Result<graft::pull::Pulled, graft::pull::PullError>),
+    /// How the checkpoint asked for by [`Output::Checkpoint`] ended.
+    Checkpointed(Result<graft::checkpoint::Written, graft::checkpoint::CheckpointError>),
     /// A wait asked for by [`Output::Wake`] is over.
     Woken,
     /// Take no new mutations; [`Output::Drained`] follows when everything accepted is durable.
@@ -142,6 +150,14 @@ pub enum Output {
     Publish(Arc<graft::publish::Prepared>),
     /// Run [`graft::volume::Volume::pull`] and answer [`Input::Pulled`].
     Pull,
+    /// Run [`graft::checkpoint::write`] with these and answer [`Input::Checkpointed`]. Nothing waits for
+    /// it: it may take its time, or be dropped with the actor.
+    Checkpoint {
+        /// A durable state.
+        snapshot: Snapshot,
+        /// The ledger at exactly its LSN.
+        state: Bytes,
+    },
     /// Answer [`Input::Woken`] after this many milliseconds: the object store failed and is tried again.
     Wake {
         /// How long.
@@ -279,6 +295,8 @@ pub struct Limits {
     pub mutation_steps_max: u64,
     /// Subscriptions of one connection.
     pub subscriptions_max: usize,
+    /// When a checkpoint is written.
+    pub checkpoint: Policy,
 }
 
 /// A client's query may answer so many bytes: JSON makes at most six of one (`\u0000`), and the frame
@@ -295,6 +313,7 @@ impl Default for Limits {
             query_steps_max: 200_000_000,
             mutation_steps_max: 200_000_000,
             subscriptions_max: 256,
+            checkpoint: Policy::default(),
         }
     }
 }

@@ -25,19 +25,28 @@ pub mod wal;
 use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
-use graft::bulk::{Bulk, BulkError};
 use graft::catalog::{self, CatalogError};
+use graft::checkpoint::Policy;
+use graft::fetch::FetchError;
 use graft::format::meta::Meta;
-use graft::publish::{Draft, Prepared, PublishError, Published, publish};
-use graft::remote::Remote;
+use graft::publish::{Builder, Draft, Prepared, PublishError, Published, Segment, publish};
+use graft::remote::{Remote, RemoteError};
+use graft::volume::{Options, Volume};
 use graft::{ChainHash, CommitId, Lsn, PageIdx, PageSize, VolumeId, VolumeName};
 
 use self::source::{Source, SourceError, View};
+use crate::ledger::Ledger;
 use crate::payload::Payload;
 use crate::vfs::{Marks, page1};
 
+/// A commit's head has 16 bytes and more for each page, and readers take 256 MiB.
+const PAGES_MAX: u32 = 15_000_000;
+
 /// Views of a file that were torn by a restart of its WAL, in a row, before an operation gives up.
 const TORN_MAX: usize = 5;
+
+/// A head of so many bytes is read by everyone who opens the volume, without a checkpoint.
+const HEAD_BYTES_CHEAP: u64 = 64 << 10;
 
 /// How far a transfer has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,10 +90,23 @@ pub enum TransferError {
     Catalog(#[from] CatalogError),
     /// The pages could not be stored.
     #[error(transparent)]
-    Bulk(#[from] BulkError),
+    Remote(#[from] RemoteError),
+    /// It has more pages than the head of one commit can name.
+    #[error(
+        "{file}: {pages} pages are too many for one commit, which takes {PAGES_MAX}; give larger pages (--page-size)"
+    )]
+    TooLarge {
+        /// The file.
+        file: PathBuf,
+        /// Its pages.
+        pages: u32,
+    },
     /// The commit could not be made.
     #[error(transparent)]
     Publish(#[from] PublishError),
+    /// The volume's page table could not be read.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
     /// The volume could not be opened.
     #[error(transparent)]
     Open(#[from] graft::volume::OpenError),
@@ -168,14 +190,36 @@ pub(crate) async fn import_source(
         }
         break backup::Shipped { prepared, hashes, pages: view.pages(), position: view.position() };
     };
-    let mut imported =
-        Imported { volume, lsn: Lsn::ZERO, pages: shipped.pages, pages_written: 0, page_size };
+    let mut imported = Imported { volume, lsn: Lsn::ZERO, pages: shipped.pages, pages_written: 0, page_size };
     if shipped.pages > 0 {
         imported.lsn = publish_settled(remote, &shipped.prepared).await?.lsn;
         imported.pages_written = shipped.prepared.head.set.len() as u32;
     }
     catalog::create(remote, name, volume, meta).await?;
+    if shipped.prepared.head.encoded.len() as u64 > HEAD_BYTES_CHEAP {
+        // Otherwise everyone who opens the volume reads 16 bytes for each page.
+        checkpoint_if_due(remote, volume, &Policy { commits: 1, bytes: 0 }).await;
+    }
     Ok((imported, shipped))
+}
+
+/// Writes a checkpoint of a volume's newest commit where `policy` says that one is due, so that opening it
+/// stays cheap. Nothing depends on it: where it fails, that is logged, and another is written later.
+pub async fn checkpoint_if_due(remote: &dyn Remote, volume: VolumeId, policy: &Policy) {
+    let written = async {
+        let opened =
+            Volume::open(remote, volume, Options::default()).await.map_err(|error| error.to_string())?;
+        if opened.volume.checkpoint_due(policy) {
+            let ledger = Ledger::open(&opened.start, &opened.heads).map_err(|error| error.to_string())?;
+            let base = opened.volume.base();
+            let written = graft::checkpoint::write(remote, &opened.volume, &base, ledger.encode()).await;
+            written.map_err(|error| error.to_string())?;
+        }
+        Ok::<(), String>(())
+    };
+    if let Err(error) = written.await {
+        tracing::warn!(%volume, error, "no checkpoint was written");
+    }
 }
 
 fn draft(volume: VolumeId, parent: Option<(Lsn, ChainHash, i64)>, id: CommitId, now_ms: i64) -> Draft {
@@ -190,6 +234,7 @@ fn draft(volume: VolumeId, parent: Option<(Lsn, ChainHash, i64)>, id: CommitId, 
         pages: 0,
         payload: Payload { marks: Marks::BOTH.to_byte(), records: Vec::new() }.encode(),
         locals: 0,
+        checkpoint: Lsn::ZERO,
     }
 }
 
@@ -203,19 +248,33 @@ async fn collect(
     progress: OnProgress<'_>,
 ) -> Result<Prepared, TransferError> {
     const PAGES_BETWEEN_REPORTS: u32 = 1024;
-    let mut bulk = Bulk::new(draft);
+    if view.pages() > PAGES_MAX {
+        return Err(TransferError::TooLarge { file: view.path().into(), pages: view.pages() });
+    }
+    let mut builder = Builder::new(Draft { pages: view.pages(), ..draft });
     hashes.resize(view.pages());
     for (done, at) in (0..).zip(pages) {
         let Some(idx) = PageIdx::new(at).filter(|idx| idx.get() <= view.pages()) else { continue };
         let page = stored_form(idx, view.read(idx)?, view.pages());
         if hashes.replace(idx, &page) {
-            bulk.push(remote, idx, page).await?;
+            store(remote, builder.push(idx, page)).await?;
         }
         if at % PAGES_BETWEEN_REPORTS == 0 || at == view.pages() {
             progress(Progress { pages_done: done + 1, pages: view.pages() });
         }
     }
-    Ok(bulk.finish(remote, view.pages()).await?)
+    let (last, prepared) = builder.finish();
+    store(remote, last).await?;
+    Ok(prepared)
+}
+
+async fn store(remote: &dyn Remote, segment: Option<Segment>) -> Result<(), TransferError> {
+    let Some((key, bytes)) = segment else { return Ok(()) };
+    match remote.create(&key, bytes).await {
+        // Its key carries our random id: whatever is there, we wrote it.
+        Ok(()) | Err(RemoteError::AlreadyExists { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A page of a SQLite file as a volume of `pages` pages stores it.
@@ -236,7 +295,9 @@ async fn publish_settled(remote: &dyn Remote, prepared: &Prepared) -> Result<Pub
     let mut tries = 0;
     loop {
         match publish(remote, prepared).await {
-            Err(PublishError::Unknown { .. } | PublishError::Upload { .. }) if tries < TRIES_MAX => tries += 1,
+            Err(PublishError::Unknown { .. } | PublishError::Upload { .. }) if tries < TRIES_MAX => {
+                tries += 1
+            }
             settled => return settled,
         }
     }

@@ -3,9 +3,18 @@
 import type { PendingMutation } from "graft-client";
 import { expect, test } from "vitest";
 
-import { moves, shownLists, shownTasks, type Task } from "../../examples/todo/web/src/model.js";
+import { moves, shownComments, shownLists, shownTasks, type Task } from "../../examples/todo/web/src/model.js";
 
-const row = (id: string, position: number, more: Partial<Task> = {}): Task => ({ id, title: id, done: 0, position, ...more });
+const row = (id: string, position: number, more: Partial<Task> = {}): Task => ({
+  id,
+  title: id,
+  done: 0,
+  position,
+  claimant: null,
+  claimer: null,
+  comments: 0,
+  ...more,
+});
 
 const waiting = (seq: number | undefined, reducer: string, args: PendingMutation["args"]): PendingMutation => ({
   seq,
@@ -16,33 +25,84 @@ const waiting = (seq: number | undefined, reducer: string, args: PendingMutation
 
 test("waiting changes lie over the rows, in the order in which they were made", () => {
   const rows = [row("a", 1), row("b", 2), row("c", 3)];
-  const shown = shownTasks("l", rows, 0, [
-    waiting(1, "add_task", { id: "d", list: "l", title: "D" }),
-    waiting(2, "add_task", { id: "x", list: "other", title: "X" }),
-    waiting(3, "rename_task", { id: "d", title: "Dates" }),
-    waiting(4, "set_done", { id: "a", done: true }),
-    waiting(5, "move_task", { id: "c", position: 0.5 }),
-    waiting(6, "delete_task", { id: "b" }),
-    waiting(undefined, "rename_task", { id: "gone", title: "?" }),
-  ]);
+  const shown = shownTasks(
+    "l",
+    rows,
+    0,
+    [
+      waiting(1, "add_task", { id: "d", list: "l", title: "D" }),
+      waiting(2, "add_task", { id: "x", list: "other", title: "X" }),
+      waiting(3, "rename_task", { id: "d", title: "Dates" }),
+      waiting(4, "set_done", { id: "a", done: true }),
+      waiting(5, "move_task", { id: "c", position: 0.5 }),
+      waiting(6, "delete_task", { id: "b" }),
+      waiting(undefined, "rename_task", { id: "gone", title: "?" }),
+    ],
+    "me",
+  );
   expect(shown).toEqual([
-    { id: "c", title: "c", done: 0, position: 0.5, pending: true },
-    { id: "a", title: "a", done: 1, position: 1, pending: true },
-    { id: "d", title: "Dates", done: 0, position: 4, pending: true },
+    { ...row("c", 0.5), pending: true },
+    { ...row("a", 1, { done: 1 }), pending: true },
+    { ...row("d", 4, { title: "Dates" }), pending: true },
   ]);
 });
 
 test("what the rows already hold is marked, but not laid over them again", () => {
   const rows = [row("a", 1, { title: "theirs, later" })];
   const pending = [waiting(1, "rename_task", { id: "a", title: "mine" }), waiting(2, "set_done", { id: "a", done: true })];
-  expect(shownTasks("l", rows, 1, pending)).toEqual([{ ...row("a", 1, { title: "theirs, later", done: 1 }), pending: true }]);
+  expect(shownTasks("l", rows, 1, pending, "me")).toEqual([{ ...row("a", 1, { title: "theirs, later", done: 1 }), pending: true }]);
   // Added, seen, and deleted by somebody else before it was durable: it does not come back.
-  expect(shownTasks("l", [], 1, [waiting(1, "add_task", { id: "n", list: "l", title: "N" })])).toEqual([]);
+  expect(shownTasks("l", [], 1, [waiting(1, "add_task", { id: "n", list: "l", title: "N" })], "me")).toEqual([]);
 });
 
-test("lists that are being created stand among the others", () => {
-  const shown = shownLists([{ id: "b", name: "Books" }], [waiting(1, "create_list", { id: "a", name: "Art" })]);
-  expect(shown.map(({ name, pending }) => [name, pending])).toEqual([["Art", true], ["Books", false]]);
+test("a waiting claim takes nothing away from anybody, and a waiting release only what it names", () => {
+  const theirs = { claimant: "other", claimer: "Ada" };
+  const mine = { claimant: "me", claimer: "Bob" };
+  const rows = [row("a", 1), row("b", 2, theirs), row("c", 3, mine), row("d", 4, theirs), row("e", 5, theirs)];
+  const shown = shownTasks(
+    "l",
+    rows,
+    0,
+    [
+      waiting(1, "claim_task", { id: "a", name: "Bob" }),
+      waiting(2, "claim_task", { id: "b", name: "Bob" }),
+      waiting(3, "release_task", { id: "c" }),
+      waiting(4, "release_task", { id: "d", claimant: "me" }),
+      waiting(5, "release_task", { id: "e", claimant: "other" }),
+      waiting(6, "add_comment", { id: "k", task: "a", author: "Bob", text: "?" }),
+    ],
+    "me",
+  );
+  expect(shown.map(({ claimer, comments }) => [claimer, comments])).toEqual([["Bob", 1], ["Ada", 0], [null, 0], ["Ada", 0], [null, 0]]);
+});
+
+test("waiting comments stand below the others until they are among them", () => {
+  const rows = [{ id: "1", author: "Ada", text: "one" }, { id: "2", author: "Ada", text: "two" }];
+  const pending = [
+    waiting(1, "add_comment", { id: "2", task: "t", author: "Ada", text: "two" }),
+    waiting(2, "add_comment", { id: "3", task: "t", author: "Bob", text: "three" }),
+    waiting(3, "add_comment", { id: "4", task: "another", author: "Bob", text: "four" }),
+    waiting(4, "delete_comment", { id: "1" }),
+  ];
+  const shown = shownComments("t", rows, 1, pending).map(({ text, pending: waits }) => [text, waits]);
+  expect(shown).toEqual([["two", true], ["three", true]]);
+});
+
+test("lists that are being created, deleted or limited stand as they will", () => {
+  const list = (id: string, name: string, capacity: number | null = null) => ({ id, name, capacity });
+  const rows = [list("b", "Books"), list("c", "Cars", 3), list("d", "Dogs")];
+  const shown = shownLists(rows, 1, [
+    waiting(1, "set_capacity", { list: "d", capacity: 9 }), // in the rows, and another one after it
+    waiting(2, "create_list", { id: "a", name: "Art" }),
+    waiting(3, "set_capacity", { list: "a", capacity: 2 }),
+    waiting(4, "set_capacity", { list: "c", capacity: null }),
+    waiting(5, "delete_list", { id: "b" }),
+  ]);
+  expect(shown).toEqual([
+    { ...list("a", "Art", 2), pending: true },
+    { ...list("c", "Cars"), pending: true },
+    { ...list("d", "Dogs"), pending: true },
+  ]);
 });
 
 /** Order after writing what `moves` says. */

@@ -71,6 +71,8 @@ pub struct Summary {
     pub virtual_ms: u64,
     /// Coordinators that died.
     pub crashes: u64,
+    /// Checkpoints that coordinators stored.
+    pub checkpoints: u64,
     /// Faults of the store.
     pub faults: u64,
     /// Commits in the log.
@@ -103,6 +105,7 @@ impl Summary {
             steps,
             virtual_ms,
             crashes,
+            checkpoints,
             faults,
             lsns,
             direct,
@@ -118,6 +121,7 @@ impl Summary {
         self.steps += steps;
         self.virtual_ms += virtual_ms;
         self.crashes += crashes;
+        self.checkpoints += checkpoints;
         self.faults += faults;
         self.lsns += lsns;
         self.direct += direct;
@@ -135,11 +139,12 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} steps, {} virtual s, {} crashes, {} store faults, {} lsns ({} direct), {} lost and replayed, \
+            "{} steps, {} virtual s, {} crashes, {} checkpoints, {} store faults, {} lsns ({} direct), {} lost and replayed, \
              {} mutations ({} durable, {} rejected), {} live query runs, {} row sets shown ({} checked)",
             self.steps,
             self.virtual_ms / 1000,
             self.crashes,
+            self.checkpoints,
             self.faults,
             self.lsns,
             self.direct,

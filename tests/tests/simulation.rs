@@ -21,8 +21,15 @@ fn batch(seeds: std::ops::Range<u64>) {
     }
     println!("seeds {seeds:?}: {total}");
     // A batch in which little happens shows nothing.
-    let rich =
-        [total.crashes, total.faults, total.direct, total.lsns_lost, total.rejected, total.shown_checked];
+    let rich = [
+        total.crashes,
+        total.checkpoints,
+        total.faults,
+        total.direct,
+        total.lsns_lost,
+        total.rejected,
+        total.shown_checked,
+    ];
     assert!(rich.iter().all(|count| *count > 20), "{total}");
 }
 

@@ -77,7 +77,8 @@ struct Replica {
 
 impl Replica {
     fn open(remote: &SharedRemote, store: Arc<MemoryStore>, cache_bytes: usize) -> Replica {
-        let options = Options { store: Some(store.clone()), locals: Some(Durability::Buffered), cache_bytes };
+        let locals = Some(Durability::Buffered);
+        let options = Options { store: Some(store.clone()), locals, cache_bytes, ..Options::default() };
         let volume = block_on(Volume::open(&**remote, VOLUME, options)).unwrap().volume;
         let database = Database::new(Arc::new(volume), Arc::new(RemoteFetch::new(remote.clone())));
         let (connection, _) = database.connect().unwrap();
@@ -189,7 +190,7 @@ impl World {
             CommitId(commits.to_le_bytes())
         };
         let ahead = volume.status().ahead;
-        let pushed = block_on(push(&*remote, &volume, Payload::of_plain_sql, id, 1)).unwrap();
+        let pushed = block_on(push(&*remote, &volume, Payload::of_locals, id, 1)).unwrap();
         assert_eq!(pushed == Pushed::Nothing, ahead == 0);
         self.commits = commits;
     }

@@ -95,6 +95,11 @@ impl SpacetimeDb {
         Ok(server)
     }
 
+    /// Where it listens.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
     /// A new client without subscriptions.
     pub async fn client(&self) -> anyhow::Result<Client> {
         // The lightest form that the server offers.

@@ -2,7 +2,7 @@ use std::sync::Mutex;
 
 use graft::Lsn;
 use sqlsync_layer::actor::Outgoing;
-use sqlsync_layer::protocol::{At, ServerMessage};
+use sqlsync_layer::protocol::{At, Known, ServerMessage};
 use tokio::sync::Semaphore;
 
 use super::*;
@@ -47,7 +47,8 @@ impl Machine for Fake {
             | Input::Inspect { .. }
             | Input::Reminded
             | Input::Published(_)
-            | Input::Pulled(_) => {}
+            | Input::Pulled(_)
+            | Input::Checkpointed(_) => {}
         }
     }
     fn flush(&mut self, now_ms: i64, _id: CommitId) {
@@ -68,6 +69,7 @@ fn kind(input: &Input) -> &'static str {
         Input::Deploy { .. } => "deploy",
         Input::Published(_) => "published",
         Input::Pulled(_) => "pulled",
+        Input::Checkpointed(_) => "checkpointed",
         Input::Ask { .. } => "ask",
         Input::Inspect { .. } => "inspect",
         Input::Reminded => "reminded",
@@ -83,6 +85,9 @@ impl Storage for NoStorage {
     }
     fn pull(&self) -> BoxFuture<'static, Result<Pulled, PullError>> {
         unreachable!("the fake pulls nothing")
+    }
+    fn checkpoint(&self, _: Snapshot, _: Bytes) -> BoxFuture<'static, Result<Written, CheckpointError>> {
+        unreachable!("the fake writes no checkpoints")
     }
 }
 
@@ -104,7 +109,10 @@ impl Rig {
         let client = ClientId::new("c").unwrap();
         let rig = Rig { worker, outbox, seen, turns: Arc::new(Semaphore::new(1)) };
         let outbox = rig.outbox.clone();
-        rig.worker.send(Work::Connect { session: SESSION, client, settled: 0, outbox }).await.unwrap();
+        rig.worker
+            .send(Work::Connect { session: SESSION, client, known: Known::NOTHING, outbox })
+            .await
+            .unwrap();
         rig
     }
     /// Sends a message and waits until it was handled and its answers queued.

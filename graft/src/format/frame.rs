@@ -1,11 +1,13 @@
 //! Frames: up to 64 pages compressed together with zstd, each page with its own hash.
 //!
 //! A frame is the unit of a fetch: one ranged GET. It holds its pages' bytes one after another, in
-//! ascending page order; which pages they are, and their hashes, stand in the commit's head. A
+//! ascending page order; which pages they are, and their hashes, stand in the commit's head or in a
+//! checkpoint's chunks. A
 //! page's hash covers its index too, so that two swapped pages do not pass.
 
 use bytes::Bytes;
 
+use super::chunk::Slot;
 use crate::ids::{PageIdx, PageSize};
 
 /// Most pages in one frame.
@@ -39,30 +41,28 @@ pub fn encode<'a>(pages: impl Iterator<Item = &'a Bytes>) -> Bytes {
         .into()
 }
 
-/// Decompresses a frame into its pages and checks every hash. Safe on hostile bytes: no more than
-/// the pages' own size is allocated.
+/// Decompresses a frame of `count` pages, takes the pages of `slots` from it, in their order, and checks
+/// their hashes. Safe on hostile bytes: no more than the pages' own size is allocated.
 ///
 /// # Errors
 ///
 /// What did not hold, as text for [`super::Damaged`].
-pub fn decode(
-    bytes: &[u8],
-    page_size: PageSize,
-    pages: &[PageIdx],
-    hashes: &[PageHash],
-) -> Result<Vec<Bytes>, String> {
-    let expected = pages.len() * page_size.bytes();
+pub fn decode(bytes: &[u8], page_size: PageSize, count: u32, slots: &[Slot]) -> Result<Vec<Bytes>, String> {
+    let size = page_size.bytes();
+    let expected = count as usize * size;
     let raw =
         zstd::bulk::decompress(bytes, expected).map_err(|e| format!("a frame does not decompress ({e})"))?;
     if raw.len() != expected {
         return Err(format!("a frame holds {} bytes instead of {expected}", raw.len()));
     }
-    let mut out = Vec::with_capacity(pages.len());
-    for (slot, (idx, hash)) in pages.iter().zip(hashes).enumerate() {
+    let mut out = Vec::with_capacity(slots.len());
+    for slot in slots {
+        let at = usize::from(slot.slot) * size;
+        let page = raw.get(at..at + size).ok_or_else(|| format!("a frame has no slot {}", slot.slot))?;
         // A copy of its own: one cached page must not keep the whole frame in memory.
-        let page = Bytes::copy_from_slice(&raw[slot * page_size.bytes()..(slot + 1) * page_size.bytes()]);
-        if PageHash::of(*idx, &page) != *hash {
-            return Err(format!("{idx:?} does not match its hash"));
+        let page = Bytes::copy_from_slice(page);
+        if PageHash::of(slot.page, &page) != slot.hash {
+            return Err(format!("{:?} does not match its hash", slot.page));
         }
         out.push(page);
     }

@@ -17,6 +17,7 @@ fn commit(id: u8, now_ms: i64) -> Prepared {
         pages: 1,
         payload: Bytes::from_static(b"payload"),
         locals: 1,
+        checkpoint: Lsn::ZERO,
     };
     prepare(draft, &[(PageIdx::FIRST, vec![id; 512].into())])
 }
@@ -118,6 +119,7 @@ fn frames_beyond_the_bound_go_to_segments_and_all_of_them() {
             pages: 0,
             payload: Bytes::new(),
             locals: 1,
+            checkpoint: Lsn::ZERO,
         };
         draft.pages = pages.len() as u32;
         prepare(draft, &pages)

@@ -22,6 +22,7 @@ fn log(remote: &dyn Remote, id: u8, commits: u64, payload: usize) -> Vec<Prepare
             pages: 1,
             payload: vec![id; payload].into(),
             locals: 1,
+            checkpoint: Lsn::ZERO,
         };
         let prepared = prepare(draft, &[(PageIdx::FIRST, vec![lsn as u8; 512].into())]);
         block_on(publish(remote, &prepared)).unwrap();

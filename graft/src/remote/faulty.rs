@@ -1,8 +1,9 @@
 //! A remote that fails on purpose, the same way for the same seed and the same order of requests.
 //!
 //! What a network and a store can do to a client is here: requests lost on the way, answers lost
-//! on the way back, a write delivered twice, a write that lands long after the client gave up,
-//! reads that come back damaged or cut, a store that cannot be reached. What a consistent store
+//! on the way back, a write delivered twice at once or again much later, a write that lands long
+//! after the client gave up, requests overtaken by others, reads that come back damaged or cut, a
+//! store that cannot be reached. What a consistent store
 //! never does is not here: a listing that is behind, a read that misses an acknowledged create.
 
 use std::collections::VecDeque;
@@ -32,9 +33,23 @@ pub enum Fault {
         /// Requests until it lands, at least 1.
         requests: u32,
     },
+    /// A write or delete is served and answered as it should be, and reaches the store a second time
+    /// when this many further requests have been made: what a proxy sent again. A create then meets
+    /// its own object, or, where that was deleted meanwhile, makes it anew; a put undoes what came
+    /// between.
+    Echo {
+        /// Requests until it lands again, at least 1.
+        requests: u32,
+    },
+    /// The request reaches the store after whatever else runs has had this many turns, so that
+    /// requests sent later overtake it. The rest is as it should be.
+    Slow {
+        /// Turns of the executor.
+        turns: u32,
+    },
     /// A read comes back with one bit flipped.
     Flip,
-    /// A read comes back short.
+    /// A read comes back short: torn off on the way, and nobody noticed.
     Truncate,
 }
 
@@ -42,8 +57,8 @@ impl Fault {
     /// Whether a request of this kind can go wrong in this way.
     pub fn fits(self, request: Request) -> bool {
         match self {
-            Fault::FailBefore | Fault::FailAfter => true,
-            Fault::Duplicate | Fault::Delay { .. } => match request {
+            Fault::FailBefore | Fault::FailAfter | Fault::Slow { .. } => true,
+            Fault::Duplicate | Fault::Delay { .. } | Fault::Echo { .. } => match request {
                 Request::Create | Request::Put | Request::Update | Request::Delete => true,
                 Request::Get | Request::GetRange | Request::List => false,
             },
@@ -67,8 +82,14 @@ pub struct Faults {
     pub duplicate: f64,
     /// [`Fault::Delay`], of 1 to `delay_requests_max` requests
     pub delay: f64,
-    /// The longest delay; 0 counts as 1.
+    /// The longest delay, also of an echo; 0 counts as 1.
     pub delay_requests_max: u32,
+    /// [`Fault::Echo`], of 1 to `delay_requests_max` requests
+    pub echo: f64,
+    /// [`Fault::Slow`], of 1 to `slow_turns_max` turns
+    pub slow: f64,
+    /// The longest that a request is held up; 0 counts as 1.
+    pub slow_turns_max: u32,
     /// [`Fault::Flip`]
     pub flip: f64,
     /// [`Fault::Truncate`]
@@ -221,6 +242,10 @@ impl Faulty {
             Fate::Served(Some(Fault::FailBefore)) => {
                 Err(RemoteError::unavailable(key, "injected: request lost"))
             }
+            Fate::Served(Some(Fault::Slow { turns })) => {
+                wait(turns).await;
+                Ok(None)
+            }
             Fate::Served(fault) => Ok(fault),
         }
     }
@@ -244,7 +269,14 @@ impl Faulty {
                 self.plan.lock().delayed.push((requests.max(1), write));
                 Err(error)
             }
-            None | Some(Fault::FailBefore | Fault::Flip | Fault::Truncate) => write.send(inner).await,
+            Some(Fault::Echo { requests }) => {
+                let answer = write.send(inner).await;
+                self.plan.lock().delayed.push((requests.max(1), write));
+                answer
+            }
+            None | Some(Fault::FailBefore | Fault::Slow { .. } | Fault::Flip | Fault::Truncate) => {
+                write.send(inner).await
+            }
         }
     }
 
@@ -262,9 +294,14 @@ impl Faulty {
                 let keep = self.plan.lock().random.below(body.len().max(1) as u64) as usize;
                 Ok(body.slice(..keep))
             }
-            Some(Fault::FailBefore | Fault::FailAfter | Fault::Duplicate | Fault::Delay { .. }) => {
-                Err(answer_lost(key))
-            }
+            Some(
+                Fault::FailBefore
+                | Fault::FailAfter
+                | Fault::Duplicate
+                | Fault::Delay { .. }
+                | Fault::Echo { .. }
+                | Fault::Slow { .. },
+            ) => Err(answer_lost(key)),
         }
     }
 }
@@ -295,6 +332,8 @@ impl Plan {
             (faults.delay, Fault::Delay { requests: faults.delay_requests_max.max(1) }),
             (faults.flip, Fault::Flip),
             (faults.truncate, Fault::Truncate),
+            (faults.echo, Fault::Echo { requests: faults.delay_requests_max.max(1) }),
+            (faults.slow, Fault::Slow { turns: faults.slow_turns_max.max(1) }),
         ];
         for (probability, fault) in odds {
             if fault.fits(request) && probability > 0.0 && self.random.unit() < probability {
@@ -303,12 +342,32 @@ impl Plan {
                     Fault::Delay { requests } => {
                         Fault::Delay { requests: 1 + self.random.below(u64::from(requests)) as u32 }
                     }
+                    Fault::Echo { requests } => {
+                        Fault::Echo { requests: 1 + self.random.below(u64::from(requests)) as u32 }
+                    }
+                    Fault::Slow { turns } => {
+                        Fault::Slow { turns: 1 + self.random.below(u64::from(turns)) as u32 }
+                    }
                     other => other,
                 }));
             }
         }
         Fate::Served(None)
     }
+}
+
+/// Ready after this many polls: whatever else the executor has is polled between.
+async fn wait(turns: u32) {
+    let mut left = turns;
+    std::future::poll_fn(|context| {
+        if left == 0 {
+            return std::task::Poll::Ready(());
+        }
+        left -= 1;
+        context.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
 }
 
 fn answer_lost(key: &str) -> RemoteError {

@@ -8,7 +8,7 @@
 //! Bounds: a request that nobody answers fails after [`REQUEST_TIMEOUT`], and what may be repeated
 //! is repeated for 10 s at most, so no request takes longer than 40 s unless the environment says so.
 
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
@@ -71,7 +71,7 @@ pub(super) fn open(url: &str, shown: String) -> Result<ObjectRemote, OpenRemoteE
         return Err(configuration("one half of the credentials is missing: set both".into()));
     }
 
-    install_tls();
+    super::install_tls();
     // What the environment sets stays.
     let mut builder = builder;
     for (key, value) in
@@ -94,17 +94,6 @@ pub(super) fn open(url: &str, shown: String) -> Result<ObjectRemote, OpenRemoteE
         endpoint => format!("{shown} at {endpoint}"),
     };
     Ok(ObjectRemote::new(store.clone(), prefix.as_ref(), shown).with_pages(store).with_place(place))
-}
-
-/// Says once which implementation of TLS's ciphers this process uses: ring. Without it the first
-/// request would panic. A process that chose before keeps its choice.
-fn install_tls() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        if rustls::crypto::ring::default_provider().install_default().is_err() {
-            tracing::debug!("another rustls provider is installed already; using it");
-        }
-    });
 }
 
 #[cfg(test)]

@@ -4,8 +4,9 @@ use futures::executor::block_on;
 
 use super::*;
 
-fn wrappers(inner: SharedRemote) -> [SharedRemote; 2] {
-    [Counting::new(inner.clone()), Faulty::new(inner, 1)]
+fn wrappers(inner: SharedRemote) -> [SharedRemote; 3] {
+    let at_once: delayed::Sleep = Arc::new(|| Box::pin(std::future::ready(())));
+    [Counting::new(inner.clone()), Faulty::new(inner.clone(), 1), Delayed::new(inner, at_once)]
 }
 
 #[tokio::test(flavor = "multi_thread")]

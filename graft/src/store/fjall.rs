@@ -4,6 +4,7 @@
 //! DIR/lock     locked while open; says who holds it
 //! DIR/format   `graft replica 1`, written before anything else
 //! DIR/fjall/   fjall's: one journal, and one tree for each space
+//! DIR/files/   what can be made again: cached pages, one file for each volume
 //! ```
 //!
 //! fjall alone does not wait for the disk. A batch goes to its journal whole, with a checksum, and
@@ -22,11 +23,12 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable as _};
 
-use super::{Batch, Durability, KEY_BYTES_MAX, ReplicaStore, Space, StoreError};
+use super::{Batch, ByteFile, DiskFile, Durability, KEY_BYTES_MAX, ReplicaStore, Space, StoreError};
 
 /// What `DIR/format` holds. The digit changes when the layout of this directory does.
 const FORMAT: &str = "graft replica 1\n";
@@ -47,6 +49,7 @@ pub struct FjallStore {
     spaces: [Keyspace; Space::ALL.len()],
     database: Database,
     dir: String,
+    files: PathBuf,
     _lock: File,
 }
 
@@ -79,7 +82,7 @@ impl FjallStore {
         let open = |space: Space| database.keyspace(space.name(), options).map_err(failed);
         let [state, pages, local, timeline] = Space::ALL;
         let spaces = [open(state)?, open(pages)?, open(local)?, open(timeline)?];
-        Ok(FjallStore { spaces, database, dir: name, _lock: lock })
+        Ok(FjallStore { spaces, database, dir: name, files: dir.join("files"), _lock: lock })
     }
 
     fn space(&self, space: Space) -> &Keyspace {
@@ -143,6 +146,10 @@ impl ReplicaStore for FjallStore {
             changes.commit()
         };
         done.map_err(|e| failure(&self.dir, &e))
+    }
+
+    fn file(&self, name: &str) -> Result<Option<Arc<dyn ByteFile>>, StoreError> {
+        Ok(Some(Arc::new(DiskFile::open(&self.files.join(name))?)))
     }
 }
 

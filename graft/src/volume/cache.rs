@@ -1,44 +1,386 @@
-//! Pages in memory: two generations under a byte budget.
+//! Cached pages of one volume: in memory and, where the replica has a store with files, on disk, each
+//! under a strict byte budget.
 //!
-//! New and re-read pages are in the young generation. When it holds half the budget it becomes the
-//! old one and the old one's pages are dropped: what was not read for a whole generation is gone.
-//! Only durable pages come here, so dropping one costs a fetch and nothing else.
+//! Only durable pages come here, so losing one costs a fetch and nothing else: eviction cannot touch
+//! what was not pushed. Both tiers evict by [`clock`]: versions that newer commits replaced go first,
+//! unless a snapshot here still reads them; then what was not read lately. A page is in memory, on
+//! disk, or both; one found on disk alone comes into memory.
+//!
+//! What was brought without being asked for (a frame's other pages, prefetched pages) is remembered
+//! until it is first read: that is how the prefetcher sees a scan it serves, and what its waste is
+//! counted by.
+//!
+//! Invariants: a page's bytes were checked against its hash before they came here; the budgets bound
+//! the pages' bytes in memory (at least one page) and the whole file on disk.
 
-use std::collections::HashMap;
+pub(crate) mod clock;
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
-use crate::ids::{Lsn, PageIdx};
+use self::clock::{Clock, Version};
+use super::{Options, Volume};
+use crate::fetch::flights::Flights;
+use crate::format::commit::Head;
+use crate::format::frame::PageHash;
+use crate::format::{Damaged, frame};
+use crate::ids::{PageIdx, PageSize, VolumeId};
+use crate::page_set::PageSet;
+use crate::prefetch::Leap;
+use crate::snapshot::{FrameRef, Location, Snapshot};
+use crate::store::StoreError;
+use crate::store::pages::PageFile;
 
-pub(super) struct PageCache {
-    young: HashMap<(PageIdx, Lsn), Bytes>,
-    old: HashMap<(PageIdx, Lsn), Bytes>,
-    young_bytes: usize,
-    budget_bytes: usize,
+/// First reads remembered for the prefetcher.
+const TOUCHED_MAX: usize = 64;
+
+/// What reading and fetching cost one replica, since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Metrics {
+    /// Ranged GETs sent, hedges too.
+    pub requests: u64,
+    /// Bytes they brought.
+    pub bytes: u64,
+    /// Times that a fetch waited for another one's request instead of sending its own.
+    pub shared: u64,
+    /// Second requests sent because the first took long, and those that answered first.
+    pub hedges: u64,
+    /// See `hedges`.
+    pub hedges_won: u64,
+    /// Reads of durable pages answered from memory.
+    pub memory_hits: u64,
+    /// Reads answered from disk.
+    pub disk_hits: u64,
+    /// Reads that faulted.
+    pub misses: u64,
+    /// Pages fetched ahead.
+    pub prefetch_issued: u64,
+    /// Of these, pages that were read.
+    pub prefetch_used: u64,
+    /// Of these, pages that were evicted unread.
+    pub prefetch_wasted: u64,
+    /// Pages evicted from memory.
+    pub evicted_memory: u64,
+    /// Pages evicted from disk.
+    pub evicted_disk: u64,
+    /// Bytes of pages in memory now.
+    pub memory_bytes: u64,
+    /// Bytes of pages on disk now.
+    pub disk_bytes: u64,
+}
+
+/// What fetches count.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) requests: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    pub(crate) shared: AtomicU64,
+    pub(crate) hedges: AtomicU64,
+    pub(crate) hedges_won: AtomicU64,
+}
+
+struct Entry {
+    page: Bytes,
+    /// Not read since it came.
+    fresh: bool,
+}
+
+struct Memory {
+    clock: Clock,
+    /// By slot.
+    entries: Vec<Entry>,
+    /// Pages fetched ahead and not read yet, in either tier.
+    ahead: HashSet<Version>,
+    /// Pages that came unasked, in the order of their first reads; the newest.
+    touched: VecDeque<PageIdx>,
+    /// Those that were forgotten for newer ones.
+    touched_before: u32,
+    counts: Metrics,
+}
+
+impl Memory {
+    fn first_read(&mut self, version: Version) {
+        if self.touched.len() == TOUCHED_MAX {
+            self.touched.pop_front();
+            self.touched_before = self.touched_before.saturating_add(1);
+        }
+        self.touched.push_back(version.0);
+        if self.ahead.remove(&version) {
+            self.counts.prefetch_used += 1;
+        }
+    }
+
+    fn put(&mut self, version: Version, page: Bytes, asked: bool, disk: Option<&PageFile>) {
+        let inserted = self.clock.insert(version, asked);
+        if inserted.present {
+            return;
+        }
+        if let Some(gone) = inserted.evicted {
+            self.counts.evicted_memory += 1;
+            if self.ahead.contains(&gone) && disk.is_none_or(|disk| !disk.contains(gone)) {
+                self.waste(gone);
+            }
+        }
+        let entry = Entry { page, fresh: !asked };
+        match self.entries.get_mut(inserted.slot as usize) {
+            Some(slot) => *slot = entry,
+            // Slots come into use one after another.
+            None => self.entries.push(entry),
+        }
+    }
+
+    fn waste(&mut self, gone: Version) {
+        if self.ahead.remove(&gone) {
+            self.counts.prefetch_wasted += 1;
+        }
+    }
+}
+
+/// Why pages come into the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Coming {
+    /// Some of the pages were asked for; the others lie in the same frame.
+    Asked,
+    /// None was asked for yet.
+    Ahead,
+    /// They are to be kept rather than read now: into memory only where there is no disk.
+    Kept,
+}
+
+pub(crate) struct PageCache {
+    page_size: PageSize,
+    memory: Mutex<Memory>,
+    disk: Option<PageFile>,
+    /// What the fetch module keeps for each volume.
+    pub(crate) counters: Counters,
+    pub(crate) flights: Mutex<Flights>,
+    pub(crate) leap: Mutex<Leap>,
 }
 
 impl PageCache {
-    pub(super) fn new(budget_bytes: usize) -> PageCache {
-        PageCache { young: HashMap::new(), old: HashMap::new(), young_bytes: 0, budget_bytes }
+    pub(super) fn open(
+        volume: VolumeId,
+        page_size: PageSize,
+        options: &Options,
+    ) -> Result<PageCache, StoreError> {
+        let file = match &options.store {
+            Some(store) => store.file(&format!("pages-{volume}"))?,
+            None => None,
+        };
+        let disk = match file {
+            Some(file) => PageFile::open(file, volume, page_size, options.disk_bytes)?,
+            None => None,
+        };
+        let clock = Clock::new(options.cache_bytes / page_size.bytes());
+        let memory = Memory {
+            clock,
+            entries: Vec::new(),
+            ahead: HashSet::new(),
+            touched: VecDeque::new(),
+            touched_before: 0,
+            counts: Metrics::default(),
+        };
+        Ok(PageCache {
+            page_size,
+            memory: Mutex::new(memory),
+            disk,
+            counters: Counters::default(),
+            flights: Mutex::default(),
+            leap: Mutex::default(),
+        })
     }
 
-    pub(super) fn get(&mut self, page: PageIdx, lsn: Lsn) -> Option<Bytes> {
-        if let Some(bytes) = self.young.get(&(page, lsn)) {
-            return Some(bytes.clone());
+    /// The page, if it is here. `hash` is what its bytes must have, where they come from disk.
+    pub(super) fn get(&self, version: Version, hash: PageHash) -> Result<Option<Bytes>, StoreError> {
+        {
+            let mut memory = self.memory.lock();
+            if let Some(slot) = memory.clock.read(version) {
+                memory.counts.memory_hits += 1;
+                let entry = &mut memory.entries[slot as usize];
+                let page = entry.page.clone();
+                if std::mem::take(&mut entry.fresh) {
+                    memory.first_read(version);
+                }
+                return Ok(Some(page));
+            }
+            if self.disk.is_none() {
+                memory.counts.misses += 1;
+                return Ok(None);
+            }
         }
-        let bytes = self.old.remove(&(page, lsn))?;
-        self.put(page, lsn, bytes.clone());
-        Some(bytes)
+        let Some(disk) = &self.disk else { return Ok(None) };
+        let found = disk.get(version, hash)?;
+        let mut memory = self.memory.lock();
+        match &found {
+            Some(page) => {
+                memory.counts.disk_hits += 1;
+                if memory.ahead.contains(&version) {
+                    memory.first_read(version);
+                }
+                memory.put(version, page.clone(), true, Some(disk));
+            }
+            None => memory.counts.misses += 1,
+        }
+        Ok(found)
     }
 
-    pub(super) fn put(&mut self, page: PageIdx, lsn: Lsn, bytes: Bytes) {
-        self.young_bytes += bytes.len();
-        if let Some(before) = self.young.insert((page, lsn), bytes) {
-            self.young_bytes -= before.len();
+    /// Whether the page is here, as far as the indexes know. No I/O.
+    pub(super) fn contains(&self, version: Version) -> bool {
+        self.memory.lock().clock.find(version).is_some()
+            || self.disk.as_ref().is_some_and(|disk| disk.contains(version))
+    }
+
+    /// Keeps pages. Those that `asked` names are the last to go.
+    fn put(&self, pages: Vec<(Version, Bytes)>, coming: Coming, asked: &dyn Fn(PageIdx) -> bool) {
+        let disk = self.disk.as_ref();
+        let evicted = disk.map(|disk| disk.put(&pages)).transpose().unwrap_or_else(|error| {
+            // The disk is a cache here: the page was read, and can be fetched again.
+            tracing::warn!(%error, "a fetched page could not be kept");
+            None
+        });
+        let mut memory = self.memory.lock();
+        let memory = &mut *memory;
+        if coming == Coming::Ahead {
+            for (version, _) in &pages {
+                if memory.clock.find(*version).is_none() && memory.ahead.insert(*version) {
+                    memory.counts.prefetch_issued += 1;
+                }
+            }
         }
-        if self.young_bytes > self.budget_bytes / 2 {
-            self.old = std::mem::take(&mut self.young);
-            self.young_bytes = 0;
+        for gone in evicted.into_iter().flatten() {
+            memory.counts.evicted_disk += 1;
+            if memory.clock.find(gone).is_none() {
+                memory.waste(gone);
+            }
+        }
+        if coming == Coming::Kept && disk.is_some() {
+            return;
+        }
+        let (first, last): (Vec<_>, Vec<_>) = pages.into_iter().partition(|(version, _)| !asked(version.0));
+        for (version, page) in first {
+            memory.put(version, page, false, disk);
+        }
+        for (version, page) in last {
+            memory.put(version, page, true, disk);
+        }
+    }
+
+    /// Keeps pages of ours that became durable.
+    pub(super) fn put_own(&self, pages: Vec<(Version, Bytes)>) {
+        self.put(pages, Coming::Asked, &|_| true);
+    }
+
+    /// Checks a frame's bytes and keeps its pages.
+    pub(crate) fn put_frame(
+        &self,
+        frame: &FrameRef,
+        bytes: &[u8],
+        coming: Coming,
+        asked: &PageSet,
+    ) -> Result<(), Damaged> {
+        let pages = open_frame(frame, bytes, self.page_size)?;
+        self.put(pages, coming, &|page| coming == Coming::Asked && asked.contains(page));
+        Ok(())
+    }
+
+    /// The commit `head` comes on top of `before`: the versions that it replaces go first.
+    pub(super) fn replaced(&self, before: &Snapshot, head: &Head) {
+        let cut = (head.pages.saturating_add(1)..=before.pages()).filter_map(PageIdx::new);
+        let versions: Vec<Version> = head
+            .set
+            .iter()
+            .chain(cut)
+            .filter_map(|page| match before.location(page) {
+                Location::Frame(_, slot) => Some((page, slot.lsn)),
+                Location::Zero | Location::Local(_) | Location::Unknown(_) => None,
+            })
+            .collect();
+        if versions.is_empty() {
+            return;
+        }
+        let mut memory = self.memory.lock();
+        versions.iter().for_each(|version| memory.clock.demote(*version));
+        drop(memory);
+        if let Some(disk) = &self.disk {
+            disk.demote(versions.into_iter());
+        }
+    }
+
+    /// Tells the prefetcher which pages that came unasked were read since the last call: the newest by
+    /// name, in the order of their reads, others by number.
+    pub(crate) fn tell(&self, leap: &mut Leap) {
+        let (before, touched) = {
+            let mut memory = self.memory.lock();
+            (std::mem::take(&mut memory.touched_before), std::mem::take(&mut memory.touched))
+        };
+        leap.hits(before);
+        touched.into_iter().for_each(|page| leap.hit(page));
+    }
+
+    /// How many pages may be fetched ahead at once without driving out what is here.
+    pub(crate) fn room_ahead(&self) -> u32 {
+        let slots = self.capacity_pages() / 4;
+        let bytes = crate::fetch::AHEAD_BYTES_MAX / self.page_size.bytes();
+        u32::try_from(slots.min(bytes)).unwrap_or(u32::MAX)
+    }
+
+    /// How many pages fit into memory.
+    pub(crate) fn memory_pages(&self) -> usize {
+        self.memory.lock().clock.capacity()
+    }
+
+    /// How many pages fit, on disk where there is one, in memory where there is none.
+    pub(crate) fn capacity_pages(&self) -> usize {
+        match &self.disk {
+            Some(disk) => disk.capacity(),
+            None => self.memory_pages(),
+        }
+    }
+
+    fn metrics(&self) -> Metrics {
+        let memory = self.memory.lock();
+        let page = self.page_size.bytes() as u64;
+        Metrics {
+            requests: self.counters.requests.load(Relaxed),
+            bytes: self.counters.bytes.load(Relaxed),
+            shared: self.counters.shared.load(Relaxed),
+            hedges: self.counters.hedges.load(Relaxed),
+            hedges_won: self.counters.hedges_won.load(Relaxed),
+            memory_bytes: memory.clock.len() as u64 * page,
+            disk_bytes: self.disk.as_ref().map_or(0, |disk| disk.len() as u64 * page),
+            ..memory.counts
         }
     }
 }
+
+/// A frame's pages, each checked against its hash.
+pub(crate) fn open_frame(
+    frame: &FrameRef,
+    bytes: &[u8],
+    page_size: PageSize,
+) -> Result<Vec<(Version, Bytes)>, Damaged> {
+    if bytes.len() != frame.bytes as usize {
+        let reason = format!("a frame of {} bytes ends after {}", frame.bytes, bytes.len());
+        return Err(Damaged::new(&frame.key, reason));
+    }
+    let pages = frame::decode(bytes, page_size, frame.count, &frame.slots)
+        .map_err(|reason| Damaged::new(&frame.key, reason))?;
+    Ok(frame.slots.iter().map(|slot| (slot.page, slot.lsn)).zip(pages).collect())
+}
+
+impl Volume {
+    /// What reading and fetching have cost since it was opened.
+    pub fn metrics(&self) -> Metrics {
+        self.cache.metrics()
+    }
+
+    pub(crate) fn page_cache(&self) -> &std::sync::Arc<PageCache> {
+        &self.cache
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,9 @@
 //! A replica against a model of it, and its promises one by one.
 
+mod faults;
 mod model;
 mod promises;
+mod stack;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,7 +38,7 @@ fn open(remote: &dyn Remote, options: Options) -> Volume {
 
 /// Nothing kept but in memory.
 fn in_memory() -> Options {
-    Options { store: None, locals: None, cache_bytes: 16 << 20 }
+    Options { store: None, locals: None, cache_bytes: 16 << 20, ..Options::default() }
 }
 
 fn filled(page_size: usize, byte: u8) -> Bytes {

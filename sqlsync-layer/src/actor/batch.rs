@@ -28,7 +28,7 @@ use crate::protocol::{Reason, codes};
 use crate::vfs::{ConnectError, Control, Database, IoFailure, WriteSet, scope::Scope};
 
 /// The connection that runs operations.
-pub(super) struct Writer {
+pub(crate) struct Writer {
     guarded: Guarded,
     control: Arc<Control>,
     modules: Arc<dyn Modules>,
@@ -40,24 +40,28 @@ pub(super) struct Writer {
 
 /// Operations run and committed locally.
 #[derive(Debug)]
-pub(super) struct Done {
-    pub(super) records: Vec<Record>,
+pub(crate) struct Done {
+    pub(crate) records: Vec<Record>,
     /// How many migrations each record ran.
-    pub(super) migrations: Vec<u32>,
+    pub(crate) migrations: Vec<u32>,
     /// `None` where no page changed.
-    pub(super) written: Option<WriteSet>,
+    pub(crate) written: Option<WriteSet>,
 }
 
 /// The batch cannot run now; nothing of it remains.
 #[derive(Debug)]
-pub(super) struct Blocked(pub(super) IoFailure);
+pub(crate) struct Blocked(pub(crate) IoFailure);
 
 impl Blocked {
     /// Trying again may help.
-    pub(super) fn passing(message: impl Into<String>) -> Blocked {
+    pub(crate) fn passing(message: impl Into<String>) -> Blocked {
         Blocked(IoFailure { message: message.into(), damaged: false })
     }
 }
+
+const SAVEPOINT: &str = "SAVEPOINT operation";
+const ROLLBACK_TO: &str = "ROLLBACK TO operation";
+const RELEASE: &str = "RELEASE operation";
 
 enum Stop {
     /// Operation `at` made SQLite end the transaction.
@@ -75,7 +79,7 @@ impl From<Blocked> for Stop {
 }
 
 impl Writer {
-    pub(super) fn new(
+    pub(crate) fn new(
         database: &Arc<Database>,
         modules: Arc<dyn Modules>,
         limits: Limits,
@@ -92,13 +96,19 @@ impl Writer {
         Ok(Writer { guarded, control, modules, loaded: None, limits, rowid_max })
     }
 
+    /// What its connection reads and writes.
+    #[cfg(all(feature = "client", not(target_arch = "wasm32")))]
+    pub(crate) fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
     /// The volume moved other than by this writer's own commits.
-    pub(super) fn forget_schema(&self) {
+    pub(crate) fn forget_schema(&self) {
         forget_schema(&self.guarded);
     }
 
     /// Runs `ops` with `module` in force at schema version `schema`, and commits them locally.
-    pub(super) fn run(
+    pub(crate) fn run(
         &mut self,
         ops: &[Op],
         module: Option<ModuleHash>,
@@ -143,9 +153,12 @@ impl Writer {
         Ok(done)
     }
 
-    /// A statement of our own; it fails only where the world does.
+    /// A statement of our own, kept prepared; it fails only where the world does. A reducer that uses the
+    /// same text does not find it: [`Guarded`] has every text authorised in the reducer's mode first.
     fn internal(&self, sql: &str) -> Result<(), Blocked> {
-        self.guarded.connection().execute_batch(sql).map_err(|error| {
+        let connection = self.guarded.connection();
+        let run = connection.prepare_cached(sql).and_then(|mut statement| statement.execute([]));
+        run.map(drop).map_err(|error| {
             let failure = self.control.take_failure();
             failure.map_or_else(|| Blocked::passing(format!("{sql}: {error}")), Blocked)
         })
@@ -264,7 +277,7 @@ impl Writer {
         mode: Mode,
         body: impl FnOnce(&mut Port<'_>) -> Result<(), Failure>,
     ) -> Result<Outcome, Stop> {
-        self.internal("SAVEPOINT operation")?;
+        self.internal(SAVEPOINT)?;
         self.reset_connection_state();
         let mut port = Port { writer: self, blocked: None, ended: None };
         let mut result = self
@@ -288,9 +301,9 @@ impl Writer {
             result = Err(Reason::new(codes::SQL, message));
         }
         if result.is_err() {
-            self.internal("ROLLBACK TO operation")?;
+            self.internal(ROLLBACK_TO)?;
         }
-        self.internal("RELEASE operation")?;
+        self.internal(RELEASE)?;
         Ok(result.map_or_else(Outcome::Rejected, |()| Outcome::Applied))
     }
 

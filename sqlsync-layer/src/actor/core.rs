@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use graft::checkpoint::{CheckpointError, Written};
 use graft::fetch::Fetch;
 use graft::format::Damaged;
 use graft::format::commit::Head;
@@ -19,13 +20,13 @@ use super::ask::Asks;
 use super::batch::{Blocked, Done, Writer};
 use super::queries::Reader;
 use super::{Deployed, Input, Limits, Modules, Outgoing, Output, RequestId, SessionId};
-use crate::ledger::{Entry, Ledger, Standing};
+use crate::ledger::{Entry, Ledger, Standing, expired};
 use crate::live::{LiveQueries, QueryId};
 use crate::payload::{Mutation, Op, Outcome, Payload, Record};
 use crate::protocol::{
-    At, ClientId, ClientMessage, IN_FLIGHT_MAX, PROTOCOL, Reason, Seed, ServerMessage, codes,
+    At, ClientId, ClientMessage, IN_FLIGHT_MAX, Known, PROTOCOL, Reason, Seed, ServerMessage, codes,
 };
-use crate::vfs::{ConnectError, Database, IoFailure, Marks, WriteSet, local_payload};
+use crate::vfs::{ConnectError, Database, IoFailure, Marks, Note, WriteSet};
 
 /// Bytes of reducers' names and arguments after which a batch takes no more operations, and a commit no
 /// more batches. Every record goes into its commit's head, and no reader takes a head above 256 MiB; one
@@ -109,6 +110,8 @@ pub(super) struct Session {
     pub(super) client: ClientId,
     pub(super) subscriptions: BTreeMap<u64, crate::live::QueryId>,
     pub(super) congested: bool,
+    /// It is told of every commit.
+    pub(super) heads: bool,
     /// Subscriptions that missed rows while congested.
     pub(super) missed: BTreeSet<u64>,
 }
@@ -118,7 +121,7 @@ pub(super) struct Session {
 struct Behind {
     session: SessionId,
     client: ClientId,
-    settled: u64,
+    known: Known,
     /// A look at the log began after it came.
     looked: bool,
 }
@@ -151,6 +154,10 @@ pub struct Actor {
     pub(super) held_back: BTreeSet<QueryId>,
     /// Connections whose client knows more than this actor: welcomed after the next look at the log.
     behind: Vec<Behind>,
+    /// A checkpoint is being written.
+    checkpointing: bool,
+    /// The last one was not: the next publication will do.
+    checkpoint_failed: bool,
     pub(super) shutting_down: bool,
     drained: bool,
     pub(super) sessions: BTreeMap<SessionId, Session>,
@@ -182,10 +189,7 @@ impl Actor {
         limits: Limits,
         epoch: u64,
     ) -> Result<Actor, OpenError> {
-        let mut durable = Ledger::default();
-        for head in &opened.heads {
-            apply_payload(&mut durable, &Payload::decode(head)?, head.lsn);
-        }
+        let durable = Ledger::open(&opened.start, &opened.heads)?;
         let volume = Arc::new(opened.volume);
         let database = Database::new(volume.clone(), fetch);
         Ok(Actor {
@@ -207,6 +211,8 @@ impl Actor {
             waking: false,
             held_back: BTreeSet::new(),
             behind: Vec::new(),
+            checkpointing: false,
+            checkpoint_failed: false,
             shutting_down: false,
             drained: false,
             sessions: BTreeMap::new(),
@@ -242,7 +248,7 @@ impl Actor {
     /// Something happened.
     pub fn handle(&mut self, input: Input) {
         match input {
-            Input::Connect { session, client, settled } => self.connect(session, client, settled),
+            Input::Connect { session, client, known } => self.connect(session, client, known),
             Input::Receive { session, message, seed, now_ms } => self.receive(session, message, seed, now_ms),
             Input::Disconnect { session } => self.disconnect(session),
             Input::Congested { session } => {
@@ -257,6 +263,7 @@ impl Actor {
             Input::Reminded => self.reminded(),
             Input::Published(result) => self.published(result),
             Input::Pulled(result) => self.pulled(result),
+            Input::Checkpointed(result) => self.checkpointed(result),
             Input::Woken => self.woken(),
             Input::Shutdown => self.shutting_down = true,
         }
@@ -268,6 +275,7 @@ impl Actor {
         self.run_inbox();
         self.refresh();
         self.seal(now_ms, id);
+        self.checkpoint();
         let freshen = self.settle_waiting(now_ms) || !self.behind.is_empty();
         if freshen && matches!(self.phase, Phase::Idle) {
             self.pull();
@@ -275,6 +283,28 @@ impl Actor {
         if self.shutting_down && !self.drained && self.is_drained() {
             self.drained = true;
             self.output(Output::Drained);
+        }
+    }
+
+    /// Asks for a checkpoint of what is durable, if one is due.
+    fn checkpoint(&mut self) {
+        let waits = self.checkpointing || self.checkpoint_failed || self.shutting_down;
+        if !waits && self.volume.checkpoint_due(&self.limits.checkpoint) {
+            self.checkpointing = true;
+            // The durable ledger is the fold up to the base: both move in one step.
+            let (snapshot, state) = (self.volume.base(), self.durable.encode());
+            self.output(Output::Checkpoint { snapshot, state });
+        }
+    }
+
+    fn checkpointed(&mut self, result: Result<Written, CheckpointError>) {
+        self.checkpointing = false;
+        match result {
+            Ok(written) => tracing::debug!(volume = %self.volume.id(), ?written, "checkpoint"),
+            Err(error) => {
+                tracing::warn!(volume = %self.volume.id(), %error, "no checkpoint; the next publication tries again");
+                self.checkpoint_failed = true;
+            }
         }
     }
 
@@ -316,20 +346,20 @@ impl Actor {
         At { epoch: self.epoch, lsn: self.tip_lsn(), seq: self.tip.last_seq(client) }
     }
 
-    fn connect(&mut self, session: SessionId, client: ClientId, settled: u64) {
-        if settled > self.durable.last_seq(&client) {
+    fn connect(&mut self, session: SessionId, client: ClientId, known: Known) {
+        if known.settled > self.durable.last_seq(&client) {
             // Another coordinator has told it more than is known here: the log comes first.
-            return self.behind.push(Behind { session, client, settled, looked: false });
+            return self.behind.push(Behind { session, client, known, looked: false });
         }
-        self.welcome(session, client);
+        self.welcome(session, client, known);
     }
 
     /// Welcomes those of whom enough is known now, and those for whom the log was looked at: what they
     /// claim is not in it.
     fn welcome_waiting(&mut self) {
         for waiting in std::mem::take(&mut self.behind) {
-            if waiting.looked || waiting.settled <= self.durable.last_seq(&waiting.client) {
-                self.welcome(waiting.session, waiting.client);
+            if waiting.looked || waiting.known.settled <= self.durable.last_seq(&waiting.client) {
+                self.welcome(waiting.session, waiting.client, waiting.known);
             } else {
                 self.behind.push(waiting);
             }
@@ -343,7 +373,11 @@ impl Actor {
         self.output(Output::Pull);
     }
 
-    fn welcome(&mut self, session: SessionId, client: ClientId) {
+    fn welcome(&mut self, session: SessionId, client: ClientId, known: Known) {
+        if self.durable.is_expired(&client, known.since, known.settled) {
+            let reason = Reason::new(codes::EXPIRED, expired(&client));
+            return self.send(session, ServerMessage::Error { reason });
+        }
         let message = ServerMessage::Welcome {
             protocol: PROTOCOL,
             volume: self.volume.id(),
@@ -353,9 +387,21 @@ impl Actor {
         };
         let subscriptions = BTreeMap::new();
         self.clients.entry(client.clone()).or_default().insert(session);
-        self.sessions
-            .insert(session, Session { client, subscriptions, congested: false, missed: BTreeSet::new() });
+        self.sessions.insert(
+            session,
+            Session { client, subscriptions, congested: false, missed: BTreeSet::new(), heads: known.heads },
+        );
         self.send(session, message);
+    }
+
+    /// Tells those who asked for it that the log has grown.
+    fn tell_head(&mut self) {
+        let lsn = self.volume.base().lsn();
+        let asked: Vec<SessionId> =
+            self.sessions.iter().filter(|(_, session)| session.heads).map(|(id, _)| *id).collect();
+        for session in asked {
+            self.send(session, ServerMessage::Head { lsn });
+        }
     }
 
     fn disconnect(&mut self, session: SessionId) {
@@ -600,7 +646,7 @@ impl Actor {
     fn record(&self, done: Done) -> Result<Done, Blocked> {
         if done.written.is_none() {
             let tip = self.volume.tip();
-            let payload = local_payload(Marks::default());
+            let payload = Note::default().encode();
             let change = Change { pages: tip.pages(), payload, ..Change::default() };
             self.volume.commit(&tip, change).map_err(|error| Blocked::passing(error.to_string()))?;
         }
@@ -684,8 +730,12 @@ impl Actor {
         match result {
             Ok(published) => {
                 self.failures = 0;
+                self.checkpoint_failed = false;
                 self.metrics.published += 1;
                 self.confirm(prepared.locals, published.lsn);
+                self.durable.advance(published.lsn, prepared.head.time_ms);
+                self.tip.advance(published.lsn, prepared.head.time_ms);
+                self.tell_head();
                 self.welcome_waiting();
             }
             Err(PublishError::Rejected { lsn }) => {
@@ -745,23 +795,30 @@ impl Actor {
     }
 
     fn pulled(&mut self, result: Result<Pulled, PullError>) {
-        if let Err(error @ (PullError::Damaged(_) | PullError::Diverged { .. })) = &result {
+        if let Err(error @ (PullError::Damaged(_) | PullError::Diverged { .. } | PullError::Expired { .. })) =
+            &result
+        {
             self.tell_all_of_damage(&error.to_string());
         }
         let replay = result.map_err(|error| error.to_string()).and_then(|pulled| {
             // A pull for waiting queries may find nothing new.
-            if pulled.heads.is_empty() && self.is_ahead() {
+            if pulled.heads.is_empty() && pulled.jump.is_none() && self.is_ahead() {
                 return Err("the lsn was lost, and the log shows no other commit".into());
             }
             let payloads: Result<Vec<Payload>, Damaged> = pulled.heads.iter().map(Payload::decode).collect();
-            Ok((payloads.map_err(|error| error.to_string())?, pulled))
+            let payloads = payloads.map_err(|error| error.to_string())?;
+            // After a jump, what lies between is in the checkpoint's ledger.
+            let begins = pulled.jump.as_ref().map(|start| Ledger::open(start, &[])).transpose();
+            Ok((payloads, begins.map_err(|error| error.to_string())?, pulled))
         });
-        let replayed = replay
-            .and_then(|(payloads, pulled)| self.reset(&payloads, pulled).map_err(|error| error.to_string()));
+        let replayed = replay.and_then(|(payloads, begins, pulled)| {
+            self.reset(&payloads, begins, pulled).map_err(|error| error.to_string())
+        });
         match replayed {
             Ok(()) => {
                 self.failures = 0;
                 self.phase = Phase::Idle;
+                self.tell_head();
                 self.welcome_waiting();
                 self.run_inbox();
             }
@@ -781,11 +838,16 @@ impl Actor {
 
     /// Drops every local commit, takes in what others committed, and queues what was dropped to run
     /// again before everything newer.
-    fn reset(&mut self, payloads: &[Payload], pulled: Pulled) -> Result<(), StoreError> {
+    fn reset(
+        &mut self,
+        payloads: &[Payload],
+        begins: Option<Ledger>,
+        pulled: Pulled,
+    ) -> Result<(), StoreError> {
         let pages_before = self.volume.base().pages();
         let heads = pulled.heads.clone();
         self.volume.reset()?;
-        self.volume.absorb(pulled)?;
+        let graft = self.volume.absorb(pulled)?;
         self.writer.forget_schema();
         self.reader.forget_schema();
         let dropped = std::mem::take(&mut self.unpublished);
@@ -796,11 +858,19 @@ impl Actor {
         for written in dropped.iter().filter_map(|unpublished| unpublished.done.written.clone()) {
             self.live.committed(written);
         }
+        if let Some(begins) = begins {
+            self.durable = begins;
+            // What changed on the way is known by the chunk, and nothing of page 1.
+            let mut changed = graft;
+            changed.remove(PageIdx::FIRST);
+            self.live.committed(WriteSet { pages: changed, marks: Marks::BOTH });
+        }
         let mut pages = pages_before;
         for (head, payload) in heads.iter().zip(payloads) {
             self.live.committed(write_set(head, payload, pages));
             pages = head.pages;
             apply_payload(&mut self.durable, payload, head.lsn);
+            self.durable.advance(head.lsn, head.time_ms);
         }
         self.tip = self.durable.clone();
         for Unpublished { done, requests } in dropped.into_iter().rev() {
@@ -825,7 +895,7 @@ fn write_set(head: &Head, payload: &Payload, pages_before: u32) -> WriteSet {
     WriteSet { pages, marks }
 }
 
-fn apply_payload(ledger: &mut Ledger, payload: &Payload, lsn: Lsn) {
+pub(crate) fn apply_payload(ledger: &mut Ledger, payload: &Payload, lsn: Lsn) {
     for record in &payload.records {
         ledger.apply(record, lsn);
     }
@@ -867,7 +937,7 @@ fn store_failed(prepared: &Prepared, error: &StoreError) -> PublishError {
 }
 
 /// Tells a mutation from another under the same seq, by what the client sent.
-fn content_of(reducer: &str, args: &str, clock: Option<i64>, seed: Option<Seed>) -> [u8; 16] {
+pub(crate) fn content_of(reducer: &str, args: &str, clock: Option<i64>, seed: Option<Seed>) -> [u8; 16] {
     let mut hasher = blake3::Hasher::new();
     for part in [reducer, args] {
         hasher.update(&(part.len() as u64).to_le_bytes());

@@ -152,7 +152,11 @@ impl Rig {
     }
 
     fn connect(&mut self, session: u64, name: &str) {
-        self.actor.handle(Input::Connect { session: SessionId(session), client: client(name), settled: 0 });
+        self.actor.handle(Input::Connect {
+            session: SessionId(session),
+            client: client(name),
+            known: Known::NOTHING,
+        });
         self.collect();
         assert!(matches!(self.messages(session)[..], [ServerMessage::Welcome { .. }]));
     }
@@ -192,7 +196,9 @@ impl Rig {
                 Output::Asked { request, result } => self.asked.push((request.0, result)),
                 Output::Inspected { request: _, standing } => self.standing = Some(standing),
                 Output::Remind { .. } => self.reminders += 1,
-                Output::Publish(_) | Output::Pull | Output::Wake { .. } => self.waiting.push(output),
+                Output::Publish(_) | Output::Pull | Output::Checkpoint { .. } | Output::Wake { .. } => {
+                    self.waiting.push(output);
+                }
             }
         }
     }
@@ -210,6 +216,11 @@ impl Rig {
                 Output::Pull => {
                     let result = block_on(self.actor.volume().clone().pull(&*self.remote));
                     self.actor.handle(Input::Pulled(result));
+                }
+                Output::Checkpoint { snapshot, state } => {
+                    let volume = self.actor.volume().clone();
+                    let result = block_on(graft::checkpoint::write(&*self.remote, &volume, &snapshot, state));
+                    self.actor.handle(Input::Checkpointed(result));
                 }
                 Output::Wake { .. } => self.actor.handle(Input::Woken),
                 Output::Send { .. }
@@ -240,7 +251,11 @@ impl Rig {
     }
 
     fn query(&mut self, sql: &str) -> serde_json::Value {
-        self.actor.handle(Input::Connect { session: SessionId(999), client: client("asker"), settled: 0 });
+        self.actor.handle(Input::Connect {
+            session: SessionId(999),
+            client: client("asker"),
+            known: Known::NOTHING,
+        });
         self.receive(999, json!({"type": "query", "id": 1, "sql": sql}));
         let rows = self.messages(999).into_iter().find_map(|message| match message {
             ServerMessage::Rows { rows, .. } => Some(json!(rows)),
@@ -273,7 +288,7 @@ fn write_directly(remote: &SharedRemote, sql: &str) {
     let (connection, _) = db.connect().unwrap();
     connection.execute_batch(sql).unwrap();
     let id = CommitId(blake3::hash(sql.as_bytes()).as_bytes()[..16].try_into().unwrap());
-    block_on(push(&**remote, db.volume(), Payload::of_plain_sql, || id, 3_000)).unwrap();
+    block_on(push(&**remote, db.volume(), Payload::of_locals, || id, 3_000)).unwrap();
 }
 
 #[test]
@@ -403,11 +418,12 @@ fn a_one_row_mutation_is_one_put_of_the_changed_leaf() {
     assert_eq!((counts.requests(), counts.creates), (1, 1), "{counts:?}");
     let pulled = block_on(graft::pull::read_head(&*rig.remote, VOLUME, Lsn(3))).unwrap();
     assert_eq!(pulled.set.iter().map(|page| page.get()).collect::<Vec<_>>(), [2]);
-    // Whoever pulls it pays one LIST and one prefix read a commit, and no page.
+    // Whoever opens it pays the metadata, two LISTs and one prefix read a commit, and no page; whoever
+    // pulls it, one LIST and the prefix.
     counting.reset();
     let opened = block_on(Volume::open(&*rig.remote, VOLUME, Options::default())).unwrap();
     let counts = counting.reset();
-    assert_eq!((counts.lists, counts.ranges, counts.gets, counts.requests()), (1, 3, 1, 5), "{counts:?}");
+    assert_eq!((counts.lists, counts.ranges, counts.gets, counts.requests()), (2, 3, 1, 6), "{counts:?}");
     rig.mutate(1, 3, "sql", "update t set v = 'c' where id = 1");
     rig.settle();
     counting.reset();
@@ -695,11 +711,76 @@ fn large_mutations_go_into_several_commits() {
     }
     rig.settle();
     assert_eq!(finals(&rig.messages(1)).len(), 20);
-    let opened = block_on(Volume::open(&*rig.remote, VOLUME, Options::default())).unwrap();
-    let heads = &opened.heads[1..];
+    let all = graft::pull::pull(&*rig.remote, VOLUME, Lsn::ZERO, graft::ChainHash::ZERO);
+    let heads = &block_on(all).unwrap().heads[1..];
     assert!(heads.len() >= 3, "{} commits", heads.len());
     let longest = heads.iter().map(|head| head.payload.len()).max().unwrap();
     assert!(longest <= 3 * (16 << 20), "a payload of {longest} bytes");
+}
+
+/// Nobody must read the whole log to know what was applied: it is in the checkpoint.
+#[test]
+fn an_actor_that_begins_at_a_checkpoint_knows_what_was_applied_before() {
+    let counting = Counting::new(memory());
+    let mut rig = Rig::new(counting.clone());
+    rig.connect(1, "alice");
+    for seq in 1..=100 {
+        rig.mutate(1, seq, "sql", &format!("insert into t values({seq}, 'a')"));
+        rig.settle();
+    }
+    let ledger = rig.actor.tip.clone();
+    counting.reset();
+    let mut rig = Rig::reopened(rig.remote.clone(), 2);
+    let base = rig.actor.volume().base();
+    let checkpoint = base.checkpoint().unwrap();
+    assert_eq!((base.lsn(), checkpoint.lsn, checkpoint.seq.0), (Lsn(101), Lsn(64), 1));
+    assert!(counting.reset().ranges < 1 + 37 + 5, "the root, the heads since, and SQLite's first pages");
+    assert_eq!(rig.actor.tip, ledger);
+    rig.connect(1, "alice");
+    for seq in [1, 50, 100] {
+        rig.mutate(1, seq, "sql", &format!("insert into t values({seq}, 'a')"));
+        let answer = rig.messages(1);
+        assert!(
+            matches!(answer[..], [ServerMessage::Durable { seq: found, lsn }] if found == seq && lsn.0 == seq + 1),
+            "{answer:?}"
+        );
+    }
+    assert_eq!(rig.actor.metrics().operations_run, 0);
+}
+
+/// An actor that missed so much that it jumps must not apply again what lies between, and its
+/// subscribers must see all of it.
+#[test]
+fn an_actor_far_behind_jumps_and_replays() {
+    let remote = memory();
+    let mut behind = Rig::new(remote.clone());
+    behind.connect(1, "alice");
+    behind.subscribe(1, 1, "select count(*) from t");
+    let mut ahead = Rig::reopened(remote, 2);
+    ahead.connect(1, "bob");
+    ahead.connect(2, "alice");
+    for seq in 1..=200 {
+        ahead.mutate(1, seq, "sql", &format!("insert into t values({seq}, 'b')"));
+        ahead.settle();
+    }
+    ahead.mutate(2, 1, "sql", "insert into t values(1000, 'a')");
+    ahead.settle();
+    behind.messages(1);
+    // Her first mutation is known there by now, her second is new.
+    behind.mutate(1, 1, "sql", "insert into t values(1000, 'a')");
+    behind.mutate(1, 2, "sql", "insert into t values(1001, 'a')");
+    behind.settle();
+    let messages = behind.messages(1);
+    assert_eq!(finals(&messages).len(), 2, "{messages:?}");
+    assert!(
+        messages.iter().all(|message| !matches!(message, ServerMessage::Rejected { .. })),
+        "{messages:?}"
+    );
+    let shown = format!("{:?}", messages.last().unwrap());
+    let base = behind.actor.volume().base();
+    assert!(base.checkpoint().is_some_and(|root| root.lsn >= Lsn(64)), "it began at a checkpoint");
+    assert_eq!(behind.actor.tip.mutations(), 202);
+    assert!(messages.iter().any(|m| format!("{m:?}").contains("202")), "{shown}");
 }
 
 /// Each failure asked for a wait of its own, and each wait's end retried all of them.
@@ -735,13 +816,21 @@ fn a_coordinator_that_is_behind_looks_at_the_log_before_it_welcomes() {
     one.connect(1, "alice");
     one.mutate(1, 1, "sql", "insert into t values(1, 'a')");
     one.settle();
-    two.actor.handle(Input::Connect { session: SessionId(1), client: client("alice"), settled: 1 });
+    two.actor.handle(Input::Connect {
+        session: SessionId(1),
+        client: client("alice"),
+        known: Known { settled: 1, ..Known::NOTHING },
+    });
     two.settle();
     let messages = two.messages(1);
     assert!(matches!(messages[..], [ServerMessage::Welcome { at, .. }] if at.seq == 1), "{messages:?}");
     assert_eq!(two.query("select id from t"), json!([[1]]));
     // One that claims what no log has is welcomed as it is, and sees for itself.
-    two.actor.handle(Input::Connect { session: SessionId(2), client: client("bob"), settled: 9 });
+    two.actor.handle(Input::Connect {
+        session: SessionId(2),
+        client: client("bob"),
+        known: Known { settled: 9, ..Known::NOTHING },
+    });
     two.settle();
     assert!(matches!(two.messages(2)[..], [ServerMessage::Welcome { at, .. }] if at.seq == 0));
 }

@@ -9,16 +9,23 @@
 //! Invariants: every commit is one committed state of the file; two backups of one volume cannot both
 //! go on, because one loses its next LSN.
 
+use graft::checkpoint::Policy;
 use graft::format::frame::PageHash;
 use graft::publish::Prepared;
 use graft::remote::Remote;
 use graft::snapshot::{Location, Snapshot};
 use graft::volume::{Options, Volume};
-use graft::{ChainHash, CommitId, Lsn, PageIdx, VolumeId, VolumeName, catalog};
+use graft::{ChainHash, CommitId, Lsn, PageIdx, PageSet, VolumeId, VolumeName, catalog};
 
 use super::source::{Position, Source};
-use super::{Ids, OnProgress, TORN_MAX, TransferError, collect, draft, import_source, publish_settled};
-use crate::payload::Payload;
+use super::{
+    Ids, OnProgress, TORN_MAX, TransferError, checkpoint_if_due, collect, draft, import_source,
+    publish_settled,
+};
+use crate::ledger::Ledger;
+
+/// Commits between two looks at whether a checkpoint is due.
+const SHIPS_BETWEEN_CHECKPOINTS: u64 = 64;
 
 /// What is stored of each page, by its hash; `None` for one that reads as zeroes.
 #[derive(Debug, Clone, Default)]
@@ -39,17 +46,19 @@ impl Hashes {
         }
     }
 
-    fn of(snapshot: &Snapshot, page_bytes: usize) -> Hashes {
-        let zero = vec![0; page_bytes];
+    /// Those of a snapshot, whose page table is read where it is not here.
+    async fn of(remote: &dyn Remote, volume: &Volume, snapshot: &Snapshot) -> Result<Hashes, TransferError> {
+        let mut all = PageSet::new();
+        all.insert_range(1, snapshot.pages());
+        graft::chunks::load(remote, volume, snapshot, &all).await?;
+        let zero = vec![0; volume.page_size().bytes()];
         let hash = |idx: PageIdx| match snapshot.location(idx) {
-            Some(Location::Frame(frame)) => {
-                let slot = frame.pages.binary_search(&idx).ok()?;
-                // A page that was stored as zeroes counts as one that never was.
-                frame.hashes.get(slot).copied().filter(|hash| *hash != PageHash::of(idx, &zero))
-            }
-            Some(Location::Local(_)) | None => None,
+            // A page that was stored as zeroes counts as one that never was.
+            Location::Frame(_, slot) => Some(slot.hash).filter(|hash| *hash != PageHash::of(idx, &zero)),
+            // There are no local commits here, and the table was read just now.
+            Location::Zero | Location::Local(_) | Location::Unknown(_) => None,
         };
-        Hashes((1..=snapshot.pages()).filter_map(PageIdx::new).map(hash).collect())
+        Ok(Hashes((1..=snapshot.pages()).filter_map(PageIdx::new).map(hash).collect()))
     }
 }
 
@@ -138,18 +147,15 @@ impl Backup {
             let (theirs, ours) = (theirs.get(), source.page_size().get());
             return Err(refused(format!("its pages have {theirs} bytes, the file's {ours}")));
         }
-        for head in &opened.heads {
-            let payload = Payload::decode(head).map_err(|damaged| refused(damaged.to_string()))?;
-            if !payload.records.is_empty() {
-                return Err(refused("reducers write to it; give the backup a volume of its own".into()));
-            }
+        let ledger =
+            Ledger::open(&opened.start, &opened.heads).map_err(|damaged| refused(damaged.to_string()))?;
+        if ledger.mutations() > 0 || ledger.module().is_some() {
+            return Err(refused("reducers write to it; give the backup a volume of its own".into()));
         }
         let base = opened.volume.base();
-        let (lsn, hash) = opened.volume.head();
-        let time_ms = opened.heads.last().map_or(0, |head| head.time_ms);
-        let hashes = Hashes::of(&base, theirs.bytes());
-        let backup =
-            Backup { source, volume, head: (lsn, hash, time_ms), hashes, pages: base.pages(), position: None };
+        let head = (base.lsn(), base.hash(), base.time_ms());
+        let hashes = Hashes::of(remote, &opened.volume, &base).await?;
+        let backup = Backup { source, volume, head, hashes, pages: base.pages(), position: None };
         Ok((backup, None))
     }
 
@@ -199,6 +205,9 @@ impl Backup {
             } else {
                 let published = publish_settled(remote, &prepared).await?;
                 self.head = (published.lsn, published.hash, prepared.head.time_ms);
+                if published.lsn.0.is_multiple_of(SHIPS_BETWEEN_CHECKPOINTS) {
+                    checkpoint_if_due(remote, self.volume, &Policy::default()).await;
+                }
                 Some(Ship {
                     lsn: published.lsn,
                     time_ms: prepared.head.time_ms,

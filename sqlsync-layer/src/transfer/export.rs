@@ -11,14 +11,12 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
-use graft::catalog::{self, CatalogError};
 use graft::fetch::{FetchError, fetch};
-use graft::pull::PullError;
 use graft::remote::Remote;
 use graft::snapshot::Snapshot;
 use graft::store::StoreError;
-use graft::volume::{OpenError, Options, ReadError, Volume};
-use graft::{Lsn, PageIdx, PageSet, VolumeId};
+use graft::volume::{ReadError, Volume};
+use graft::{PageIdx, PageSet};
 
 use super::{OnProgress, Progress};
 use crate::vfs::page1;
@@ -137,62 +135,4 @@ fn set_mode(temporary: &File, file: &Path) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     temporary.set_permissions(mode)
-}
-
-/// Which state of a volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum At {
-    /// After this commit.
-    Lsn(Lsn),
-    /// After the last commit made at or before this time, ms since 1970.
-    TimeMs(i64),
-}
-
-/// Why a past state could not be opened.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenAtError {
-    /// The volume could not be opened.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// Its metadata could not be read.
-    #[error(transparent)]
-    Catalog(#[from] CatalogError),
-    /// Its log could not be read.
-    #[error(transparent)]
-    Pull(#[from] PullError),
-    /// The local store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// There is no such state.
-    #[error("there is no commit {asked}: the newest is lsn {newest}")]
-    NoSuchCommit {
-        /// What was asked for, in words.
-        asked: String,
-        /// The newest.
-        newest: Lsn,
-    },
-}
-
-/// Opens volume `id` as it was `at` some time, in memory, to be read.
-pub async fn open_at(remote: &dyn Remote, id: VolumeId, at: At) -> Result<Volume, OpenAtError> {
-    let meta = catalog::meta(remote, id).await?;
-    if let Some((parent, _)) = meta.parent {
-        return Err(OpenError::Fork { volume: id, parent }.into());
-    }
-    let volume = Volume::load(id, meta.page_size, Options::default())?.volume;
-    let mut pulled = volume.pull(remote).await?;
-    let newest = pulled.heads.last().map_or(Lsn::ZERO, |head| head.lsn);
-    match at {
-        At::Lsn(lsn) if lsn > newest || lsn == Lsn::ZERO => {
-            return Err(OpenAtError::NoSuchCommit { asked: format!("with lsn {lsn}"), newest });
-        }
-        At::Lsn(lsn) => pulled.heads.retain(|head| head.lsn <= lsn),
-        At::TimeMs(time) => pulled.heads.retain(|head| head.time_ms <= time),
-    }
-    if pulled.heads.is_empty() {
-        return Err(OpenAtError::NoSuchCommit { asked: "so early".into(), newest });
-    }
-    volume.absorb(pulled)?;
-    Ok(volume)
 }

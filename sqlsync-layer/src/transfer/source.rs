@@ -97,7 +97,8 @@ impl Source {
         let schema: rusqlite::Result<i64> =
             connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0));
         schema.map_err(sqlite)?;
-        let text = |pragma: &str| connection.query_row(pragma, [], |row| row.get::<_, rusqlite::types::Value>(0));
+        let text =
+            |pragma: &str| connection.query_row(pragma, [], |row| row.get::<_, rusqlite::types::Value>(0));
         let mode = match text("PRAGMA journal_mode").map_err(sqlite)? {
             rusqlite::types::Value::Text(mode) => mode,
             other => format!("{other:?}"),
@@ -220,6 +221,11 @@ pub struct Position {
 }
 
 impl View<'_> {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.source.path
+    }
+
     /// How many pages the database has in it.
     pub fn pages(&self) -> u32 {
         self.pages

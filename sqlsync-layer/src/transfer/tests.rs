@@ -4,13 +4,14 @@ use std::sync::Arc;
 use futures::executor::block_on;
 use graft::fetch::RemoteFetch;
 use graft::remote::{Faults, Faulty, MemoryRemote, SharedRemote};
+use graft::time::At;
 use graft::volume::{Options, Volume};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use rusqlite::Connection;
 
 use super::backup::Backup;
-use super::export::{At, export, open_at};
+use super::export::export;
 use super::*;
 use crate::vfs::Database;
 
@@ -64,7 +65,7 @@ fn exported(remote: &SharedRemote, at: Option<At>) -> BTreeMap<String, Vec<Strin
     std::fs::write(folder.path().join("out.db-wal"), b"stale").unwrap();
     let id = block_on(catalog::resolve(&**remote, &name())).unwrap();
     let volume = match at {
-        Some(at) => block_on(open_at(&**remote, id, at)).unwrap(),
+        Some(at) => block_on(Volume::open_at(&**remote, id, at, 8 << 20)).unwrap().volume,
         None => block_on(Volume::open(&**remote, id, Options::default())).unwrap().volume,
     };
     block_on(export(&**remote, &volume, &volume.tip(), &file, &mut |_| {})).unwrap();
@@ -76,7 +77,9 @@ fn exported(remote: &SharedRemote, at: Option<At>) -> BTreeMap<String, Vec<Strin
 
 #[test]
 fn what_is_imported_comes_out_equal_at_every_page_size_in_every_journal_mode() {
-    for (page_size, mode) in [(512, "wal"), (4096, "wal"), (65536, "wal"), (1024, "delete"), (4096, "truncate")] {
+    for (page_size, mode) in
+        [(512, "wal"), (4096, "wal"), (65536, "wal"), (1024, "delete"), (4096, "truncate")]
+    {
         for as_size in [None, PageSize::new(2048)] {
             let folder = tempfile::tempdir().unwrap();
             let file = folder.path().join("%s in.db");
@@ -103,7 +106,8 @@ fn what_is_imported_comes_out_equal_at_every_page_size_in_every_journal_mode() {
             assert_eq!(exported(&remote, None), dump(&writer), "{page_size} {mode}");
             assert_eq!(std::fs::read(&file).unwrap(), before, "the source was changed");
             // And through the VFS, written to.
-            let volume = block_on(Volume::open(&*remote, imported.volume, Options::default())).unwrap().volume;
+            let volume =
+                block_on(Volume::open(&*remote, imported.volume, Options::default())).unwrap().volume;
             let database = Database::new(Arc::new(volume), Arc::new(RemoteFetch::new(remote.clone())));
             let (connection, _) = database.connect().unwrap();
             assert_eq!(dump(&connection), dump(&writer));
@@ -121,7 +125,8 @@ fn what_is_imported_comes_out_equal_at_every_page_size_in_every_journal_mode() {
 fn an_empty_file_makes_an_empty_volume() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let remote: SharedRemote = Arc::new(MemoryRemote::new());
-    let imported = block_on(import(&*remote, file.path(), &name(), None, &mut ids(1), 5, &mut |_| {})).unwrap();
+    let imported =
+        block_on(import(&*remote, file.path(), &name(), None, &mut ids(1), 5, &mut |_| {})).unwrap();
     assert_eq!((imported.lsn, imported.pages), (Lsn::ZERO, 0));
     assert_eq!(exported_len(&remote), 0);
 }
@@ -137,7 +142,8 @@ fn a_file_that_is_no_database_is_refused_before_anything_is_stored() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), vec![b'%'; 5000]).unwrap();
     let remote = graft::remote::Counting::new(Arc::new(MemoryRemote::new()));
-    let error = block_on(import(&*remote, file.path(), &name(), None, &mut ids(1), 5, &mut |_| {})).unwrap_err();
+    let error =
+        block_on(import(&*remote, file.path(), &name(), None, &mut ids(1), 5, &mut |_| {})).unwrap_err();
     assert!(error.to_string().contains("not a database"), "{error}");
     assert_eq!(remote.snapshot().creates, 0);
     let missing = std::path::Path::new("/nowhere/at all.db");
@@ -160,7 +166,8 @@ fn an_import_that_fails_anywhere_leaves_no_volume_and_can_be_run_again() {
         if block_on(import(&*faulty, &file, &name(), None, &mut ids(seed), 5, &mut |_| {})).is_err() {
             failed += 1;
             if block_on(catalog::list(&*inner)).unwrap().is_empty() {
-                block_on(import(&*inner, &file, &name(), None, &mut ids(seed + 1000), 6, &mut |_| {})).unwrap();
+                block_on(import(&*inner, &file, &name(), None, &mut ids(seed + 1000), 6, &mut |_| {}))
+                    .unwrap();
             }
         }
         assert_eq!(exported(&inner, None), dump(&writer), "seed {seed}");
@@ -227,7 +234,8 @@ fn every_commit_of_a_backup_is_a_state_that_the_database_had() {
                     }
                     let backup = backup.as_mut().unwrap();
                     if backup.may_have_changed().unwrap() {
-                        let shipped = block_on(backup.ship(&*remote, &mut random, step, &mut |_| {})).unwrap();
+                        let shipped =
+                            block_on(backup.ship(&*remote, &mut random, step, &mut |_| {})).unwrap();
                         partial += usize::from(shipped.is_some_and(|ship| !ship.whole));
                         made = shipped.or(made);
                     }
@@ -236,7 +244,11 @@ fn every_commit_of_a_backup_is_a_state_that_the_database_had() {
                         Some(ship) => {
                             states.insert(ship.lsn, now);
                         }
-                        None => assert_eq!(states.last_key_value().map(|(_, state)| state), Some(&now), "seed {seed}, step {step}"),
+                        None => assert_eq!(
+                            states.last_key_value().map(|(_, state)| state),
+                            Some(&now),
+                            "seed {seed}, step {step}"
+                        ),
                     }
                 }
             }

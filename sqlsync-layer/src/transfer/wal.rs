@@ -69,7 +69,8 @@ impl Frames {
     /// Begins with the WAL's header. `None` where the file is not (any more) of generation `salts`.
     pub fn begin(wal: &File, salts: [u8; 8], page_bytes: usize) -> io::Result<Option<Frames>> {
         let Some(header) = header(wal)? else { return Ok(None) };
-        let word = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let word =
+            |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let big_endian = match word(0) {
             0x377f_0682 => false,
             0x377f_0683 => true,
@@ -106,7 +107,8 @@ impl Frames {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
                 Err(error) => return Err(error),
             }
-            let word = |at: usize| u32::from_be_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]);
+            let word =
+                |at: usize| u32::from_be_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]);
             let checksum = run(self.big_endian, self.checksum, &frame[..8]);
             let checksum = run(self.big_endian, checksum, &frame[FRAME_HEADER_BYTES as usize..]);
             if frame[8..16] != self.salts || checksum != (word(16), word(20)) {

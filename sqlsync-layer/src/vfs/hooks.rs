@@ -162,7 +162,10 @@ unsafe extern "C" fn x_open(
         // SAFETY: the name of a main database, as SQLite passed it.
         let parameter = |key| unsafe { Host::get().uri_parameter(name, key) };
         let request = OpenRequest {
-            parameters: super::URI_PARAMETERS.iter().filter_map(|key| Some((*key, parameter(key)?))).collect(),
+            parameters: super::URI_PARAMETERS
+                .iter()
+                .filter_map(|key| Some((*key, parameter(key)?)))
+                .collect(),
             create: flags & SQLITE_OPEN_CREATE != 0,
             read_only: flags & SQLITE_OPEN_READONLY != 0,
             ..OpenRequest::default()

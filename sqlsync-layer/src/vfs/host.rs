@@ -17,8 +17,7 @@ pub(super) struct Host {
     pub db_name: unsafe extern "C" fn(*mut ffi::sqlite3, c_int) -> *const c_char,
     pub db_filename: unsafe extern "C" fn(*mut ffi::sqlite3, *const c_char) -> *const c_char,
     pub txn_state: unsafe extern "C" fn(*mut ffi::sqlite3, *const c_char) -> c_int,
-    pub file_control:
-        unsafe extern "C" fn(*mut ffi::sqlite3, *const c_char, c_int, *mut c_void) -> c_int,
+    pub file_control: unsafe extern "C" fn(*mut ffi::sqlite3, *const c_char, c_int, *mut c_void) -> c_int,
     pub uri_parameter: unsafe extern "C" fn(*const c_char, *const c_char) -> *const c_char,
     pub libversion_number: unsafe extern "C" fn() -> c_int,
 }
@@ -51,7 +50,10 @@ impl Host {
     ///
     /// `api` is what SQLite passed to an extension's entry point.
     #[cfg(feature = "extension")]
-    #[allow(clippy::missing_transmute_annotations, reason = "both sides are what the field and the header say")]
+    #[allow(
+        clippy::missing_transmute_annotations,
+        reason = "both sides are what the field and the header say"
+    )]
     pub(super) unsafe fn set(api: &sqlite_plugin::sqlite3_api_routines) -> Option<()> {
         use std::mem::transmute as as_ours;
         // SAFETY: sqlite-plugin's and rusqlite's bindings declare the same functions of the same C header;
@@ -63,7 +65,7 @@ impl Host {
                 db_filename: as_ours(api.db_filename?),
                 txn_state: as_ours(api.txn_state?),
                 file_control: as_ours(api.file_control?),
-                uri_parameter: as_ours(api.uri_parameter?),
+                uri_parameter: api.uri_parameter?,
                 libversion_number: api.libversion_number?,
             }
         };

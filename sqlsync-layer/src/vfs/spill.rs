@@ -262,7 +262,7 @@ mod tests {
                 assert_eq!(dirty.get(asked).unwrap(), model.get(&asked).cloned(), "seed {seed}, step {step}");
             }
             let pages = dirty.pages().unwrap();
-            assert!(dirty.memory_bytes <= budget.max(0), "seed {seed}");
+            assert!(dirty.memory_bytes <= budget, "seed {seed}");
             dirty.clear();
             assert_eq!(pages, model, "seed {seed}");
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use graft::checkpoint::{CheckpointError, Policy, Written};
 use graft::publish::{PublishError, Published};
 use graft::pull::{PullError, Pulled};
 use graft::store::SharedStore;
@@ -55,6 +56,8 @@ pub enum Ended {
     Published(Result<Published, PublishError>),
     /// A pull.
     Pulled(Result<Pulled, PullError>),
+    /// A checkpoint.
+    Checkpointed(Result<Written, CheckpointError>),
 }
 
 impl Coordinator {
@@ -63,6 +66,7 @@ impl Coordinator {
         let disk: Option<SharedStore> =
             random.chance(0.3).then(|| Arc::new(graft::store::memory::MemoryStore::default()) as SharedStore);
         let batch_mutations_max = if random.chance(0.5) { random.between(1, 6) as usize } else { 256 };
+        let checkpoint = Policy { commits: random.between(1, 40), ..Policy::default() };
         Coordinator {
             stage: Stage::Down,
             life: 0,
@@ -74,13 +78,18 @@ impl Coordinator {
             disk,
             // One frame of 64 pages must fit into half of it.
             cache_bytes: if random.chance(0.5) { 160 * page_bytes as usize } else { 4 << 20 },
-            limits: Limits { batch_mutations_max, ..Limits::default() },
+            limits: Limits { batch_mutations_max, checkpoint, ..Limits::default() },
         }
     }
 
     /// How it opens the volume.
     pub fn options(&self) -> Options {
-        Options { store: self.disk.clone(), locals: None, cache_bytes: self.cache_bytes }
+        Options {
+            store: self.disk.clone(),
+            locals: None,
+            cache_bytes: self.cache_bytes,
+            ..Options::default()
+        }
     }
 
     /// The actor, where it runs.

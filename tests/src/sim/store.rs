@@ -42,9 +42,9 @@ pub struct Weather {
     pub fail_before: f64,
     /// Takes effect; the answer is lost.
     pub fail_after: f64,
-    /// A create that is given up and lands up to half a minute later.
+    /// A create, put or update that is given up and lands up to half a minute later.
     pub late: f64,
-    /// A create that arrives twice; the second answer is heard.
+    /// A create, put or update that arrives twice; the second answer is heard.
     pub duplicate: f64,
     /// Takes seconds.
     pub slow: f64,

@@ -272,7 +272,10 @@ impl World {
         let Some(event) = self.queue.pop() else { return false };
         self.summary.steps += u64::from(!matches!(event, Event::Store(_)));
         match event {
-            Event::Store(event) => self.stirred |= self.bucket.happen(event),
+            Event::Store(event) => {
+                self.bucket.objects().set_now_ms(self.now_ms());
+                self.stirred |= self.bucket.happen(event);
+            }
             Event::Dialled { client, life, dial } => self.dialled(client, life, dial),
             Event::ToServer { conn, text } => self.at_server(conn, &text),
             Event::ToClient { conn, text } => self.at_client(conn, text),

@@ -4,10 +4,12 @@ import { connect, type Db, type PendingMutation } from "graft-client";
 import { GraftProvider, usePending, useQuery, useStatus } from "graft-client/react";
 import { useCallback, useEffect, useState, useSyncExternalStore, type ReactNode } from "react";
 
+import { TryConflict } from "./conflict.js";
 import { Lists } from "./lists.js";
 import { shownLists, type List } from "./model.js";
 import { noteRejection } from "./notes.js";
 import { Presence } from "./presence.js";
+import { RefusedTexts } from "./refused.js";
 import { ConnectionBanner, StatusLine } from "./status.js";
 import { Tasks } from "./tasks.js";
 
@@ -38,8 +40,8 @@ function Page(props: {
   readonly forgetLost: () => void;
 }): ReactNode {
   const selected = useSelectedList();
-  const lists = useQuery<List>("SELECT id, name FROM lists ORDER BY name, id");
-  const shown = shownLists(lists.rows, usePending());
+  const lists = useQuery<List>("SELECT id, name, capacity FROM lists LEFT JOIN capacities ON list = id ORDER BY name, id");
+  const shown = shownLists(lists.rows, lists.at?.seq, usePending());
   const list = shown.find(({ id }) => id === selected);
   useEffect(() => {
     document.title = list === undefined ? "Todo" : `${list.name} · Todo`;
@@ -66,6 +68,7 @@ function Page(props: {
           </button>
         </div>
       )}
+      {selected === undefined && <RefusedTexts at={() => true} />}
       <div className="columns">
         <Lists lists={shown} selected={selected} result={lists} />
         <main>
@@ -76,6 +79,7 @@ function Page(props: {
           )}
         </main>
       </div>
+      <TryConflict volume={VOLUME} />
     </div>
   );
 }
@@ -92,7 +96,7 @@ function ListView(props: { readonly id: string; readonly list: List | undefined;
       </div>
     );
   }
-  return <Tasks list={props.id} name={props.list?.name} />;
+  return <Tasks list={props.id} name={props.list?.name} capacity={props.list?.capacity ?? null} />;
 }
 
 /** `add_task “Milk”`, for changes that were given up. */

@@ -12,6 +12,8 @@ import type { PendingMutation } from "graft-client";
 export interface List {
   readonly id: string;
   readonly name: string;
+  /** How many tasks it has room for; `null` for any number. */
+  readonly capacity: number | null;
 }
 
 export interface Task {
@@ -19,6 +21,17 @@ export interface Task {
   readonly title: string;
   readonly done: number;
   readonly position: number;
+  /** The id of the client that has claimed it, and what its person is called. */
+  readonly claimant: string | null;
+  readonly claimer: string | null;
+  /** How many there are. */
+  readonly comments: number;
+}
+
+export interface Comment {
+  readonly id: string;
+  readonly author: string;
+  readonly text: string;
 }
 
 /** A row as shown. */
@@ -28,43 +41,85 @@ export type Shown<T> = T & {
 };
 
 /** Lists in the order of their names, with those that are being created. */
-export function shownLists(rows: readonly List[], pending: readonly PendingMutation[]): Shown<List>[] {
+export function shownLists(
+  rows: readonly List[],
+  seq: number | undefined,
+  pending: readonly PendingMutation[],
+): Shown<List>[] {
   const shown = new Map<string, Shown<List>>(rows.map((list) => [list.id, { ...list, pending: false }]));
-  for (const { reducer, args } of pending) {
-    if (reducer !== "create_list") continue;
-    const id = String(args["id"]);
-    shown.set(id, { id, name: shown.get(id)?.name ?? String(args["name"]), pending: true });
+  for (const mutation of pending) {
+    const { reducer, args } = mutation;
+    const inRows = isInRows(mutation, seq);
+    const id = String(args[reducer === "set_capacity" ? "list" : "id"]);
+    const list = shown.get(id);
+    if (reducer === "create_list" && (list !== undefined || !inRows)) {
+      shown.set(id, { id, name: list?.name ?? String(args["name"]), capacity: list?.capacity ?? null, pending: true });
+    }
+    if (list === undefined) continue;
+    if (reducer === "delete_list" && !inRows) shown.delete(id);
+    if (reducer === "set_capacity") {
+      const capacity = inRows ? list.capacity : args["capacity"] == null ? null : Number(args["capacity"]);
+      shown.set(id, { ...list, capacity, pending: true });
+    }
   }
   return [...shown.values()].sort((a, b) => a.name.localeCompare(b.name) || compare(a.id, b.id));
 }
 
-/** A list's tasks in order, with the waiting changes to them. `seq` is that of the rows. */
+/** A list's tasks in order, with the waiting changes to them. `seq` is that of the rows, `me` this client's id. */
 export function shownTasks(
   list: string,
   rows: readonly Task[],
   seq: number | undefined,
   pending: readonly PendingMutation[],
+  me: string | undefined,
 ): Shown<Task>[] {
   const shown = new Map<string, Shown<Task>>(rows.map((task) => [task.id, { ...task, pending: false }]));
   for (const mutation of pending) {
     const { reducer, args } = mutation;
-    const id = String(args["id"]);
-    const inRows = mutation.seq !== undefined && seq !== undefined && mutation.seq <= seq;
+    const id = String(args[reducer === "add_comment" ? "task" : "id"]);
+    const inRows = isInRows(mutation, seq);
     const task = shown.get(id);
     if (reducer === "add_task" && task === undefined && !inRows) {
       if (args["list"] !== list) continue;
       const last = Math.max(0, ...[...shown.values()].map((other) => other.position));
-      shown.set(id, { id, title: String(args["title"]), done: 0, position: Math.floor(last) + 1, pending: true });
+      const fresh = { claimant: null, claimer: null, comments: 0, pending: true };
+      shown.set(id, { id, title: String(args["title"]), done: 0, position: Math.floor(last) + 1, ...fresh });
     }
     if (task === undefined) continue;
-    const change = inRows ? {} : changeOf(mutation);
+    const change = inRows ? {} : changeOf(mutation, task, me);
     if (change === "deleted") shown.delete(id);
     else shown.set(id, { ...task, ...change, pending: true });
   }
   return [...shown.values()].sort((a, b) => a.position - b.position || compare(a.id, b.id));
 }
 
-function changeOf({ reducer, args }: PendingMutation): Partial<Task> | "deleted" {
+/** A task's comments in order, with those that wait. */
+export function shownComments(
+  task: string,
+  rows: readonly Comment[],
+  seq: number | undefined,
+  pending: readonly PendingMutation[],
+): Shown<Comment>[] {
+  const shown = new Map<string, Shown<Comment>>(rows.map((comment) => [comment.id, { ...comment, pending: false }]));
+  for (const mutation of pending) {
+    const { reducer, args } = mutation;
+    const id = String(args["id"]);
+    const inRows = isInRows(mutation, seq);
+    if (reducer === "add_comment" && args["task"] === task) {
+      const comment = shown.get(id);
+      if (comment !== undefined) shown.set(id, { ...comment, pending: true });
+      else if (!inRows) shown.set(id, { id, author: String(args["author"]), text: String(args["text"]), pending: true });
+    }
+    if (reducer === "delete_comment" && !inRows) shown.delete(id);
+  }
+  return [...shown.values()];
+}
+
+function isInRows(mutation: PendingMutation, seq: number | undefined): boolean {
+  return mutation.seq !== undefined && seq !== undefined && mutation.seq <= seq;
+}
+
+function changeOf({ reducer, args }: PendingMutation, task: Task, me: string | undefined): Partial<Task> | "deleted" {
   switch (reducer) {
     case "set_done":
       return { done: args["done"] === true ? 1 : 0 };
@@ -74,6 +129,13 @@ function changeOf({ reducer, args }: PendingMutation): Partial<Task> | "deleted"
       return { position: Number(args["position"]) };
     case "delete_task":
       return "deleted";
+    case "add_comment":
+      return { comments: task.comments + 1 };
+    case "claim_task":
+      // Somebody else's claim is not taken away, not even for show.
+      return task.claimant === null ? { claimant: me ?? "", claimer: String(args["name"]) } : {};
+    case "release_task":
+      return task.claimant === (args["claimant"] ?? me) ? { claimant: null, claimer: null } : {};
     default:
       return {};
   }

@@ -1,12 +1,15 @@
-/** One task: tick, title, handle, delete. */
+/** One task: tick, title, handle, delete; whose it is, and what is said about it. */
 
-import { useMutation } from "graft-client/react";
-import { useEffect, useRef, useState, type KeyboardEvent, type ReactNode } from "react";
+import { useDb, useMutation } from "graft-client/react";
+import { useEffect, useId, useRef, useState, type KeyboardEvent, type ReactNode } from "react";
 
+import { Comments } from "./comments.js";
 import { shiftOf, type Drag } from "./drag.js";
 import { Mark } from "./mark.js";
+import { myName } from "./me.js";
 import type { Shown, Task } from "./model.js";
 import { clearNote, useNote } from "./notes.js";
+import { RefusedTexts } from "./refused.js";
 
 export function TaskRow(props: {
   readonly task: Shown<Task>;
@@ -14,8 +17,11 @@ export function TaskRow(props: {
   readonly count: number;
   readonly move: (from: number, to: number) => void;
   readonly drag: Drag;
+  readonly list: string;
 }): ReactNode {
-  const { task, index, count, move, drag } = props;
+  const { task, index, count, move, drag, list } = props;
+  const [open, setOpen] = useState(false);
+  const thread = useId();
   const [editing, setEditing] = useState(false);
   const setDone = useMutation("set_done");
   const deleteTask = useMutation("delete_task");
@@ -98,7 +104,8 @@ export function TaskRow(props: {
           aria-label={`Delete ${title}`}
           onClick={() => {
             clearNote(place);
-            deleteTask({ id: task.id });
+            // Refused where somebody has said something about it meanwhile.
+            deleteTask({ id: task.id, comments_seen: task.comments });
           }}
         >
           <svg viewBox="0 0 14 14" width="14" height="14" aria-hidden="true">
@@ -106,12 +113,55 @@ export function TaskRow(props: {
           </svg>
         </button>
       </div>
+      <div className="about">
+        <Claim task={task} title={title} />
+        <button type="button" aria-expanded={open} aria-controls={open ? thread : undefined} onClick={() => setOpen(!open)}>
+          {task.comments === 0 ? "Comment" : task.comments === 1 ? "1 comment" : `${task.comments} comments`}
+        </button>
+      </div>
+      {open && <Comments task={task} id={thread} />}
       {note !== undefined && (
         <p className="note" role="alert">
           {note.tried}: {note.reason}.
         </p>
       )}
+      <RefusedTexts at={(other) => other === place} list={list} />
     </li>
+  );
+}
+
+/** Claims it, or says whose it is; a claim can be released, also for somebody who is gone. */
+function Claim(props: { readonly task: Task; readonly title: string }): ReactNode {
+  const { task, title } = props;
+  const db = useDb();
+  const claimTask = useMutation("claim_task");
+  const releaseTask = useMutation("release_task");
+  const { claimant, claimer } = task;
+  if (claimant === null || claimer === null) {
+    const claim = () => {
+      clearNote(`task:${task.id}`);
+      claimTask({ id: task.id, name: myName() });
+    };
+    return (
+      <button type="button" aria-label={`Claim ${title}`} onClick={claim}>
+        Claim
+      </button>
+    );
+  }
+  const mine = claimant === db.clientId;
+  const release = () => {
+    clearNote(`task:${task.id}`);
+    releaseTask({ id: task.id, claimant });
+  };
+  return (
+    <span className={mine ? "claim mine" : "claim"}>
+      <span className="visually-hidden">Claimed by</span>
+      <bdi>{claimer}</bdi>
+      {mine && " (you)"}
+      <button type="button" aria-label={mine ? `Release ${title}` : `Release ${title} for ${claimer}`} onClick={release}>
+        Release
+      </button>
+    </span>
   );
 }
 

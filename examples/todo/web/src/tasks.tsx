@@ -1,21 +1,33 @@
 /** One list: its tasks in order, and the form for a new one. */
 
-import { useMutation, usePending, useQuery, useStatus } from "graft-client/react";
+import { useDb, useMutation, usePending, useQuery, useStatus } from "graft-client/react";
 import { useCallback, useEffect, useMemo, useRef, useState, type FormEvent, type ReactNode } from "react";
 
+import { Capacity, ListNote } from "./capacity.js";
 import { useDrag } from "./drag.js";
 import { moves, shownTasks, type Task } from "./model.js";
 import { clearNote, useNote, useNotes } from "./notes.js";
+import { RefusedTexts } from "./refused.js";
 import { TaskRow } from "./task.js";
 
-const QUERY = "SELECT id, title, done, position FROM tasks WHERE list = ?1 ORDER BY position, id";
+const QUERY = `
+  SELECT id, title, done, position, claimant, name AS claimer,
+    (SELECT count(*) FROM comments WHERE task = tasks.id) AS comments
+  FROM tasks LEFT JOIN claims ON task = tasks.id
+  WHERE list = ?1
+  ORDER BY position, id`;
 
-export function Tasks(props: { readonly list: string; readonly name: string | undefined }): ReactNode {
-  const { list, name } = props;
+export function Tasks(props: {
+  readonly list: string;
+  readonly name: string | undefined;
+  readonly capacity: number | null;
+}): ReactNode {
+  const { list, name, capacity } = props;
+  const me = useDb().clientId;
   const { rows, at, loading, error } = useQuery<Task>(QUERY, [list]);
   const { state } = useStatus();
   const pending = usePending();
-  const tasks = useMemo(() => shownTasks(list, rows, at?.seq, pending), [list, rows, at, pending]);
+  const tasks = useMemo(() => shownTasks(list, rows, at?.seq, pending, me), [list, rows, at, pending, me]);
   const moveTask = useMutation("move_task");
   const [said, say] = useState("");
   const items = useRef<HTMLUListElement>(null);
@@ -49,9 +61,14 @@ export function Tasks(props: { readonly list: string; readonly name: string | un
       </a>
       <div className="title-line">
         <h1 id="list-name">{name ?? "List"}</h1>
-        <CopyLink />
+        <div className="tools">
+          <Capacity list={list} capacity={capacity} tasks={tasks.length} />
+          <CopyLink />
+        </div>
       </div>
+      <ListNote list={list} />
       <NewTask list={list} />
+      <RefusedTexts at={(place) => !tasks.some(({ id }) => place === `task:${id}`)} list={list} />
       <LooseNotes tasks={tasks} />
       {error !== undefined && state !== "ended" && (
         <p className="note" role="alert">
@@ -65,10 +82,14 @@ export function Tasks(props: { readonly list: string; readonly name: string | un
             : "Loading…"}
         </p>
       )}
-      {!loading && tasks.length === 0 && <p className="hint">Nothing to do. Add the first task above.</p>}
+      {!loading && tasks.length === 0 && (
+        <p className="hint">
+          Nothing to do. Add the first task above. <DeleteList list={list} />
+        </p>
+      )}
       <ul ref={items} className={drag.active ? "items dragging" : "items"} aria-busy={loading}>
         {tasks.map((task, index) => (
-          <TaskRow key={task.id} task={task} index={index} count={tasks.length} move={move} drag={drag} />
+          <TaskRow key={task.id} task={task} index={index} count={tasks.length} move={move} drag={drag} list={list} />
         ))}
       </ul>
       {tasks.length > 0 && (
@@ -129,7 +150,7 @@ function NewTask(props: { readonly list: string }): ReactNode {
 /** Refusals of changes to tasks that are gone: there is no row to show them in. */
 function LooseNotes(props: { readonly tasks: readonly Task[] }): ReactNode {
   const loose = useNotes().filter(
-    ({ place }) => place.startsWith("task:") && !props.tasks.some(({ id }) => place === `task:${id}`),
+    ({ place, text }) => text === undefined && place.startsWith("task:") && !props.tasks.some(({ id }) => place === `task:${id}`),
   );
   return loose.map((note) => (
     <p key={note.key} className="note loose" role="alert">
@@ -141,6 +162,28 @@ function LooseNotes(props: { readonly tasks: readonly Task[] }): ReactNode {
       </button>
     </p>
   ));
+}
+
+function DeleteList(props: { readonly list: string }): ReactNode {
+  const deleteList = useMutation("delete_list");
+  const { list } = props;
+  return (
+    <button
+      type="button"
+      className="link"
+      onClick={() => {
+        clearNote(`list:${list}`);
+        const { accepted } = deleteList({ id: list });
+        // A refusal is shown here.
+        void accepted.then(
+          () => (location.hash = "#/"),
+          () => undefined,
+        );
+      }}
+    >
+      Delete this list
+    </button>
+  );
 }
 
 function CopyLink(): ReactNode {

@@ -160,3 +160,91 @@ fn a_create_in_a_known_directory_costs_two_fsyncs() {
     // Each link stands between the fsync of its file and the fsync of its directory.
     assert_eq!(calls[links[0] - 1..].join(" "), ["fsync link fsync"; 10].join(" "), "{text}");
 }
+
+/// Appends a line for each of its entries, as whoever holds a lease changes it.
+fn append(remote: &DirectoryRemote, entries: impl Iterator<Item = String>) {
+    for entry in entries {
+        loop {
+            let (found, tag) = block_on(remote.get_tagged("volumes/v/owner")).unwrap();
+            let body = [found.as_ref(), entry.as_bytes(), b"\n"].concat();
+            match block_on(remote.update("volumes/v/owner", body.into(), &tag)) {
+                Ok(_) => break,
+                Err(RemoteError::Changed { .. }) => {}
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+}
+
+/// Processes, and threads with handles of their own in each: no update is lost, and a put and a
+/// delete in the middle do not let two win.
+#[test]
+fn updates_of_processes_and_threads_are_never_lost() {
+    const CHILD: &str = "GRAFT_TEST_DIRECTORY_UPDATES";
+    const PROCESSES: usize = 4;
+    const THREADS: usize = 2;
+    const ENTRIES: usize = 10;
+    if let Ok(root) = std::env::var(CHILD) {
+        let (root, process) = root.rsplit_once(':').unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let remote = DirectoryRemote::open(Path::new(root)).unwrap();
+                scope.spawn(move || {
+                    append(&remote, (0..ENTRIES).map(|i| format!("{process}.{thread}.{i}")));
+                });
+            }
+        });
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let remote = open(&folder);
+    block_on(remote.create("volumes/v/owner", Bytes::new())).unwrap();
+    let children: Vec<_> = (0..PROCESSES)
+        .map(|process| {
+            std::process::Command::new(std::env::current_exe().unwrap())
+                .args([
+                    "--exact",
+                    "remote::directory::tests::updates_of_processes_and_threads_are_never_lost",
+                ])
+                .env(CHILD, format!("{}:{process}", folder.path().display()))
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
+    let text = String::from_utf8(block_on(remote.get("volumes/v/owner")).unwrap().to_vec()).unwrap();
+    let mut lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), PROCESSES * THREADS * ENTRIES, "{text}");
+    lines.sort_unstable();
+    lines.dedup();
+    assert_eq!(lines.len(), PROCESSES * THREADS * ENTRIES, "each once: {text}");
+    let left = leftovers(&folder);
+    assert_eq!(left, [LOCKS], "lock files stay, temporary files go");
+}
+
+/// What stands between the look and the rename of an update.
+#[test]
+fn a_put_waits_for_the_lock_and_readers_do_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let (remote, other) = (open(&folder), open(&folder));
+    block_on(remote.put("a", Bytes::from_static(b"1"))).unwrap();
+    let held = remote.files.lock("a").unwrap();
+    let (said, hears) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            said.send("asking").unwrap();
+            block_on(other.put("a", Bytes::from_static(b"2"))).unwrap();
+            said.send("put").unwrap();
+        });
+        assert_eq!(hears.recv().unwrap(), "asking");
+        let early = hears.recv_timeout(Duration::from_millis(50));
+        assert!(early.is_err(), "it was put under the lock");
+        assert_eq!(block_on(remote.get("a")).unwrap(), "1", "readers do not wait");
+        drop(held);
+        assert_eq!(hears.recv().unwrap(), "put");
+    });
+    assert_eq!(block_on(remote.get("a")).unwrap(), "2");
+}

@@ -73,6 +73,61 @@ fn a_delayed_create_lands_later_and_may_lose() {
     assert_eq!(remote.in_flight(), 0);
 }
 
+/// What a late write does to what came between; tombstones and leases must live with it.
+#[test]
+fn delayed_and_echoed_writes_land_on_what_is_there_then() {
+    let (memory, remote) = faulty(1);
+    let get = |key: &str| block_on(memory.get(key)).map(|body| String::from_utf8(body.to_vec()).unwrap());
+    let put = |key: &str, body: &'static str| block_on(remote.put(key, Bytes::from_static(body.as_bytes())));
+
+    remote.fail_next(Request::Put, Fault::Delay { requests: 9 });
+    assert!(is_unavailable(put("a", "early")));
+    put("a", "later").unwrap();
+    assert_eq!(block_on(remote.land_all()).unwrap(), 1);
+    assert_eq!(get("a").unwrap(), "early", "a put that was given up undid a later one");
+
+    remote.fail_next(Request::Create, Fault::Echo { requests: 9 });
+    create(&remote, "b", "1").unwrap();
+    put("b", "tombstone").unwrap();
+    assert_eq!(block_on(remote.land_all()).unwrap(), 0);
+    assert_eq!(get("b").unwrap(), "tombstone", "a create that is sent again meets what is there");
+    remote.fail_next(Request::Create, Fault::Echo { requests: 2 });
+    create(&remote, "c", "1").unwrap();
+    block_on(remote.delete("c")).unwrap();
+    assert!(get("c").is_err());
+    block_on(remote.list("", None, 1)).unwrap();
+    assert_eq!(get("c").unwrap(), "1", "and without a tombstone comes back");
+
+    let (_, tag) = block_on(remote.get_tagged("c")).unwrap();
+    remote.fail_next(Request::Update, Fault::Delay { requests: 9 });
+    assert!(block_on(remote.update("c", Bytes::from_static(b"late"), &tag)).is_err());
+    block_on(remote.update("c", Bytes::from_static(b"2"), &tag)).unwrap();
+    assert_eq!(block_on(remote.land_all()).unwrap(), 0, "a late update is of another object");
+    let (_, tag) = block_on(remote.get_tagged("c")).unwrap();
+    remote.fail_next(Request::Update, Fault::Duplicate);
+    let changed = block_on(remote.update("c", Bytes::from_static(b"3"), &tag));
+    assert!(matches!(changed, Err(RemoteError::Changed { .. })), "by itself: {changed:?}");
+    assert_eq!(get("c").unwrap(), "3");
+    remote.fail_next(Request::Delete, Fault::Delay { requests: 9 });
+    assert!(is_unavailable(block_on(remote.delete("c"))));
+    put("c", "4").unwrap();
+    block_on(remote.land_all()).unwrap();
+    assert!(get("c").is_err(), "a late delete deletes what is there then");
+}
+
+#[test]
+fn a_slow_request_is_overtaken() {
+    let (memory, remote) = faulty(1);
+    remote.fail_next(Request::Create, Fault::Slow { turns: 3 });
+    let (first, second) = block_on(futures::future::join(
+        remote.create("log/1", Bytes::from_static(b"slow")),
+        remote.create("log/1", Bytes::from_static(b"fast")),
+    ));
+    assert!(matches!(first, Err(RemoteError::AlreadyExists { .. })) && second.is_ok());
+    assert_eq!(block_on(memory.get("log/1")).unwrap(), "fast");
+    assert_eq!(remote.injected(), 1);
+}
+
 #[test]
 fn an_unreachable_store_has_no_effect_until_it_returns() {
     let memory = Arc::new(MemoryRemote::new());
@@ -99,6 +154,9 @@ fn trace(seed: u64) -> Vec<String> {
         delay_requests_max: 10,
         flip: 0.1,
         truncate: 0.1,
+        echo: 0.1,
+        slow: 0.1,
+        slow_turns_max: 3,
     };
     let remote = Faulty::with_faults(memory.clone(), seed, faults);
     let mut trace = Vec::new();

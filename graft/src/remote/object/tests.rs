@@ -117,3 +117,112 @@ fn a_store_that_lists_out_of_order_is_refused() {
     let error = rows.expect_err("out of order").to_string();
     assert!(error.contains("out of key order") && error.contains("test:"), "{error}");
 }
+
+/// Hands etags out in quotes and compares them without, as Ceph's gateway does.
+#[derive(Debug, Default)]
+struct Unquotes {
+    inner: InMemory,
+    /// Updates and heads asked for.
+    asked: parking_lot::Mutex<Vec<&'static str>>,
+}
+
+impl fmt::Display for Unquotes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Unquotes")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Unquotes {
+    async fn put_opts(
+        &self,
+        path: &Path,
+        body: object_store::PutPayload,
+        mut options: object_store::PutOptions,
+    ) -> object_store::Result<PutResult> {
+        if let PutMode::Update(version) = &mut options.mode {
+            self.asked.lock().push("update");
+            let etag = version.e_tag.take().unwrap();
+            if etag.contains('"') {
+                let source = Cause::from("412 Precondition Failed");
+                return Err(Error::Precondition { path: path.to_string(), source });
+            }
+            version.e_tag = Some(format!("\"{etag}\""));
+        }
+        self.inner.put_opts(path, body, options).await
+    }
+    async fn put_multipart_opts(
+        &self,
+        path: &Path,
+        options: object_store::PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn object_store::MultipartUpload>> {
+        self.inner.put_multipart_opts(path, options).await
+    }
+    async fn get_opts(
+        &self,
+        path: &Path,
+        options: GetOptions,
+    ) -> object_store::Result<object_store::GetResult> {
+        if options.head {
+            self.asked.lock().push("head");
+        }
+        self.inner.get_opts(path, options).await
+    }
+    fn delete_stream(
+        &self,
+        paths: futures::stream::BoxStream<'static, object_store::Result<Path>>,
+    ) -> futures::stream::BoxStream<'static, object_store::Result<Path>> {
+        self.inner.delete_stream(paths)
+    }
+    fn list(
+        &self,
+        prefix: Option<&Path>,
+    ) -> futures::stream::BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+    async fn list_with_delimiter(
+        &self,
+        prefix: Option<&Path>,
+    ) -> object_store::Result<object_store::ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+    async fn copy_opts(
+        &self,
+        from: &Path,
+        to: &Path,
+        options: object_store::CopyOptions,
+    ) -> object_store::Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
+
+/// The first update finds out that the quotes are unwelcome, and the next ones know.
+#[test]
+fn a_store_that_compares_bare_etags_is_found_out_once() {
+    let store = Arc::new(Unquotes::default());
+    let remote = ObjectRemote::new(store.clone(), "", "unquotes:".into());
+    let asked = || std::mem::take(&mut *store.asked.lock()).join(" ");
+    futures::executor::block_on(async {
+        remote.create("owner", "1".into()).await.unwrap();
+        let (_, first) = remote.get_tagged("owner").await.unwrap();
+        // A lost race before anything is known costs a look, and teaches nothing.
+        remote.put("owner", "2".into()).await.unwrap();
+        let lost = remote.update("owner", "3".into(), &first).await;
+        assert!(matches!(lost, Err(RemoteError::Changed { .. })), "{lost:?}");
+        assert_eq!(asked(), "update head");
+        let (_, second) = remote.get_tagged("owner").await.unwrap();
+        let third = remote.update("owner", "3".into(), &second).await.unwrap();
+        assert_eq!(asked(), "update head update");
+        remote.update("owner", "4".into(), &third).await.unwrap();
+        let lost = remote.update("owner", "5".into(), &third).await;
+        assert!(matches!(lost, Err(RemoteError::Changed { .. })), "{lost:?}");
+        assert_eq!(asked(), "update update", "one request each, from now on");
+        assert_eq!(remote.get("owner").await.unwrap(), "4");
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_compares_bare_etags_conforms() {
+    let remote = ObjectRemote::new(Arc::new(Unquotes::default()), "pre", "unquotes:".into());
+    super::super::conformance::check(&remote, "").await;
+}

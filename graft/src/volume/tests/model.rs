@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::*;
+use crate::checkpoint::{self, CheckpointError, Written};
 use crate::ids::key;
 use crate::remote::{Fault, Faulty, Request};
 use crate::store::{FjallStore, MemoryStore};
@@ -72,16 +73,21 @@ impl Replica {
     }
 
     fn options(&self) -> Options {
-        let cache_bytes = 8 << 20;
+        let (cache_bytes, disk_bytes) = (8 << 20, 1 << 20);
         match self.keeping {
-            Keeping::Nothing => Options { store: None, locals: None, cache_bytes },
-            Keeping::Durable => Options { store: Some(self.memory.clone()), locals: None, cache_bytes },
-            Keeping::Memory => {
-                Options { store: Some(self.memory.clone()), locals: Some(Durability::Sync), cache_bytes }
+            Keeping::Nothing => Options { store: None, locals: None, cache_bytes, disk_bytes },
+            Keeping::Durable => {
+                Options { store: Some(self.memory.clone()), locals: None, cache_bytes, disk_bytes }
             }
+            Keeping::Memory => Options {
+                store: Some(self.memory.clone()),
+                locals: Some(Durability::Sync),
+                cache_bytes,
+                disk_bytes,
+            },
             Keeping::Disk(durability) => {
                 let store = FjallStore::open(self.dir.as_ref().unwrap().path()).unwrap();
-                Options { store: Some(Arc::new(store)), locals: Some(durability), cache_bytes }
+                Options { store: Some(Arc::new(store)), locals: Some(durability), cache_bytes, disk_bytes }
             }
         }
     }
@@ -335,7 +341,8 @@ impl World {
         self.learn();
         let newest = self.log.len() - 1;
         let replica = &mut self.replicas[at];
-        assert_eq!(pulled.heads.len(), newest - replica.base);
+        let from = pulled.jump.as_ref().map_or(replica.base, |start| start.lsn.0 as usize);
+        assert_eq!(pulled.heads.len(), newest - from);
         let graft = replica.volume().absorb(pulled).unwrap();
         if !replica.locals.is_empty() {
             assert!(graft.is_empty());
@@ -349,6 +356,37 @@ impl World {
             assert!(!differs || graft.contains(page(idx)), "page {idx} changed and is not in the graft");
         }
         replica.base = newest;
+    }
+
+    /// Writes a checkpoint of the base, whatever lies on top. Its state says which LSN it is of.
+    fn checkpoint(&mut self, at: usize) {
+        let replica = &self.replicas[at];
+        let base = replica.volume().base();
+        let version = replica.volume().tip().version();
+        let fault = match self.rng.random_range(0..6) {
+            0 => Some(Fault::FailBefore),
+            1 => Some(Fault::FailAfter),
+            2 => Some(Fault::Delay { requests: self.rng.random_range(1..12) }),
+            _ => None,
+        };
+        let current = base.checkpoint().map_or(Lsn::ZERO, |root| root.lsn) == base.lsn();
+        let fault = fault.filter(|_| !current);
+        if let Some(fault) = fault {
+            replica.remote.fail_next(Request::Create, fault);
+        }
+        let state = Bytes::copy_from_slice(&base.lsn().0.to_le_bytes());
+        let written = block_on(checkpoint::write(&*replica.remote, replica.volume(), &base, state));
+        self.story.push(format!("  {fault:?} -> {written:?}"));
+        match written {
+            Ok(Written::Stored { lsn, .. }) => assert_eq!(lsn, base.lsn()),
+            Ok(Written::Lost { .. } | Written::Current { .. }) => {}
+            Err(CheckpointError::Unknown { .. }) => assert!(fault.is_some()),
+            Err(error) => panic!("{error}"),
+        }
+        assert_eq!(replica.volume().tip().version(), version);
+        if let Some(root) = replica.volume().base().checkpoint() {
+            assert!(root.lsn <= base.lsn());
+        }
     }
 
     fn crash(&mut self, at: usize) {
@@ -379,7 +417,10 @@ impl World {
         if !offline && replica.locals.is_empty() {
             replica.base = self.log.len() - 1;
         }
-        assert_eq!(opened.heads.len(), replica.base);
+        assert_eq!(opened.start.lsn.0 as usize + opened.heads.len(), replica.base);
+        if opened.start.lsn > Lsn::ZERO {
+            assert_eq!(opened.start.state[..], opened.start.lsn.0.to_le_bytes());
+        }
         replica.volume = Some(opened.volume);
     }
 
@@ -393,8 +434,9 @@ impl World {
             60..=79 => self.publish(at),
             80..=84 => self.pull(at),
             // With a push under way a reset is for the rejected; the publish above does those.
-            85..=87 if self.replicas[at].pending.is_none() => self.reset(at),
+            85 if self.replicas[at].pending.is_none() => self.reset(at),
             88..=93 => self.crash(at),
+            86..=87 => self.checkpoint(at),
             94..=97 => {
                 let tip = self.tip(at).clone();
                 let replica = &mut self.replicas[at];

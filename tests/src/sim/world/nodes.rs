@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use graft::CommitId;
+use graft::checkpoint::{self, Written};
 use graft::publish::publish;
 use graft::volume::Volume;
 use sqlsync_layer::actor::{Actor, Input, Outgoing, Output, RequestId};
@@ -85,6 +86,14 @@ impl World {
                 }
                 self.input(at, Input::Pulled(result));
             }
+            Ended::Checkpointed(result) => {
+                match &result {
+                    Ok(written) => self.note(format!("coordinator {at}: {written:?}")),
+                    Err(error) => self.note(format!("coordinator {at}: {error}")),
+                }
+                self.summary.checkpoints += u64::from(matches!(result, Ok(Written::Stored { .. })));
+                self.input(at, Input::Checkpointed(result));
+            }
         }
     }
 
@@ -146,6 +155,14 @@ impl World {
                     let volume = volume.clone();
                     self.spawn(Owner::Node(at, life), async move {
                         Done::Node(Ended::Pulled(volume.pull(&remote).await))
+                    });
+                }
+                Output::Checkpoint { snapshot, state } => {
+                    self.note(format!("coordinator {at} writes a checkpoint of lsn {}", snapshot.lsn()));
+                    let volume = volume.clone();
+                    self.spawn(Owner::Node(at, life), async move {
+                        let written = checkpoint::write(&remote, &volume, &snapshot, state).await;
+                        Done::Node(Ended::Checkpointed(written))
                     });
                 }
                 Output::Wake { after_ms } => {

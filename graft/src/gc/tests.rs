@@ -1,0 +1,442 @@
+//! Histories of writers, checkpoints, compactions, collectors, pins and actors that stall at every step,
+//! against a model of the volume: nobody ever reads anything else than what was committed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::executor::block_on;
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+
+use super::*;
+use crate::compact::{self, ByNumber, CompactError, Group, Layout, Moved, Scope, Source};
+use crate::fetch::fetch;
+use crate::fork::{self, ForkError};
+use crate::format::meta::Meta;
+use crate::history::Start;
+use crate::ids::{PageIdx, PageSize};
+use crate::page_set::PageSet;
+use crate::publish::{Prepared, PublishError, publish};
+use crate::remote::MemoryRemote;
+use crate::snapshot::Snapshot;
+use crate::time::At;
+use crate::volume::{Change, Options, Volume, push};
+use crate::{catalog, checkpoint};
+
+const VOLUME: VolumeId = VolumeId([9; 16]);
+const PAGE: usize = 16_384;
+
+/// A volume's content: one byte for each page; `None` for one that was never written.
+type Content = Vec<Option<u8>>;
+
+fn page(idx: u32) -> PageIdx {
+    PageIdx::new(idx).unwrap()
+}
+
+fn options() -> Options {
+    Options { store: None, locals: None, cache_bytes: 16 << 20, ..Options::default() }
+}
+
+/// Pages in an order that has nothing to do with their numbers.
+struct Shuffled(u64);
+impl Layout for Shuffled {
+    fn groups(&self, source: &mut dyn Source) -> Vec<Group> {
+        let mut pages: Vec<PageIdx> = (1..=source.pages()).map(page).collect();
+        pages.sort_by_key(|page| u64::from(page.get()).wrapping_mul(self.0 | 1) % 257);
+        let hot = pages.split_off(pages.len() - pages.len() / 5);
+        for page in hot.iter().take(3) {
+            source.page(*page);
+        }
+        vec![Group { pages: hot, hot: true }, Group { pages, hot: false }]
+    }
+}
+
+struct World {
+    remote: Arc<MemoryRemote>,
+    rng: StdRng,
+    now_ms: i64,
+    next_id: u128,
+    /// The content at each LSN.
+    model: BTreeMap<Lsn, Content>,
+    /// A commit that was prepared, and whose writer sleeps.
+    stalled_commit: Option<Arc<Prepared>>,
+    /// A checkpointer that sleeps before its create.
+    stalled_checkpoint: Option<(Volume, Snapshot)>,
+    /// A compaction that sleeps before its create, and the replica that made it.
+    stalled_compaction: Option<(Volume, Moved)>,
+    /// Pins that were accepted.
+    pins: Vec<Pin>,
+    /// Forks and what is in them.
+    forks: Vec<(VolumeId, Content)>,
+    counts: BTreeMap<&'static str, u32>,
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let remote = Arc::new(MemoryRemote::new());
+        let meta = Meta { page_size: PageSize::new(PAGE as u32).unwrap(), parent: None };
+        block_on(catalog::create(&*remote, &"v".parse().unwrap(), VOLUME, meta)).unwrap();
+        World {
+            remote,
+            rng: StdRng::seed_from_u64(seed),
+            now_ms: 1_000,
+            next_id: 1,
+            model: BTreeMap::from([(Lsn::ZERO, Content::new())]),
+            stalled_commit: None,
+            stalled_checkpoint: None,
+            stalled_compaction: None,
+            pins: Vec::new(),
+            forks: Vec::new(),
+            counts: BTreeMap::new(),
+        }
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    fn id(&mut self) -> CommitId {
+        self.next_id += 1;
+        CommitId(self.next_id.to_be_bytes())
+    }
+
+    fn open(&self) -> Volume {
+        block_on(Volume::open(&*self.remote, VOLUME, options())).unwrap().volume
+    }
+
+    fn newest(&self) -> (Lsn, Content) {
+        self.model.last_key_value().map(|(lsn, content)| (*lsn, content.clone())).unwrap()
+    }
+
+    /// A random change of the newest content, sealed and not sent.
+    fn prepare(&mut self) -> (Arc<Prepared>, Content) {
+        let volume = self.open();
+        let (lsn, mut content) = self.newest();
+        assert_eq!(volume.base().lsn(), lsn);
+        let pages = match self.rng.random_range(0..10) {
+            0 => self.rng.random_range(0..=content.len()),
+            1..5 => content.len() + self.rng.random_range(1..40),
+            _ => content.len().max(1),
+        };
+        content.resize(pages, None);
+        let mut changes = BTreeMap::new();
+        for _ in 0..self.rng.random_range(0..40usize).min(pages * 2) {
+            let idx = self.rng.random_range(1..=pages);
+            let byte = self.rng.random();
+            content[idx - 1] = Some(byte);
+            // Some commits are too large to carry their frames, and have segments.
+            let mut bytes = vec![byte; PAGE];
+            if lsn.0.is_multiple_of(3) {
+                self.rng.fill(&mut bytes[1..]);
+            }
+            changes.insert(page(idx as u32), Bytes::from(bytes));
+        }
+        volume.commit(&volume.tip(), Change { changes, pages: pages as u32, payload: Bytes::new() }).unwrap();
+        let id = self.id();
+        let prepared = volume.seal(1, Bytes::new(), id, self.now_ms).unwrap().unwrap();
+        (prepared, content)
+    }
+
+    fn commit(&mut self) {
+        let (prepared, content) = self.prepare();
+        let published = block_on(publish(&*self.remote, &prepared)).unwrap();
+        self.model.insert(published.lsn, content);
+    }
+
+    fn step(&mut self, seed: u64) {
+        self.now_ms += self.rng.random_range(0..50);
+        match self.rng.random_range(0..100) {
+            0..32 => self.commit(),
+            32..36 => self.fork(),
+            36..40 => self.work_in_a_fork(),
+            40..52 => {
+                let volume = self.open();
+                block_on(checkpoint::write(&*self.remote, &volume, &volume.base(), Bytes::new())).unwrap();
+            }
+            52..58 => {
+                let volume = self.open();
+                let (id, scope) = (self.id(), if self.rng.random() { Scope::All } else { Scope::Sparse });
+                let layout: &dyn Layout = if self.rng.random() { &ByNumber } else { &Shuffled(seed) };
+                let moved = compact::gather(&*self.remote, &volume, layout, scope, id, &|_, _| {});
+                let moved = block_on(moved).unwrap();
+                if self.rng.random_bool(0.4) {
+                    self.stalled_compaction = Some((volume, moved));
+                } else if moved.pages() > 0 {
+                    block_on(compact::publish(&*self.remote, &volume, &moved, Bytes::new())).unwrap();
+                    self.count("compactions");
+                }
+            }
+            58..70 => self.collect(),
+            70..76 => self.pin(),
+            76..80 => {
+                // It has uploaded its segments, and sleeps before its create.
+                let prepared = self.prepare().0;
+                for (key, bytes) in &prepared.segments {
+                    block_on(self.remote.create(key, bytes.clone())).unwrap();
+                }
+                self.stalled_commit = Some(prepared);
+                if self.rng.random() {
+                    self.collect();
+                    self.wake_commit();
+                }
+            }
+            80..86 => self.wake_commit(),
+            86..90 => {
+                let volume = self.open();
+                self.stalled_checkpoint = Some((self.open(), volume.base()));
+            }
+            90..95 => {
+                if let Some((volume, snapshot)) = self.stalled_checkpoint.take() {
+                    // The reader's page table may be gone by now; what is there must be right.
+                    let written = checkpoint::write(&*self.remote, &volume, &snapshot, Bytes::new());
+                    if block_on(written).is_ok() {
+                        self.count("late checkpoints");
+                    }
+                }
+            }
+            _ => {
+                if let Some((volume, moved)) = self.stalled_compaction.take() {
+                    let pulled = block_on(volume.pull(&*self.remote));
+                    let Ok(()) = pulled.map(|pulled| {
+                        volume.absorb(pulled).unwrap();
+                    }) else {
+                        return;
+                    };
+                    match block_on(compact::publish(&*self.remote, &volume, &moved, Bytes::new())) {
+                        Ok(_) => self.count("late compactions"),
+                        Err(CompactError::Abandoned) => self.count("abandoned"),
+                        Err(CompactError::Fetch(_) | CompactError::Checkpoint(_)) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            }
+        }
+    }
+
+    /// A collector that keeps as little as it may, after a dry run.
+    fn collect(&mut self) {
+        let retention = Retention {
+            keep_ms: self.rng.random_range(0..500),
+            keep_commits: self.rng.random_range(0..10),
+            grace_ms: 0,
+        };
+        let now = self.now_ms;
+        let before = block_on(plan(&*self.remote, VOLUME, retention, now)).unwrap();
+        let plan = block_on(collect(&*self.remote, VOLUME, retention, now, &|_, _| {})).unwrap();
+        assert_eq!(before.doomed, plan.doomed, "a dry run says what a run does");
+        for doomed in plan.doomed {
+            self.count(match doomed.why {
+                Why::Commit => "commits",
+                Why::Checkpoint => "checkpoints",
+                Why::Segment => "segments",
+                Why::Floor => "floors",
+                Why::Lease => "leases",
+                Why::Abandoned => "abandoned forks",
+            });
+        }
+    }
+
+    /// As a forker does: the pin, then a look at the floor.
+    fn pin(&mut self) {
+        let volume = self.open();
+        let base = volume.base();
+        let seq = base.checkpoint().map_or(Seq::ZERO, |root| root.seq);
+        // Others work between our reading and our pin.
+        for _ in 0..self.rng.random_range(0..3) {
+            self.commit();
+        }
+        let lease = crate::ids::LeaseId(self.id().0);
+        let until_ms = if self.rng.random() { Pin::FOR_EVER } else { self.now_ms + 300 };
+        let pin = Pin { lsn: base.lsn(), seq: Some(seq), until_ms };
+        let key = key::reader(VOLUME, lease);
+        block_on(self.remote.create(&key, pin.encode(&key))).unwrap();
+        let floor = block_on(published(&*self.remote, VOLUME)).unwrap();
+        if pin.lsn < floor.lsn || seq < floor.seq {
+            block_on(self.remote.delete(&key)).unwrap();
+        } else {
+            self.pins.push(pin);
+        }
+    }
+
+    /// A fork of the newest state, of an older one, or of a fork.
+    fn fork(&mut self) {
+        let child = VolumeId(self.id().0);
+        let name = format!("fork-{child}").parse().unwrap();
+        let (parent, at, content) = match self.rng.random_range(0..3) {
+            0 if !self.forks.is_empty() => {
+                let (parent, content) = self.forks[self.rng.random_range(0..self.forks.len())].clone();
+                (parent, At::Newest, content)
+            }
+            1 => {
+                let lsn = Lsn(self.rng.random_range(0..=self.newest().0.0));
+                (VOLUME, At::Lsn(lsn), self.model[&lsn].clone())
+            }
+            _ => (VOLUME, At::Newest, self.newest().1),
+        };
+        match block_on(fork::create(&*self.remote, parent, at, child, &name)) {
+            Ok(_) => {
+                self.count("forks");
+                self.forks.push((child, content));
+            }
+            Err(ForkError::Expired { .. } | ForkError::At(_)) => self.count("refused forks"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// A fork gets a commit, a page table of its own, a compaction; or its maker's crash is played.
+    fn work_in_a_fork(&mut self) {
+        if self.rng.random_bool(0.2) {
+            // Its maker died between the pin and the metadata.
+            let child = VolumeId(self.id().0);
+            let key = key::fork_pin(VOLUME, child);
+            let pin = Pin { lsn: self.newest().0, seq: None, until_ms: Pin::FOR_EVER };
+            return block_on(self.remote.create(&key, pin.encode(&key))).unwrap();
+        }
+        if self.forks.is_empty() {
+            return;
+        }
+        let at = self.rng.random_range(0..self.forks.len());
+        let (child, mut content) = self.forks[at].clone();
+        let volume = block_on(Volume::open(&*self.remote, child, options())).unwrap().volume;
+        if self.rng.random() && !content.is_empty() {
+            let idx = self.rng.random_range(0..content.len());
+            let byte = self.rng.random();
+            content[idx] = Some(byte);
+            let changes = BTreeMap::from([(page(idx as u32 + 1), Bytes::from(vec![byte; PAGE]))]);
+            let change = Change { changes, pages: content.len() as u32, payload: Bytes::new() };
+            volume.commit(&volume.tip(), change).unwrap();
+            let id = self.id();
+            block_on(push(&*self.remote, &volume, |_| Bytes::new(), || id, self.now_ms)).unwrap();
+            self.forks[at].1 = content;
+        }
+        match self.rng.random_range(0..4) {
+            0 => {}
+            1 => {
+                let id = self.id();
+                let moved = compact::gather(&*self.remote, &volume, &ByNumber, Scope::Sparse, id, &|_, _| {});
+                let moved = block_on(moved).unwrap();
+                block_on(compact::publish(&*self.remote, &volume, &moved, Bytes::new())).unwrap();
+            }
+            _ => {
+                block_on(checkpoint::write(&*self.remote, &volume, &volume.base(), Bytes::new())).unwrap();
+                self.count("forks' checkpoints");
+            }
+        }
+    }
+
+    fn check_forks(&self) {
+        for (child, content) in &self.forks {
+            let volume = block_on(Volume::open(&*self.remote, *child, options())).unwrap().volume;
+            let expected: Content = content.iter().map(|b| Some(b.unwrap_or(0))).collect();
+            assert_eq!(self.read_all(&volume.base()), expected, "fork {child}");
+        }
+    }
+
+    /// A writer that slept through anything wakes and sends what it had prepared.
+    fn wake_commit(&mut self) {
+        let Some(prepared) = self.stalled_commit.take() else { return };
+        let (newest, _) = self.newest();
+        // The create alone, in half of the cases: what it had uploaded must still be there.
+        if self.rng.random() {
+            let key = key::log(VOLUME, prepared.head.lsn);
+            if block_on(self.remote.create(&key, prepared.body.clone())).is_ok() {
+                assert_eq!(prepared.head.lsn, newest.next(), "a commit into the past");
+                self.count("late commits");
+                let content = self.read_all(&self.open().base());
+                self.model.insert(prepared.head.lsn, content);
+                return;
+            }
+        }
+        match block_on(publish(&*self.remote, &prepared)) {
+            Ok(published) => {
+                assert_eq!(published.lsn, newest.next(), "a commit into the past");
+                self.count("late commits");
+                self.model.insert(published.lsn, Content::new());
+                // What it changed is not remembered here: read it back below.
+                let content = self.read_all(&self.open().base());
+                self.model.insert(published.lsn, content);
+            }
+            Err(PublishError::Rejected { lsn }) => {
+                assert!(lsn <= newest);
+                self.count("rejected");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn read_all(&self, snapshot: &Snapshot) -> Content {
+        let volume = self.open();
+        let all: PageSet = (1..=snapshot.pages()).map(page).collect();
+        block_on(fetch(&*self.remote, &volume, snapshot, &all)).unwrap();
+        let byte = |idx| volume.read(snapshot, page(idx)).unwrap()[0];
+        (1..=snapshot.pages()).map(|idx| Some(byte(idx))).collect()
+    }
+
+    fn check(&self, snapshot: &Snapshot) {
+        let expected: Content = self.model[&snapshot.lsn()].iter().map(|b| Some(b.unwrap_or(0))).collect();
+        assert_eq!(self.read_all(snapshot), expected, "at lsn {}", snapshot.lsn());
+    }
+
+    /// What a pin keeps is read as its reader reads it: from its checkpoint on.
+    fn check_pin(&self, pin: Pin) {
+        let start = match pin.seq.unwrap() {
+            Seq::ZERO => Start::empty(crate::format::chunk::Lineage::of(VOLUME)),
+            seq => block_on(read_checkpoint(&*self.remote, VOLUME, seq)).unwrap(),
+        };
+        let mut snapshot = match &start.checkpoint {
+            None => Snapshot::empty(PageSize::new(PAGE as u32).unwrap(), start.volumes.clone()),
+            Some(root) => Snapshot::of_checkpoint(root, &start.chunks, start.volumes.clone(), 0, 0),
+        };
+        for lsn in start.lsn.0 + 1..=pin.lsn.0 {
+            let head = block_on(read_head(&*self.remote, VOLUME, Lsn(lsn))).unwrap();
+            snapshot = snapshot.with_commit(&head, 0);
+        }
+        self.check(&snapshot);
+    }
+}
+
+#[test]
+fn no_history_of_stalls_and_sweeps_changes_what_is_read() {
+    let seeds =
+        std::env::var("GRAFT_SEED").ok().and_then(|seed| seed.parse().ok()).map_or(0..12, |s| s..s + 1);
+    let mut counts: BTreeMap<&'static str, u32> = BTreeMap::new();
+    for seed in seeds {
+        println!("seed {seed}: GRAFT_SEED={seed} cargo test -p graft no_history_of_stalls");
+        let mut world = World::new(seed);
+        for step in 0..120 {
+            world.step(seed);
+            world.check(&world.open().base());
+            if step % 10 == 0 {
+                world.check_forks();
+            }
+            let now = world.now_ms;
+            world.pins.retain(|pin| pin.until_ms >= now);
+        }
+        for pin in world.pins.clone() {
+            world.check_pin(pin);
+        }
+        world.counts.iter().for_each(|(what, n)| *counts.entry(what).or_default() += n);
+    }
+    println!("{counts:?}");
+    for what in [
+        "abandoned",
+        "abandoned forks",
+        "forks",
+        "forks' checkpoints",
+        "refused forks",
+        "checkpoints",
+        "commits",
+        "compactions",
+        "floors",
+        "late checkpoints",
+        "late commits",
+        "late compactions",
+        "leases",
+        "rejected",
+        "segments",
+    ] {
+        assert!(
+            counts.contains_key(what) || std::env::var("GRAFT_SEED").is_ok(),
+            "never seen: {what}: {counts:?}"
+        );
+    }
+}

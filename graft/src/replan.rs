@@ -1,0 +1,103 @@
+//! Reading on when what a page table names was moved and deleted: finding the same versions elsewhere.
+//!
+//! A snapshot names places. Compaction copies pages to better ones, and garbage collection deletes the
+//! old ones once no retained checkpoint names them. A reader that still holds them finds nothing there,
+//! reads the newest checkpoint, and fetches the same *versions* from where they are now: the snapshot
+//! that it holds goes on, since caches know pages by version.
+//!
+//! Costs nothing before something is gone; then a listing, a root, and the chunks of the pages asked for.
+//!
+//! Invariants: no page of another version is ever put in place of one that is gone. Where a version is
+//! nowhere any more, the reader is told that its snapshot expired.
+
+use std::collections::BTreeMap;
+
+use crate::chunks;
+use crate::fetch::FetchError;
+use crate::format::tombstone::Tombstone;
+use crate::history::{Start, newest_checkpoint, read_checkpoint};
+use crate::ids::Seq;
+use crate::page_set::PageSet;
+use crate::pull::PullError;
+use crate::remote::{Remote, RemoteError};
+use crate::snapshot::{Location, Snapshot};
+use crate::volume::Volume;
+
+/// The key of the object that is gone, if that is what failed: nothing has the key any more, or a
+/// tombstone does, in which no frame can be found.
+async fn gone(remote: &dyn Remote, error: &FetchError) -> Option<String> {
+    match error {
+        FetchError::Remote(RemoteError::NotFound { key }) => Some(key.clone()),
+        FetchError::Damaged(damaged) => {
+            let start = remote.get_range(&damaged.key, 0..4).await.ok()?;
+            Tombstone::is_one(&start).then(|| damaged.key.clone())
+        }
+        FetchError::Remote(_) | FetchError::Store(_) | FetchError::Expired { .. } => None,
+    }
+}
+
+/// After a fetch of `pages` of `snapshot` failed with `error`: a snapshot that names where the same
+/// versions are now.
+///
+/// # Errors
+///
+/// `error` itself where nothing is gone, or nothing could be learned about it;
+/// [`FetchError::Expired`] where a version that was asked for is nowhere any more.
+pub(crate) async fn elsewhere(
+    remote: &dyn Remote,
+    volume: &Volume,
+    snapshot: &Snapshot,
+    pages: &PageSet,
+    error: FetchError,
+) -> Result<Snapshot, FetchError> {
+    let Some(key) = gone(remote, &error).await else { return Err(error) };
+    let expired = || FetchError::Expired { key: key.clone() };
+    let start = match newest(remote, volume, snapshot).await {
+        Ok(Some(start)) => start,
+        Ok(None) => return Err(error),
+        Err(PullError::Remote(error)) => return Err(error.into()),
+        Err(PullError::Damaged(damaged)) => return Err(damaged.into()),
+        Err(PullError::Diverged { .. } | PullError::Expired { .. }) => return Err(expired()),
+    };
+    let Some(root) = &start.checkpoint else { return Err(error) };
+    // Whoever takes a snapshot from now on has the new places.
+    volume.adopt(&start, snapshot.log_bytes())?;
+    let (version, lineage) = (snapshot.version(), snapshot.lineage());
+    let fresh = Snapshot::of_checkpoint(root, &start.chunks, start.volumes.clone(), version, lineage);
+    let missing = volume.missing(snapshot, pages)?;
+    chunks::load(remote, volume, &fresh, &missing).await?;
+    let mut moved = BTreeMap::new();
+    for page in missing.iter() {
+        match (snapshot.location(page), fresh.location(page)) {
+            (Location::Frame(_, then), Location::Frame(frame, now)) if then.lsn == now.lsn => {
+                let place = frame.slots.iter().position(|slot| slot.page == page);
+                let place = place.and_then(|place| u8::try_from(place).ok());
+                moved.insert(page, (frame.clone(), place.ok_or_else(expired)?));
+            }
+            // Written after the checkpoint: its place cannot have gone.
+            (Location::Frame(frame, then), _) if then.lsn > root.lsn && *frame.key != *key => {}
+            (Location::Zero | Location::Local(_), _) => {}
+            (Location::Frame(..) | Location::Unknown(_), _) => return Err(expired()),
+        }
+    }
+    Ok(snapshot.moved(&moved).0)
+}
+
+/// The newest checkpoint of the volume, if it has one that `snapshot` does not know.
+async fn newest(
+    remote: &dyn Remote,
+    volume: &Volume,
+    snapshot: &Snapshot,
+) -> Result<Option<Start>, PullError> {
+    let seq = newest_checkpoint(remote, volume.id()).await?;
+    let known = snapshot.checkpoint().filter(|root| root.volume == volume.id());
+    if seq == Seq::ZERO || known.is_some_and(|known| known.seq >= seq) {
+        return Ok(None);
+    }
+    let mut start = read_checkpoint(remote, volume.id(), seq).await?;
+    start.volumes = snapshot.volumes().clone();
+    Ok(Some(start))
+}
+
+#[cfg(test)]
+mod tests;
