@@ -440,3 +440,270 @@ fn no_history_of_stalls_and_sweeps_changes_what_is_read() {
         );
     }
 }
+
+mod rev {
+    use super::*;
+
+    fn keep_little() -> Retention {
+        Retention { keep_ms: 0, keep_commits: 4, grace_ms: 0 }
+    }
+
+    fn put_page(w: &mut World, volume: &Volume, idx: u32, byte: u8) {
+        let pages = volume.tip().pages().max(idx);
+        let changes = BTreeMap::from([(page(idx), Bytes::from(vec![byte; PAGE]))]);
+        volume.commit(&volume.tip(), Change { changes, pages, payload: Bytes::new() }).unwrap();
+        let id = w.id();
+        w.now_ms += 10;
+        block_on(push(&*w.remote, volume, |_| Bytes::new(), || id, w.now_ms)).unwrap();
+    }
+
+    fn checkpoint(w: &World, volume: &Volume) {
+        block_on(checkpoint::write(&*w.remote, volume, &volume.base(), Bytes::new())).unwrap();
+    }
+
+    /// A fork of a state that more than 512 checkpoints lie behind.
+    #[test]
+    fn rev_old_fork_stays_readable() {
+        let mut w = World::new(1);
+        let parent = w.open();
+        put_page(&mut w, &parent, 1, 7);
+        checkpoint(&w, &parent);
+        let child = VolumeId([77; 16]);
+        block_on(fork::create(&*w.remote, VOLUME, At::Newest, child, &"c".parse().unwrap())).unwrap();
+        for n in 0..540u32 {
+            put_page(&mut w, &parent, 1, n as u8);
+            checkpoint(&w, &parent);
+        }
+        let now = w.now_ms;
+        println!("before gc: {:?}", block_on(Volume::open(&*w.remote, child, options())).map(|_| ()));
+        let p = block_on(collect(&*w.remote, VOLUME, keep_little(), now, &|_, _| {})).unwrap();
+        println!("doomed {} floor {:?}", p.doomed.len(), p.sweep);
+        let opened = block_on(Volume::open(&*w.remote, child, options()));
+        println!("after gc: {:?}", opened.as_ref().map(|_| ()));
+        assert!(opened.is_ok());
+    }
+
+    /// Retention that reaches further back than the 512 checkpoints that the newest names.
+    #[test]
+    fn rev_gc_publishes_a_floor_on_a_busy_volume() {
+        let mut w = World::new(1);
+        let parent = w.open();
+        for n in 0..540u32 {
+            put_page(&mut w, &parent, 1, n as u8);
+            checkpoint(&w, &parent);
+        }
+        // The first ten checkpoints are older than this.
+        let now = w.now_ms;
+        let retention = Retention { keep_ms: 10 * 520, keep_commits: 1, grace_ms: 0 };
+        let p = block_on(collect(&*w.remote, VOLUME, retention, now, &|_, _| {})).unwrap();
+        println!("{:?} doomed {}", p.publish, p.doomed.len());
+        assert!(p.publish.is_some());
+    }
+
+    /// A replica of a fork that is open while its parent is compacted at the very LSN and swept.
+    #[test]
+    fn rev_open_fork_reads_on_after_its_parent_was_compacted() {
+        let mut w = World::new(1);
+        let parent = w.open();
+        for n in 1..=20 {
+            put_page(&mut w, &parent, n, n as u8);
+        }
+        checkpoint(&w, &parent);
+        let child = VolumeId([77; 16]);
+        block_on(fork::create(&*w.remote, VOLUME, At::Newest, child, &"c".parse().unwrap())).unwrap();
+        let replica = block_on(Volume::open(&*w.remote, child, options())).unwrap().volume;
+        let id = w.id();
+        let moved = compact::gather(&*w.remote, &parent, &ByNumber, Scope::All, id, &|_, _| {});
+        let moved = block_on(moved).unwrap();
+        println!("{:?}", block_on(compact::publish(&*w.remote, &parent, &moved, Bytes::new())));
+        for n in 1..=20 {
+            put_page(&mut w, &parent, n, 100);
+        }
+        checkpoint(&w, &parent);
+        let now = w.now_ms;
+        let p = block_on(collect(&*w.remote, VOLUME, keep_little(), now, &|_, _| {})).unwrap();
+        println!("doomed {} {:?}", p.doomed.len(), p.sweep);
+        let anew = block_on(Volume::open(&*w.remote, child, options())).unwrap().volume;
+        let all: PageSet = (1..=20).map(page).collect();
+        block_on(fetch(&*w.remote, &anew, &anew.base(), &all)).expect("opened anew");
+        for round in 0..3 {
+            let pulled = block_on(replica.pull(&*w.remote)).unwrap();
+            replica.absorb(pulled).unwrap();
+            let read = block_on(fetch(&*w.remote, &replica, &replica.base(), &all));
+            println!("round {round}: {read:?}");
+        }
+        println!("checkpoint: {:?}", block_on(checkpoint::write(&*w.remote, &replica, &replica.base(), Bytes::new())));
+        block_on(fetch(&*w.remote, &replica, &replica.base(), &all)).expect("the open replica");
+    }
+
+    /// `remove` that failed half-way, then a collector.
+    #[test]
+    fn rev_a_failed_remove_does_not_let_gc_eat_the_volume() {
+        let mut w = World::new(1);
+        let parent = w.open();
+        for n in 1..=20 {
+            put_page(&mut w, &parent, n, n as u8);
+            checkpoint(&w, &parent);
+        }
+        let closed = key::horizon(VOLUME, Lsn(u64::MAX), Seq(u64::MAX));
+        block_on(w.remote.create(&closed, Bytes::new())).unwrap();
+        let now = w.now_ms;
+        let p = block_on(collect(&*w.remote, VOLUME, Retention::default(), now + 10_000_000_000, &|_, _| {}));
+        println!("{:?}", p.map(|p| p.doomed.len()));
+        let anew = block_on(Volume::open(&*w.remote, VOLUME, options())).unwrap().volume;
+        let all: PageSet = (1..=20).map(page).collect();
+        block_on(fetch(&*w.remote, &anew, &anew.base(), &all)).expect("all is there");
+    }
+}
+
+mod rev2 {
+    use super::*;
+
+    fn world512() -> (Arc<MemoryRemote>, Volume) {
+        let remote = Arc::new(MemoryRemote::new());
+        let meta = Meta { page_size: PageSize::new(512).unwrap(), parent: None };
+        block_on(catalog::create(&*remote, &"v".parse().unwrap(), VOLUME, meta)).unwrap();
+        let writer = block_on(Volume::open(&*remote, VOLUME, options())).unwrap().volume;
+        (remote, writer)
+    }
+
+    fn write(remote: &MemoryRemote, volume: &Volume, pages: std::ops::RangeInclusive<u32>, n: u128) {
+        let changes: BTreeMap<_, _> = pages
+            .map(|idx| (page(idx), Bytes::from([idx.to_le_bytes(), (n as u32).to_le_bytes()].concat().repeat(64))))
+            .collect();
+        let count = volume.tip().pages().max(changes.keys().last().unwrap().get());
+        volume.commit(&volume.tip(), Change { changes, pages: count, payload: Bytes::new() }).unwrap();
+        let id = CommitId(n.to_be_bytes());
+        block_on(push(remote, volume, |_| Bytes::new(), || id, n as i64)).unwrap();
+    }
+
+    fn stale() -> (Arc<MemoryRemote>, Volume) {
+        let (remote, writer) = world512();
+        write(&remote, &writer, 1..=8000, 1);
+        block_on(checkpoint::write(&*remote, &writer, &writer.base(), Bytes::new())).unwrap();
+        let replica = block_on(Volume::open(&*remote, VOLUME, options())).unwrap().volume;
+        let id = CommitId([9; 16]);
+        let moved = block_on(compact::gather(&*remote, &writer, &ByNumber, Scope::All, id, &|_, _| {})).unwrap();
+        block_on(compact::publish(&*remote, &writer, &moved, Bytes::new())).unwrap();
+        for n in 2..12 {
+            write(&remote, &writer, 1..=1, n);
+        }
+        block_on(checkpoint::write(&*remote, &writer, &writer.base(), Bytes::new())).unwrap();
+        let keep = Retention { keep_ms: 0, keep_commits: 4, grace_ms: 0 };
+        let p = block_on(collect(&*remote, VOLUME, keep, 1_000_000, &|_, _| {})).unwrap();
+        println!("doomed {} {:?}", p.doomed.len(), p.sweep);
+        let pulled = block_on(replica.pull(&*remote)).unwrap();
+        println!("jump {}", pulled.jump.is_some());
+        replica.absorb(pulled).unwrap();
+        (remote, replica)
+    }
+
+    #[test]
+    fn rev_first_read_of_a_newest_state_after_gc() {
+        let (remote, replica) = stale();
+        let set: PageSet = [page(7900)].into_iter().collect();
+        let first = block_on(fetch(&*remote, &replica, &replica.base(), &set));
+        println!("first {first:?}");
+        println!("second {:?}", block_on(fetch(&*remote, &replica, &replica.base(), &set)));
+        first.unwrap();
+    }
+
+    #[test]
+    fn rev_hydrate_and_checkpoint_after_gc() {
+        let (remote, replica) = stale();
+        let fetcher = crate::fetch::Fetcher::new(remote.clone());
+        for _ in 0..3 {
+            let h = block_on(crate::hydrate::hydrate(&fetcher, &replica, &replica.base(), &mut |_| {}));
+            println!("hydrate {h:?}");
+        }
+        write(&remote, &replica, 7950..=7950, 50);
+        for _ in 0..3 {
+            println!("checkpoint {:?}", block_on(checkpoint::write(&*remote, &replica, &replica.base(), Bytes::new())));
+        }
+        let g = block_on(compact::gather(&*remote, &replica, &ByNumber, Scope::All, CommitId([3; 16]), &|_, _| {}));
+        println!("gather {:?}", g.map(|_| ()));
+        let h = block_on(crate::hydrate::hydrate(&fetcher, &replica, &replica.base(), &mut |_| {}));
+        h.unwrap();
+    }
+
+    struct Asks;
+    impl Layout for Asks {
+        fn groups(&self, source: &mut dyn Source) -> Vec<Group> {
+            let pages: Vec<PageIdx> = (1..=source.pages()).map(page).collect();
+            for p in pages.iter().take(600) {
+                source.page(*p);
+            }
+            vec![Group { pages, hot: false }]
+        }
+    }
+
+    #[test]
+    fn rev_compaction_with_a_cache_smaller_than_the_interior_pages() {
+        let (remote, writer) = world512();
+        write(&remote, &writer, 1..=4000, 1);
+        let small = Options { cache_bytes: 512 * 512, ..options() };
+        let replica = block_on(Volume::open(&*remote, VOLUME, small)).unwrap().volume;
+        let g = block_on(compact::gather(&*remote, &replica, &Asks, Scope::All, CommitId([3; 16]), &|_, _| {}));
+        println!("{:?}; {:?}", g.as_ref().map(|_| ()), replica.metrics());
+        g.unwrap();
+    }
+
+    #[test]
+    fn rev_compaction_cost_with_a_small_cache() {
+        let (remote, writer) = world512();
+        write(&remote, &writer, 1..=4000, 1);
+        let small = Options { cache_bytes: 512 * 512, ..options() };
+        let replica = block_on(Volume::open(&*remote, VOLUME, small)).unwrap().volume;
+        let g = block_on(compact::gather(&*remote, &replica, &ByNumber, Scope::All, CommitId([3; 16]), &|_, _| {}));
+        println!("small {:?}; {:?}", g.map(|_| ()), replica.metrics().requests);
+        let large = block_on(Volume::open(&*remote, VOLUME, options())).unwrap().volume;
+        let g = block_on(compact::gather(&*remote, &large, &ByNumber, Scope::All, CommitId([4; 16]), &|_, _| {}));
+        println!("large {:?}; {:?}", g.map(|_| ()), large.metrics().requests);
+    }
+
+    /// A checkpoint that stays for one chunk alone names chunks that are gone.
+    #[test]
+    fn rev_verify_after_gc_kept_a_checkpoint_for_one_chunk() {
+        let (remote, writer) = world512();
+        let mark = |_: ()| block_on(checkpoint::write(&*remote, &writer, &writer.base(), Bytes::new())).unwrap();
+        write(&remote, &writer, 1..=8000, 1);
+        mark(());
+        write(&remote, &writer, 300..=300, 2);
+        mark(());
+        let changes: BTreeMap<_, _> = (1..=8000u32)
+            .step_by(100)
+            .filter(|p| !(257..=512).contains(p))
+            .chain([7999])
+            .map(|p| (page(p), Bytes::from(vec![p as u8; 512])))
+            .collect();
+        writer.commit(&writer.tip(), Change { changes, pages: 8000, payload: Bytes::new() }).unwrap();
+        block_on(push(&*remote, &writer, |_| Bytes::new(), || CommitId([4; 16]), 3)).unwrap();
+        mark(());
+        for n in 4..12 {
+            write(&remote, &writer, 1..=1, n);
+        }
+        mark(());
+        let keep = Retention { keep_ms: 0, keep_commits: 4, grace_ms: 0 };
+        let before = block_on(crate::verify::verify(&*remote, VOLUME, &|_| {})).unwrap();
+        println!("before: {:?}", before.findings);
+        let p = block_on(collect(&*remote, VOLUME, keep, 1_000_000, &|_, _| {})).unwrap();
+        println!("doomed {:?} {:?}", p.doomed.iter().map(|d| &d.key).collect::<Vec<_>>(), p.sweep);
+        let report = block_on(crate::verify::verify(&*remote, VOLUME, &|_| {})).unwrap();
+        println!("after: {:?}", report.findings);
+        assert!(report.is_sound());
+    }
+
+    #[test]
+    fn rev_cutting_off_pages_that_never_were_is_cheap() {
+        let (remote, writer) = world512();
+        let pages = 40_000_000;
+        for (n, pages) in [(1u128, pages), (2, 1)] {
+            let changes = BTreeMap::from([(page(1), Bytes::from(vec![n as u8; 512]))]);
+            writer.commit(&writer.tip(), Change { changes, pages, payload: Bytes::new() }).unwrap();
+            block_on(push(&*remote, &writer, |_| Bytes::new(), || CommitId(n.to_be_bytes()), 1)).unwrap();
+        }
+        let began = std::time::Instant::now();
+        block_on(Volume::open(&*remote, VOLUME, options())).unwrap();
+        println!("two heads of a few hundred bytes, 40M pages: {:?}", began.elapsed());
+    }
+}
