@@ -100,18 +100,27 @@ pub async fn remove(remote: &dyn Remote, name: &VolumeName) -> Result<u64, Catal
         Ok(()) | Err(RemoteError::AlreadyExists { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    if let Err(error) = refuse_forks(remote, name, id).await {
-        remote.delete(&closed).await?;
-        return Err(error);
-    }
-    let parent = meta(remote, id).await?.parent;
-    remote.delete(&key::name(name)).await?;
+    let begun = async {
+        refuse_forks(remote, name, id).await?;
+        let parent = meta(remote, id).await?.parent;
+        remote.delete(&key::name(name)).await?;
+        Ok(parent)
+    };
+    let parent = match begun.await {
+        Ok(parent) => parent,
+        Err(error) => {
+            // It lives on, and so must not stay closed.
+            remote.delete(&closed).await?;
+            return Err(error);
+        }
+    };
     let mut removed = 1;
     let prefix = key::volume_prefix(id);
     let last = key::meta(id);
     loop {
         let rows = remote.list(&prefix, None, 1000).await?;
-        let keys: Vec<String> = rows.into_iter().map(|row| row.key).filter(|key| *key != last).collect();
+        let keys: Vec<String> =
+            rows.into_iter().map(|row| row.key).filter(|key| *key != last && *key != closed).collect();
         if keys.is_empty() {
             break;
         }
@@ -119,7 +128,9 @@ pub async fn remove(remote: &dyn Remote, name: &VolumeName) -> Result<u64, Catal
         let deletes = keys.into_iter().map(|key| delete(remote, key));
         futures::stream::iter(deletes).buffer_unordered(CONCURRENT_DELETES).try_collect::<()>().await?;
     }
+    // The mark that it is closed goes last but for the metadata, without which nothing can be forked.
     remote.delete(&last).await?;
+    remote.delete(&closed).await?;
     // Only now: until here its ancestors keep what it reads.
     let mut ancestor = parent;
     while let Some((volume, _)) = ancestor {

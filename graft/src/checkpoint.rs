@@ -28,6 +28,7 @@ use crate::ids::{ChainHash, Epoch, Lsn, Seq, key};
 use crate::page_set::PageSet;
 use crate::pull::PullError;
 use crate::remote::{Remote, RemoteError};
+use crate::replan;
 use crate::snapshot::{Location, RemoteChunk, Snapshot};
 use crate::store::StoreError;
 use crate::volume::Volume;
@@ -161,7 +162,11 @@ pub(crate) async fn write_next(
             missing.push(base.clone());
         }
     }
-    chunks::read(remote, volume, snapshot, missing).await?;
+    if let Err(error) = chunks::read(remote, volume, snapshot, missing).await {
+        // Collected meanwhile? Then the volume goes on from the newest checkpoint, and so does the next try.
+        replan::elsewhere(remote, volume, snapshot, &PageSet::new(), error).await?;
+        return Err(PullError::Expired { volume: id, lsn: snapshot.lsn() }.into());
+    }
 
     let (chunks, bases) = table(snapshot)?;
     let mut history: Vec<Past> =
@@ -186,7 +191,7 @@ pub(crate) async fn write_next(
         encoded: Bytes::new(),
     };
     if before.is_none() {
-        pin_ancestors(remote, snapshot).await?;
+        pin_ancestors(remote, volume, snapshot).await?;
     }
     let object = assemble(&mut root, &chunks, &state);
     let hash = root.hash;
@@ -227,30 +232,40 @@ pub(crate) async fn write_next(
 /// A fork's first page table of its own names places in its ancestors: those of the checkpoint that it
 /// was read from, and of the commits since. A compaction there may move what is at these places and let
 /// garbage collection free them, so they are pinned, before anything names them.
-async fn pin_ancestors(remote: &dyn Remote, snapshot: &Snapshot) -> Result<(), CheckpointError> {
+async fn pin_ancestors(
+    remote: &dyn Remote,
+    volume: &Volume,
+    snapshot: &Snapshot,
+) -> Result<(), CheckpointError> {
     let child = snapshot.volumes().own();
     let from = snapshot.checkpoint();
     let ancestors = snapshot.volumes().volumes().iter().filter(|(volume, _)| *volume != child);
-    for (volume, last) in ancestors {
+    for (ancestor, last) in ancestors {
         let seq = match from {
-            Some(root) if root.volume == *volume => root.seq,
+            Some(root) if root.volume == *ancestor => root.seq,
             // What is before the checkpoint's volume, the pins of that one keep.
             Some(root) if *last <= root.lsn => continue,
             Some(_) | None => Seq::ZERO,
         };
         let pin = Pin { lsn: *last, seq: Some(seq), until_ms: Pin::FOR_EVER };
-        let key = key::pin(*volume, child, seq);
+        let key = key::pin(*ancestor, child, seq);
         match remote.create(&key, pin.encode(&key)).await {
             Ok(()) | Err(RemoteError::AlreadyExists { .. }) => {}
             Err(source) => return Err(FetchError::Remote(source).into()),
         }
         // A collector that listed pins before ours keeps what the fork's own pin names, the newest at or
         // below: if that is still the one that we read, it keeps what we read.
-        let newest = newest_checkpoint(remote, *volume).await?;
-        let found = checkpoint_below(remote, *volume, newest, |lsn, _| lsn <= *last).await?;
-        let found = found.and_then(|start| start.checkpoint).map_or(Seq::ZERO, |root| root.seq);
-        if found != seq {
-            return Err(PullError::Expired { volume: *volume, lsn: *last }.into());
+        let newest = newest_checkpoint(remote, *ancestor).await?;
+        let found = checkpoint_below(remote, *ancestor, newest, |lsn, _| lsn <= *last).await?;
+        let number =
+            found.as_ref().and_then(|start| start.checkpoint.as_ref()).map_or(Seq::ZERO, |root| root.seq);
+        if number != seq {
+            if let Some(mut start) = found {
+                // The next try begins there.
+                start.volumes = snapshot.volumes().clone();
+                volume.adopt(&start, snapshot.log_bytes()).map_err(FetchError::from)?;
+            }
+            return Err(PullError::Expired { volume: *ancestor, lsn: *last }.into());
         }
     }
     Ok(())

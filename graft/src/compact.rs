@@ -25,13 +25,15 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use crate::checkpoint::{self, CheckpointError, Written};
+use crate::chunks;
 use crate::fetch::{FetchError, fetch};
 use crate::format::chunk::{FrameRef, Object, ObjectKind, Slot};
 use crate::format::frame::{self, FRAME_PAGES_MAX};
 use crate::gc::list_all;
-use crate::ids::{CommitId, Epoch, PageIdx, key};
+use crate::ids::{CommitId, Epoch, PageIdx, Seq, key};
 use crate::page_set::PageSet;
 use crate::remote::{Remote, RemoteError};
+use crate::replan;
 use crate::snapshot::{Location, Snapshot};
 use crate::store::StoreError;
 use crate::volume::{ReadError, Volume};
@@ -45,6 +47,8 @@ const SEGMENT_BYTES: usize = 16 << 20;
 const BATCH_BYTES: usize = 8 << 20;
 /// Rounds in which a layout may ask for pages. A b-tree of 2^32 pages has fewer levels.
 const ROUNDS_MAX: usize = 64;
+/// Times that one page is fetched.
+const READS_MAX: u32 = 8;
 /// A compacted segment of which at least this share of bytes is live stays as it is, in percent.
 const DENSE_PERCENT: u64 = 50;
 
@@ -119,6 +123,12 @@ pub enum CompactError {
     /// The local store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Other readers drive pages out of the cache as fast as they are fetched.
+    #[error("{page:?} was fetched and gone again {READS_MAX} times; give the volume a larger cache")]
+    Cache {
+        /// Which page.
+        page: PageIdx,
+    },
     /// The layout named a page twice, one that does not exist, or not all.
     #[error("the layout does not name every page once: {0}")]
     Layout(String),
@@ -134,10 +144,17 @@ pub enum Scope {
     All,
 }
 
-/// Pages at hand in a replica, and those that were asked for in vain.
+/// Pages in memory at a time: a few MiB, and never more than half of the volume's cache.
+fn batch_pages(volume: &Volume) -> usize {
+    (BATCH_BYTES.min(volume.cache_bytes() / 2) / volume.page_size().bytes()).max(1)
+}
+
+/// Pages that the layout asked for, and those that it asked for in vain. They are kept as long as it
+/// works: interior pages of b-trees, a hundredth of a database.
 struct Replica<'a> {
     volume: &'a Volume,
     snapshot: &'a Snapshot,
+    held: HashMap<PageIdx, Bytes>,
     missing: PageSet,
 }
 
@@ -146,8 +163,14 @@ impl Source for Replica<'_> {
         self.snapshot.pages()
     }
     fn page(&mut self, page: PageIdx) -> Option<Bytes> {
+        if let Some(bytes) = self.held.get(&page) {
+            return Some(bytes.clone());
+        }
         match self.volume.read(self.snapshot, page) {
-            Ok(bytes) => Some(bytes),
+            Ok(bytes) => {
+                self.held.insert(page, bytes.clone());
+                Some(bytes)
+            }
             Err(ReadError::Fault(_) | ReadError::Store(_)) => {
                 self.missing.insert(page);
                 None
@@ -164,8 +187,8 @@ async fn groups(
     snapshot: &Snapshot,
     layout: &dyn Layout,
 ) -> Result<Vec<Group>, CompactError> {
+    let mut source = Replica { volume, snapshot, held: HashMap::new(), missing: PageSet::new() };
     for _ in 0..ROUNDS_MAX {
-        let mut source = Replica { volume, snapshot, missing: PageSet::new() };
         let groups = layout.groups(&mut source);
         if source.missing.is_empty() {
             let mut seen = PageSet::new();
@@ -180,7 +203,14 @@ async fn groups(
             }
             return Ok(groups);
         }
-        fetch(remote, volume, snapshot, &source.missing).await?;
+        let missing: Vec<PageIdx> = std::mem::take(&mut source.missing).iter().collect();
+        for part in missing.chunks(batch_pages(volume)) {
+            fetch(remote, volume, snapshot, &part.iter().copied().collect()).await?;
+            for page in part {
+                source.page(*page);
+            }
+        }
+        source.missing = PageSet::new();
     }
     Err(CompactError::Layout(format!("it asked for pages {ROUNDS_MAX} times")))
 }
@@ -238,11 +268,10 @@ pub async fn gather(
     id: CommitId,
     progress: &(dyn Fn(u64, u64) + Send + Sync),
 ) -> Result<Moved, CompactError> {
-    let snapshot = volume.base();
+    let everything = |base: &Snapshot| (1..=base.pages()).filter_map(PageIdx::new).collect();
+    let snapshot = replan::base(remote, volume, everything).await?;
     let own = snapshot.checkpoint().filter(|root| root.volume == volume.id());
     let epoch = own.map_or(Epoch::default(), |root| root.epoch);
-    let all: PageSet = (1..=snapshot.pages()).filter_map(PageIdx::new).collect();
-    crate::chunks::load(remote, volume, &snapshot, &all).await?;
     let chosen = sparse(remote, &snapshot, scope).await?;
     let mut moved = Moved { pages: BTreeMap::new(), epoch, hot: PageSet::new(), bytes: 0, segments: 0 };
     if chosen.is_empty() {
@@ -260,7 +289,7 @@ pub async fn gather(
         let stored = |page: &PageIdx| matches!(snapshot.location(*page), Location::Frame(..));
         let pages: Vec<PageIdx> =
             group.pages.into_iter().filter(|page| chosen.contains(*page)).filter(stored).collect();
-        let batch = (BATCH_BYTES / volume.page_size().bytes()).max(frame_pages) / frame_pages * frame_pages;
+        let batch = batch_pages(volume).max(frame_pages) / frame_pages * frame_pages;
         for pages in pages.chunks(batch) {
             fetch(remote, volume, &snapshot, &pages.iter().copied().collect()).await?;
             for pages in pages.chunks(frame_pages) {
@@ -303,10 +332,15 @@ impl Writer<'_> {
 
     /// A page that was fetched a moment ago; once more if a small cache dropped it since.
     async fn read(&self, snapshot: &Snapshot, page: PageIdx) -> Result<Bytes, CompactError> {
+        let mut tries = 0;
         loop {
             match self.volume.read(snapshot, page) {
                 Ok(bytes) => return Ok(bytes),
-                Err(ReadError::Fault(missing)) => fetch(self.remote, self.volume, snapshot, &missing).await?,
+                Err(ReadError::Fault(missing)) if tries < READS_MAX => {
+                    tries += 1;
+                    fetch(self.remote, self.volume, snapshot, &missing).await?;
+                }
+                Err(ReadError::Fault(_)) => return Err(CompactError::Cache { page }),
                 Err(ReadError::Store(error)) => return Err(error.into()),
                 Err(error @ ReadError::PastEnd { .. }) => {
                     return Err(CompactError::Layout(error.to_string()));
@@ -347,7 +381,8 @@ impl Writer<'_> {
     }
 }
 
-/// Publishes a compaction as the next checkpoint of `volume`'s base, whose state is `state`.
+/// Publishes a compaction as the next checkpoint of `volume`, of `base`, which is its base or was, with
+/// what the layer above remembers at exactly that LSN.
 ///
 /// After [`Written::Lost`] another checkpoint was made meanwhile: pull, and publish the same again.
 ///
@@ -357,16 +392,21 @@ impl Writer<'_> {
 pub async fn publish(
     remote: &dyn Remote,
     volume: &Volume,
+    base: &Snapshot,
     moved: &Moved,
     state: Bytes,
 ) -> Result<Written, CompactError> {
-    let base = volume.base();
     let own = base.checkpoint().filter(|root| root.volume == volume.id());
     if own.map_or(Epoch::default(), |root| root.epoch) != moved.epoch {
         return Err(CompactError::Abandoned);
     }
     let all: PageSet = moved.pages.keys().copied().collect();
-    crate::chunks::load(remote, volume, &base, &all).await?;
+    if let Err(error) = chunks::load(remote, volume, base, &all).await {
+        replan::elsewhere(remote, volume, base, &PageSet::new(), error).await?;
+        // The volume goes on from the newest checkpoint now.
+        let seq = own.map_or(Seq::ZERO, |root| root.seq).next();
+        return Ok(Written::Lost { seq });
+    }
     let (snapshot, _) = base.moved(&moved.pages);
     Ok(checkpoint::write_next(remote, volume, &snapshot, state, moved.hot.clone()).await?)
 }

@@ -36,11 +36,11 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::format::Damaged;
-use crate::format::checkpoint::{ChunkRef, HISTORY_MAX, NewChunk, Past, Root, assemble};
+use crate::format::checkpoint::{ChunkRef, HISTORY_MAX, NewChunk, Root, assemble};
 use crate::format::chunk::{self, Object, ObjectKind};
 use crate::format::pin::Pin;
 use crate::format::tombstone::{Of, TOMBSTONE_BYTES, Tombstone};
-use crate::history::read_checkpoint;
+use crate::history::{checkpoint_below, read_checkpoint};
 use crate::ids::{CommitId, Epoch, Lsn, Seq, VolumeId, key};
 use crate::pull::{PullError, read_head};
 use crate::remote::{Listed, Remote, RemoteError};
@@ -140,6 +140,8 @@ pub struct Plan {
     pub end_epoch: bool,
     /// What keeps older states.
     pub pinned: Vec<Pinned>,
+    /// What could not be read, and therefore stays: `graft volume verify` says more.
+    pub damaged: Vec<Damaged>,
     /// How many objects stay.
     pub kept_objects: u64,
     /// And their bytes.
@@ -166,6 +168,12 @@ pub enum GcError {
     /// A commit or checkpoint could not be read, so it is not known what it names. Nothing is deleted.
     #[error(transparent)]
     Pull(#[from] PullError),
+    /// It is being removed, or removing it failed half-way.
+    #[error("volume {volume} is being removed; end that with `graft volume rm`")]
+    Removed {
+        /// Which volume.
+        volume: VolumeId,
+    },
     /// A pin or a part of a page table is damaged. Nothing is deleted: `graft volume verify` says more.
     #[error(transparent)]
     Damaged(#[from] Damaged),
@@ -217,17 +225,22 @@ pub async fn collect(
             Err(error) => return Err(error.into()),
         }
     }
-    let plan = sweep_plan(remote, volume, retention, now_ms, publish).await?;
+    let mut plan = sweep_plan(remote, volume, retention, now_ms, publish).await?;
     let total = plan.doomed.len();
     let mut steps = futures::stream::iter(plan.doomed.iter().map(|doomed| sweep(remote, volume, doomed)))
         .buffer_unordered(CONCURRENT);
-    let mut done = 0;
+    let (mut done, mut damaged) = (0, Vec::new());
     while let Some(swept) = steps.next().await {
-        swept?;
+        match swept {
+            Ok(()) => {}
+            Err(GcError::Damaged(error) | GcError::Pull(PullError::Damaged(error))) => damaged.push(error),
+            Err(error) => return Err(error),
+        }
         done += 1;
         progress(done, total);
     }
     drop(steps);
+    plan.damaged = damaged;
     if plan.end_epoch {
         end_epoch(remote, volume).await?;
     }
@@ -294,17 +307,19 @@ async fn wanted(
     now_ms: i64,
 ) -> Result<Option<Floor>, GcError> {
     let published = published(remote, volume).await?;
+    if published.lsn == Lsn(u64::MAX) {
+        return Err(GcError::Removed { volume });
+    }
     let newest_lsn = crate::history::newest_lsn(remote, volume).await?;
     let seq = crate::history::newest_checkpoint(remote, volume).await?;
     if seq == Seq::ZERO {
         return Ok(None);
     }
-    let Some(root) = read_checkpoint(remote, volume, seq).await?.checkpoint else { return Ok(None) };
     let below = now_ms.saturating_sub(retention.keep_ms);
     let upto = Lsn(newest_lsn.0.saturating_sub(retention.keep_commits));
-    let old = |past: &&Past| past.time_ms <= below && past.lsn <= upto;
-    let newest_old = [root.past()].iter().chain(root.history.iter().rev()).find(old).copied();
-    let floor = newest_old.map(|past| Floor { lsn: past.lsn, seq: past.seq });
+    let old = checkpoint_below(remote, volume, seq, |lsn, time_ms| time_ms <= below && lsn <= upto).await?;
+    let root = old.and_then(|start| start.checkpoint);
+    let floor = root.map(|root| Floor { lsn: root.lsn, seq: root.seq });
     Ok(floor.filter(|floor| *floor > published))
 }
 
@@ -475,24 +490,37 @@ async fn abandoned(
     }
 }
 
-/// The newest checkpoint that is there, at or below `lsn`; 0 for none.
+/// The newest checkpoint that is there, at or below `lsn`; 0 for none. `lsns` are those known already.
 async fn newest_below(
     remote: &dyn Remote,
     volume: VolumeId,
     inventory: &Inventory,
     lsn: Lsn,
+    lsns: &mut BTreeMap<Seq, Lsn>,
 ) -> Result<Seq, GcError> {
-    for (seq, row) in inventory.checkpoints.iter().rev() {
-        if row.bytes == TOMBSTONE_BYTES as u64 {
-            continue;
-        }
-        match read_checkpoint(remote, volume, *seq).await {
-            Ok(start) if start.lsn <= lsn => return Ok(*seq),
-            Ok(_) | Err(PullError::Expired { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
+    let live: Vec<Seq> = inventory
+        .checkpoints
+        .iter()
+        .filter(|(_, row)| row.bytes != TOMBSTONE_BYTES as u64)
+        .map(|(seq, _)| *seq)
+        .collect();
+    // Their LSNs ascend with their numbers.
+    let (mut below, mut above) = (0, live.len());
+    while below < above {
+        let middle = usize::midpoint(below, above);
+        let found = match lsns.get(&live[middle]) {
+            Some(found) => *found,
+            None => match read_checkpoint(remote, volume, live[middle]).await {
+                Ok(start) => start.lsn,
+                // Another collector was faster: it and what is before it is below every pin's.
+                Err(PullError::Expired { .. }) => Lsn::ZERO,
+                Err(error) => return Err(error.into()),
+            },
+        };
+        lsns.insert(live[middle], found);
+        if found <= lsn { below = middle + 1 } else { above = middle }
     }
-    Ok(Seq::ZERO)
+    Ok(below.checked_sub(1).map_or(Seq::ZERO, |at| live[at]))
 }
 
 async fn chunk_objects(
@@ -512,17 +540,68 @@ async fn chunk_objects(
     Ok((at, objects.into_iter().collect()))
 }
 
+/// What readable states name: those at the floor and above, and pinned ones.
+struct Readable {
+    marks: Marks,
+    /// The newest checkpoint's.
+    epoch: Epoch,
+    /// The LSNs, first and last, of commits that are read one by one.
+    ranges: Vec<(Lsn, Lsn)>,
+}
+
+impl Readable {
+    async fn mark<'a>(
+        remote: &dyn Remote,
+        volume: VolumeId,
+        inventory: &Inventory,
+        floor: Floor,
+        pins: impl Iterator<Item = &'a Pin>,
+    ) -> Result<Readable, GcError> {
+        let (mut marks, mut known, mut epoch) = (Marks::default(), HashSet::new(), Epoch::default());
+        // By LSN, for pins: the newest checkpoints first.
+        let mut lsns: BTreeMap<Seq, Lsn> = BTreeMap::new();
+        for (seq, row) in inventory.checkpoints.range(floor.seq..) {
+            if row.bytes == TOMBSTONE_BYTES as u64 {
+                continue;
+            }
+            if let Some(root) = mark_checkpoint(remote, volume, *seq, &mut marks, &mut known).await? {
+                // They ascend: the newest one's is in force.
+                epoch = root.epoch;
+                lsns.insert(*seq, root.lsn);
+            }
+        }
+        let mut ranges: Vec<(Lsn, Lsn)> = vec![(floor.lsn.next(), Lsn(u64::MAX))];
+        for pin in pins {
+            let seq = match pin.seq {
+                Some(seq) => seq,
+                None => newest_below(remote, volume, inventory, pin.lsn, &mut lsns).await?,
+            };
+            let from = if seq == Seq::ZERO {
+                Some(Lsn::ZERO)
+            } else {
+                mark_checkpoint(remote, volume, seq, &mut marks, &mut known).await?.map(|root| root.lsn)
+            };
+            if from.is_none() && pin.seq.is_none() {
+                // Another collector is at work, and sees other checkpoints: let it finish.
+                return Err(PullError::Expired { volume, lsn: pin.lsn }.into());
+            }
+            ranges.extend(from.map(|from| (from.next(), pin.lsn)));
+        }
+        Ok(Readable { marks, epoch, ranges })
+    }
+
+    fn retains(&self, lsn: Lsn) -> bool {
+        self.ranges.iter().any(|(from, to)| *from <= lsn && lsn <= *to)
+    }
+}
+
 /// Segments that no readable state names: what lost writers, dead compactions and crashes have left, and
 /// what is being uploaded now.
 pub(crate) async fn unnamed(remote: &dyn Remote, volume: VolumeId) -> Result<Vec<String>, GcError> {
+    let floor = published(remote, volume).await?;
     let inventory = Inventory::take(remote, volume).await?;
-    let mut marks = Marks::default();
-    let mut known = HashSet::new();
-    for (seq, row) in &inventory.checkpoints {
-        if row.bytes != TOMBSTONE_BYTES as u64 {
-            mark_checkpoint(remote, volume, *seq, &mut marks, &mut known).await?;
-        }
-    }
+    let pins = inventory.pinned.iter().map(|(pinned, _)| &pinned.pin);
+    let Readable { marks, .. } = Readable::mark(remote, volume, &inventory, floor, pins).await?;
     let mut ids: BTreeMap<Lsn, CommitId> = BTreeMap::new();
     let mut unnamed = Vec::new();
     for (segment, row) in &inventory.segments {
@@ -566,51 +645,27 @@ async fn sweep_plan(
     }
     let mut plan = Plan { publish, sweep: floor, ..Plan::default() };
 
-    let mut marks = Marks::default();
-    let mut known = HashSet::new();
-    let live =
-        |seq: &Seq| inventory.checkpoints.get(seq).is_some_and(|row| row.bytes != TOMBSTONE_BYTES as u64);
-    let mut epoch = Epoch::default();
-    for seq in inventory.checkpoints.keys().filter(|seq| **seq >= floor.seq && live(seq)) {
-        let root = mark_checkpoint(remote, volume, *seq, &mut marks, &mut known).await?;
-        // They ascend: the newest one's is in force.
-        epoch = root.map_or(epoch, |root| root.epoch);
-    }
-    let mut ranges: Vec<(Lsn, Lsn)> = vec![(floor.lsn.next(), Lsn(u64::MAX))];
+    let mut kept: Vec<&Pin> = Vec::new();
     for (pinned, row) in &inventory.pinned {
+        let doomed = |why, how| Doomed { key: row.key.clone(), bytes: row.bytes, why, how };
         if let Some(child) = abandoned(remote, volume, pinned, row, graced).await? {
-            let (key, bytes) = (row.key.clone(), row.bytes);
-            plan.doomed.push(Doomed { key, bytes, why: Why::Abandoned, how: How::Reap(child) });
+            plan.doomed.push(doomed(Why::Abandoned, How::Reap(child)));
+        } else if pinned.pin.until_ms < now_ms {
+            plan.doomed.push(doomed(Why::Lease, How::Delete));
             continue;
-        }
-        if pinned.pin.until_ms < now_ms {
-            plan.doomed.push(Doomed {
-                key: row.key.clone(),
-                bytes: row.bytes,
-                why: Why::Lease,
-                how: How::Delete,
-            });
-            continue;
-        }
-        let seq = match pinned.pin.seq {
-            Some(seq) => seq,
-            None => newest_below(remote, volume, &inventory, pinned.pin.lsn).await?,
-        };
-        let from = if seq == Seq::ZERO {
-            Some(Lsn::ZERO)
         } else {
-            let root = mark_checkpoint(remote, volume, seq, &mut marks, &mut known).await?;
-            root.map(|root| root.lsn)
-        };
-        if let Some(from) = from {
-            ranges.push((from.next(), pinned.pin.lsn));
+            plan.pinned.push(pinned.clone());
         }
-        plan.pinned.push(pinned.clone());
+        // What an abandoned fork pins goes in the run after: its maker may be faster than we are.
+        kept.push(&pinned.pin);
     }
-    let retained = |lsn: Lsn| ranges.iter().any(|(from, to)| *from <= lsn && lsn <= *to);
+    let readable = Readable::mark(remote, volume, &inventory, floor, kept.into_iter()).await?;
+    let Readable { marks, epoch, .. } = &readable;
+    let epoch = *epoch;
+    let retained = |lsn: Lsn| readable.retains(lsn);
 
     let newest = inventory.newest_seq();
-    let mut end_epoch = false;
+    let mut unpublished: BTreeMap<&str, i64> = BTreeMap::new();
     let mut decide = |row: &Listed, goes: Option<Why>, how: How| match goes {
         Some(why) => {
             plan.doomed.push(Doomed { key: row.key.clone(), bytes: row.bytes, why, how });
@@ -637,9 +692,12 @@ async fn sweep_plan(
                 Segment::Commit(lsn) => retained(*lsn) || !inventory.commits.contains_key(lsn),
                 Segment::Compaction(begun) => *begun >= epoch,
             };
-        if let Segment::Compaction(begun) = segment {
-            let abandoned = *begun >= epoch && !marks.segments.contains(&row.key);
-            end_epoch |= abandoned && row.modified_ms <= graced && newest != Seq::ZERO;
+        if matches!(segment, Segment::Compaction(begun) if *begun >= epoch)
+            && !marks.segments.contains(&row.key)
+        {
+            let id = row.key.rsplit('-').nth(1).unwrap_or_default();
+            let newest = unpublished.entry(id).or_insert(i64::MIN);
+            *newest = row.modified_ms.max(*newest);
         }
         decide(row, (!stays).then_some(Why::Segment), How::Delete);
     }
@@ -649,7 +707,8 @@ async fn sweep_plan(
     for (_, row) in inventory.pinned.iter().filter(|(pinned, _)| pinned.pin.until_ms >= now_ms) {
         decide(row, None, How::Delete);
     }
-    plan.end_epoch = end_epoch;
+    // A compaction that has uploaded nothing for longer than the grace is dead.
+    plan.end_epoch = newest != Seq::ZERO && unpublished.values().any(|newest| *newest <= graced);
     Ok(plan)
 }
 

@@ -25,7 +25,7 @@ use crate::format::checkpoint::{PREFIX_BYTES, Root, RootError, state_hash};
 use crate::format::chunk::{LINEAGE_MAX, Lineage};
 use crate::format::commit::Head;
 use crate::format::meta::Meta;
-use crate::format::tombstone::{Of, Tombstone};
+use crate::format::tombstone::{Of, TOMBSTONE_BYTES, Tombstone};
 use crate::gc;
 use crate::ids::{ChainHash, Lsn, Seq, VolumeId, key};
 use crate::pull::{Entry, PullError, Pulled, read_entry, read_head};
@@ -193,9 +193,10 @@ pub(crate) async fn checkpoint_below(
     let mut seq = newest;
     while seq != Seq::ZERO {
         let start = match read_checkpoint(remote, volume, seq).await {
-            // Named by a newer one, and deleted so long ago that not even a tombstone is left.
-            Err(PullError::Remote(RemoteError::NotFound { .. })) => {
-                return Err(PullError::Expired { volume, lsn: Lsn::ZERO });
+            // Named by a newer one and collected since. An older one may be pinned.
+            Err(PullError::Expired { .. } | PullError::Remote(RemoteError::NotFound { .. })) => {
+                seq = older_checkpoint(remote, volume, seq).await?;
+                continue;
             }
             read => read?,
         };
@@ -209,6 +210,27 @@ pub(crate) async fn checkpoint_below(
         seq = fitting.or(oldest).map_or(Seq::ZERO, |past| past.seq);
     }
     Ok(None)
+}
+
+/// The newest checkpoint before `seq` that was not collected; 0 for none. One request for each thousand
+/// tombstones between.
+async fn older_checkpoint(remote: &dyn Remote, volume: VolumeId, seq: Seq) -> Result<Seq, PullError> {
+    let prefix = key::checkpoints_prefix(volume);
+    let mut after = key::checkpoint(volume, seq);
+    loop {
+        let rows = remote.list(&prefix, Some(&after), 1000).await?;
+        let full = rows.len() == 1000;
+        for row in rows {
+            if row.bytes != TOMBSTONE_BYTES as u64 {
+                let seq = row.key.strip_prefix(&prefix).and_then(Seq::from_key_part);
+                return seq.ok_or_else(|| Damaged::new(&row.key, "its key is not a checkpoint's").into());
+            }
+            after = row.key;
+        }
+        if !full {
+            return Ok(Seq::ZERO);
+        }
+    }
 }
 
 /// Reads the heads after `from` up to `to`, at the same time, and checks that they follow `hash`.

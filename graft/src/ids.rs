@@ -100,7 +100,7 @@ impl Lsn {
     /// The LSN after this one. LSNs do not run out: 2^64 commits at 1 M/s take 580,000 years.
     #[must_use]
     pub fn next(self) -> Lsn {
-        Lsn(self.0 + 1)
+        Lsn(self.0.saturating_add(1))
     }
 
     /// `{!lsn}`: the last part of the commit's key, newest first.
@@ -141,7 +141,7 @@ impl Seq {
     /// The number after this one. They do not run out.
     #[must_use]
     pub fn next(self) -> Seq {
-        Seq(self.0 + 1)
+        Seq(self.0.saturating_add(1))
     }
 
     /// `{!seq}`: the last part of the checkpoint's key, newest first.

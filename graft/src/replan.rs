@@ -15,13 +15,16 @@ use std::collections::BTreeMap;
 use crate::chunks;
 use crate::fetch::FetchError;
 use crate::format::tombstone::Tombstone;
-use crate::history::{Start, newest_checkpoint, read_checkpoint};
-use crate::ids::Seq;
+use crate::history::{Start, checkpoint_below, newest_checkpoint, read_checkpoint};
+use crate::ids::{Lsn, Seq};
 use crate::page_set::PageSet;
 use crate::pull::PullError;
 use crate::remote::{Remote, RemoteError};
 use crate::snapshot::{Location, Snapshot};
 use crate::volume::Volume;
+
+/// Times that a table is read anew because it was collected meanwhile.
+const TRIES_MAX: u32 = 3;
 
 /// The key of the object that is gone, if that is what failed: nothing has the key any more, or a
 /// tombstone does, in which no frame can be found.
@@ -62,7 +65,14 @@ pub(crate) async fn elsewhere(
     let Some(root) = &start.checkpoint else { return Err(error) };
     // Whoever takes a snapshot from now on has the new places.
     volume.adopt(&start, snapshot.log_bytes())?;
+    if root.lsn <= snapshot.lsn() {
+        // It is of this snapshot's own past: all of the table can stand on it.
+        let fresh = snapshot.rebased(root, &start.chunks);
+        chunks::load(remote, volume, &fresh, pages).await?;
+        return Ok(fresh);
+    }
     let (version, lineage) = (snapshot.version(), snapshot.lineage());
+    let known = snapshot.checkpoint().map_or(Lsn::ZERO, |root| root.lsn);
     let fresh = Snapshot::of_checkpoint(root, &start.chunks, start.volumes.clone(), version, lineage);
     let missing = volume.missing(snapshot, pages)?;
     chunks::load(remote, volume, &fresh, &missing).await?;
@@ -70,6 +80,12 @@ pub(crate) async fn elsewhere(
     for page in missing.iter() {
         match (snapshot.location(page), fresh.location(page)) {
             (Location::Frame(_, then), Location::Frame(frame, now)) if then.lsn == now.lsn => {
+                let place = frame.slots.iter().position(|slot| slot.page == page);
+                let place = place.and_then(|place| u8::try_from(place).ok());
+                moved.insert(page, (frame.clone(), place.ok_or_else(expired)?));
+            }
+            // Not written since the checkpoint that the unread part is of.
+            (Location::Unknown(_), Location::Frame(frame, now)) if now.lsn <= known => {
                 let place = frame.slots.iter().position(|slot| slot.page == page);
                 let place = place.and_then(|place| u8::try_from(place).ok());
                 moved.insert(page, (frame.clone(), place.ok_or_else(expired)?));
@@ -83,7 +99,29 @@ pub(crate) async fn elsewhere(
     Ok(snapshot.moved(&moved).0)
 }
 
-/// The newest checkpoint of the volume, if it has one that `snapshot` does not know.
+/// The base of `volume`, with the parts of its page table that `pages` of it need.
+pub(crate) async fn base(
+    remote: &dyn Remote,
+    volume: &Volume,
+    pages: impl Fn(&Snapshot) -> PageSet,
+) -> Result<Snapshot, FetchError> {
+    let mut tries = 0;
+    loop {
+        let base = volume.base();
+        match chunks::load(remote, volume, &base, &pages(&base)).await {
+            Ok(()) => return Ok(base),
+            // The table's places were collected: the volume goes on from the newest checkpoint.
+            Err(error) if tries < TRIES_MAX => {
+                tries += 1;
+                elsewhere(remote, volume, &base, &PageSet::new(), error).await?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The newest checkpoint of the volume, if it has one that `snapshot` does not know. Of a fork without
+/// one of its own, the newest of its nearest ancestor that has one, at or below where it was forked.
 async fn newest(
     remote: &dyn Remote,
     volume: &Volume,
@@ -91,12 +129,31 @@ async fn newest(
 ) -> Result<Option<Start>, PullError> {
     let seq = newest_checkpoint(remote, volume.id()).await?;
     let known = snapshot.checkpoint().filter(|root| root.volume == volume.id());
-    if seq == Seq::ZERO || known.is_some_and(|known| known.seq >= seq) {
+    if seq == Seq::ZERO {
+        return ancestors(remote, snapshot).await;
+    }
+    if known.is_some_and(|known| known.seq >= seq) {
         return Ok(None);
     }
     let mut start = read_checkpoint(remote, volume.id(), seq).await?;
     start.volumes = snapshot.volumes().clone();
     Ok(Some(start))
+}
+
+async fn ancestors(remote: &dyn Remote, snapshot: &Snapshot) -> Result<Option<Start>, PullError> {
+    let volumes = snapshot.volumes().volumes();
+    for (ancestor, last) in volumes.iter().rev().skip(1) {
+        let newest = newest_checkpoint(remote, *ancestor).await?;
+        let Some(mut start) = checkpoint_below(remote, *ancestor, newest, |lsn, _| lsn <= *last).await?
+        else {
+            continue;
+        };
+        start.volumes = snapshot.volumes().clone();
+        let found = start.checkpoint.as_ref().map(|root| (root.volume, root.seq));
+        let known = snapshot.checkpoint().map(|root| (root.volume, root.seq));
+        return Ok(Some(start).filter(|_| found != known));
+    }
+    Ok(None)
 }
 
 #[cfg(test)]

@@ -348,7 +348,7 @@ async fn orphans(remote: &dyn Remote, volume: VolumeId, report: &mut Report) -> 
         // What could not be read is a finding already, or is one now.
         Err(GcError::Damaged(damaged)) if report.is_sound() => report.finding(damaged.key, damaged.reason),
         Err(GcError::Pull(error)) if report.is_sound() => report.note(error)?,
-        Err(GcError::Damaged(_) | GcError::Pull(_)) => {}
+        Err(GcError::Damaged(_) | GcError::Pull(_) | GcError::Removed { .. }) => {}
         Err(GcError::Remote(error)) => return Err(error.into()),
     }
     Ok(())

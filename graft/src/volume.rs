@@ -333,6 +333,11 @@ impl Volume {
         self.id
     }
 
+    /// Bytes of pages kept in memory.
+    pub fn cache_bytes(&self) -> usize {
+        self.options.cache_bytes
+    }
+
     /// Bytes in each page.
     pub fn page_size(&self) -> PageSize {
         self.page_size

@@ -98,10 +98,16 @@ pub async fn put(
 ) -> Result<Put, PutError> {
     let size = volume.page_size();
     check_length(bytes, size)?;
-    let base = volume.base();
     let pages = pages_for(bytes, size);
-    let Some(draft) = volume.draft(pages, id, now_ms) else {
-        return Err(PutError::Ahead { ahead: volume.status().ahead.max(1) });
+    let (base, draft) = loop {
+        let base = volume.base();
+        let Some(draft) = volume.draft(pages, id, now_ms) else {
+            return Err(PutError::Ahead { ahead: volume.status().ahead.max(1) });
+        };
+        // Another thread may have moved the volume between the two.
+        if draft.parent == base.hash() {
+            break (base, draft);
+        }
     };
     length(fetcher, volume, &base).await?;
     let remote = fetcher.remote();

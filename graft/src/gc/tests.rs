@@ -161,7 +161,8 @@ impl World {
                 if self.rng.random_bool(0.4) {
                     self.stalled_compaction = Some((volume, moved));
                 } else if moved.pages() > 0 {
-                    block_on(compact::publish(&*self.remote, &volume, &moved, Bytes::new())).unwrap();
+                    block_on(compact::publish(&*self.remote, &volume, &volume.base(), &moved, Bytes::new()))
+                        .unwrap();
                     self.count("compactions");
                 }
             }
@@ -201,7 +202,13 @@ impl World {
                     }) else {
                         return;
                     };
-                    match block_on(compact::publish(&*self.remote, &volume, &moved, Bytes::new())) {
+                    match block_on(compact::publish(
+                        &*self.remote,
+                        &volume,
+                        &volume.base(),
+                        &moved,
+                        Bytes::new(),
+                    )) {
                         Ok(_) => self.count("late compactions"),
                         Err(CompactError::Abandoned) => self.count("abandoned"),
                         Err(CompactError::Fetch(_) | CompactError::Checkpoint(_)) => {}
@@ -314,7 +321,8 @@ impl World {
                 let id = self.id();
                 let moved = compact::gather(&*self.remote, &volume, &ByNumber, Scope::Sparse, id, &|_, _| {});
                 let moved = block_on(moved).unwrap();
-                block_on(compact::publish(&*self.remote, &volume, &moved, Bytes::new())).unwrap();
+                block_on(compact::publish(&*self.remote, &volume, &volume.base(), &moved, Bytes::new()))
+                    .unwrap();
             }
             _ => {
                 block_on(checkpoint::write(&*self.remote, &volume, &volume.base(), Bytes::new())).unwrap();
@@ -515,7 +523,10 @@ mod rev {
         let id = w.id();
         let moved = compact::gather(&*w.remote, &parent, &ByNumber, Scope::All, id, &|_, _| {});
         let moved = block_on(moved).unwrap();
-        println!("{:?}", block_on(compact::publish(&*w.remote, &parent, &moved, Bytes::new())));
+        println!(
+            "{:?}",
+            block_on(compact::publish(&*w.remote, &parent, &parent.base(), &moved, Bytes::new()))
+        );
         for n in 1..=20 {
             put_page(&mut w, &parent, n, 100);
         }
@@ -532,7 +543,10 @@ mod rev {
             let read = block_on(fetch(&*w.remote, &replica, &replica.base(), &all));
             println!("round {round}: {read:?}");
         }
-        println!("checkpoint: {:?}", block_on(checkpoint::write(&*w.remote, &replica, &replica.base(), Bytes::new())));
+        println!(
+            "checkpoint: {:?}",
+            block_on(checkpoint::write(&*w.remote, &replica, &replica.base(), Bytes::new()))
+        );
         block_on(fetch(&*w.remote, &replica, &replica.base(), &all)).expect("the open replica");
     }
 
@@ -569,7 +583,9 @@ mod rev2 {
 
     fn write(remote: &MemoryRemote, volume: &Volume, pages: std::ops::RangeInclusive<u32>, n: u128) {
         let changes: BTreeMap<_, _> = pages
-            .map(|idx| (page(idx), Bytes::from([idx.to_le_bytes(), (n as u32).to_le_bytes()].concat().repeat(64))))
+            .map(|idx| {
+                (page(idx), Bytes::from([idx.to_le_bytes(), (n as u32).to_le_bytes()].concat().repeat(64)))
+            })
             .collect();
         let count = volume.tip().pages().max(changes.keys().last().unwrap().get());
         volume.commit(&volume.tip(), Change { changes, pages: count, payload: Bytes::new() }).unwrap();
@@ -583,8 +599,9 @@ mod rev2 {
         block_on(checkpoint::write(&*remote, &writer, &writer.base(), Bytes::new())).unwrap();
         let replica = block_on(Volume::open(&*remote, VOLUME, options())).unwrap().volume;
         let id = CommitId([9; 16]);
-        let moved = block_on(compact::gather(&*remote, &writer, &ByNumber, Scope::All, id, &|_, _| {})).unwrap();
-        block_on(compact::publish(&*remote, &writer, &moved, Bytes::new())).unwrap();
+        let moved =
+            block_on(compact::gather(&*remote, &writer, &ByNumber, Scope::All, id, &|_, _| {})).unwrap();
+        block_on(compact::publish(&*remote, &writer, &writer.base(), &moved, Bytes::new())).unwrap();
         for n in 2..12 {
             write(&remote, &writer, 1..=1, n);
         }
@@ -618,9 +635,19 @@ mod rev2 {
         }
         write(&remote, &replica, 7950..=7950, 50);
         for _ in 0..3 {
-            println!("checkpoint {:?}", block_on(checkpoint::write(&*remote, &replica, &replica.base(), Bytes::new())));
+            println!(
+                "checkpoint {:?}",
+                block_on(checkpoint::write(&*remote, &replica, &replica.base(), Bytes::new()))
+            );
         }
-        let g = block_on(compact::gather(&*remote, &replica, &ByNumber, Scope::All, CommitId([3; 16]), &|_, _| {}));
+        let g = block_on(compact::gather(
+            &*remote,
+            &replica,
+            &ByNumber,
+            Scope::All,
+            CommitId([3; 16]),
+            &|_, _| {},
+        ));
         println!("gather {:?}", g.map(|_| ()));
         let h = block_on(crate::hydrate::hydrate(&fetcher, &replica, &replica.base(), &mut |_| {}));
         h.unwrap();
@@ -643,7 +670,8 @@ mod rev2 {
         write(&remote, &writer, 1..=4000, 1);
         let small = Options { cache_bytes: 512 * 512, ..options() };
         let replica = block_on(Volume::open(&*remote, VOLUME, small)).unwrap().volume;
-        let g = block_on(compact::gather(&*remote, &replica, &Asks, Scope::All, CommitId([3; 16]), &|_, _| {}));
+        let g =
+            block_on(compact::gather(&*remote, &replica, &Asks, Scope::All, CommitId([3; 16]), &|_, _| {}));
         println!("{:?}; {:?}", g.as_ref().map(|_| ()), replica.metrics());
         g.unwrap();
     }
@@ -654,10 +682,18 @@ mod rev2 {
         write(&remote, &writer, 1..=4000, 1);
         let small = Options { cache_bytes: 512 * 512, ..options() };
         let replica = block_on(Volume::open(&*remote, VOLUME, small)).unwrap().volume;
-        let g = block_on(compact::gather(&*remote, &replica, &ByNumber, Scope::All, CommitId([3; 16]), &|_, _| {}));
+        let g = block_on(compact::gather(
+            &*remote,
+            &replica,
+            &ByNumber,
+            Scope::All,
+            CommitId([3; 16]),
+            &|_, _| {},
+        ));
         println!("small {:?}; {:?}", g.map(|_| ()), replica.metrics().requests);
         let large = block_on(Volume::open(&*remote, VOLUME, options())).unwrap().volume;
-        let g = block_on(compact::gather(&*remote, &large, &ByNumber, Scope::All, CommitId([4; 16]), &|_, _| {}));
+        let g =
+            block_on(compact::gather(&*remote, &large, &ByNumber, Scope::All, CommitId([4; 16]), &|_, _| {}));
         println!("large {:?}; {:?}", g.map(|_| ()), large.metrics().requests);
     }
 
@@ -665,7 +701,8 @@ mod rev2 {
     #[test]
     fn rev_verify_after_gc_kept_a_checkpoint_for_one_chunk() {
         let (remote, writer) = world512();
-        let mark = |_: ()| block_on(checkpoint::write(&*remote, &writer, &writer.base(), Bytes::new())).unwrap();
+        let mark =
+            |_: ()| block_on(checkpoint::write(&*remote, &writer, &writer.base(), Bytes::new())).unwrap();
         write(&remote, &writer, 1..=8000, 1);
         mark(());
         write(&remote, &writer, 300..=300, 2);

@@ -146,7 +146,7 @@ fn compacted(remote: &MemoryRemote, volume: &Volume) -> Seq {
     let id = CommitId([9; 16]);
     let moved = compact::gather(remote, volume, &ByNumber, Scope::All, id, &|_, _| {});
     let moved = block_on(moved).unwrap();
-    match block_on(compact::publish(remote, volume, &moved, Bytes::new())).unwrap() {
+    match block_on(compact::publish(remote, volume, &volume.base(), &moved, Bytes::new())).unwrap() {
         Written::Stored { seq, .. } => seq,
         other => panic!("{other:?}"),
     }

@@ -147,7 +147,8 @@ impl PageFile {
     pub(crate) fn get(&self, version: Version, hash: PageHash) -> Result<Option<Bytes>, StoreError> {
         let Some(slot) = self.slots.lock().read(version) else { return Ok(None) };
         let mut page = BytesMut::zeroed(self.page_size.bytes());
-        let had = self.file.read(offsets(self.page_size, slot).1, &mut page)?;
+        // A file that cannot be read is a miss: the page can be fetched again.
+        let had = self.file.read(offsets(self.page_size, slot).1, &mut page).unwrap_or(0);
         if had == page.len() && PageHash::of(version.0, &page) == hash {
             return Ok(Some(page.freeze()));
         }

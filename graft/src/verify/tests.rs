@@ -53,7 +53,7 @@ fn volume(seed: u64) -> Arc<MemoryRemote> {
     let volume = open();
     let moved = compact::gather(&*remote, &volume, &ByNumber, Scope::All, CommitId([1; 16]), &|_, _| {});
     let moved = block_on(moved).unwrap();
-    block_on(compact::publish(&*remote, &volume, &moved, Bytes::new())).unwrap();
+    block_on(compact::publish(&*remote, &volume, &volume.base(), &moved, Bytes::new())).unwrap();
     let retention = Retention { keep_ms: 0, keep_commits: 0, grace_ms: 0 };
     let plan = block_on(collect(&*remote, VOLUME, retention, i64::MAX, &|_, _| {})).unwrap();
     assert!(plan.doomed.len() > 5);

@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use self::clock::{Clock, Version};
 use super::{Options, Volume};
 use crate::fetch::flights::Flights;
+use crate::format::chunk::CHUNK_PAGES;
 use crate::format::commit::Head;
 use crate::format::frame::PageHash;
 use crate::format::{Damaged, frame};
@@ -288,7 +289,11 @@ impl PageCache {
 
     /// The commit `head` comes on top of `before`: the versions that it replaces go first.
     pub(super) fn replaced(&self, before: &Snapshot, head: &Head) {
-        let cut = (head.pages.saturating_add(1)..=before.pages()).filter_map(PageIdx::new);
+        // Only what a commit wrote can be here: not every number up to a page count.
+        let first = head.pages / CHUNK_PAGES as u32;
+        let chunks = before.chunks_between(first, u32::MAX / CHUNK_PAGES as u32);
+        let cut = chunks.filter(|_| head.pages < before.pages()).flat_map(|view| view.pages());
+        let cut = cut.filter(|page| (head.pages + 1..=before.pages()).contains(&page.get()));
         let versions: Vec<Version> = head
             .set
             .iter()
