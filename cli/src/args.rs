@@ -293,6 +293,13 @@ pub enum VolumeCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Lay a volume's pages out anew, so that readers ask for fewer and larger pieces. Servers do it by
+    /// themselves.
+    Compact(crate::compact::Compact),
+    /// Delete what no state that is kept, fork or reader needs. Servers do it by themselves.
+    Gc(crate::gc::Gc),
+    /// Read everything that a volume's states are made of and say what is wrong. Exits 1 where something is.
+    Verify(crate::verify::Verify),
     /// List a volume's commits, newest first.
     Log {
         /// The volume's name.

@@ -17,6 +17,7 @@
 //! | `host` | which SQLite is served: the one linked in, or the one that loaded an extension |
 //! | [`page1`] | what is stored of page 1, what is synthesised, and the marks |
 //! | [`scope`] | SQLite's clock and randomness while a mutation runs |
+//! | [`mod@warm`] | the pages that every query reads, fetched at open |
 //! | `hooks` | what sqlite-plugin does not pass on: the clock, and which connection a file is of |
 //!
 //! Invariants: a transaction that ends in rollback publishes nothing; a COMMIT that reports an error
@@ -32,6 +33,7 @@ mod scratch;
 mod spill;
 #[cfg(test)]
 mod tests;
+pub mod warm;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
@@ -49,6 +51,7 @@ use rusqlite::{Connection, OpenFlags};
 use sqlite_plugin::vfs::{RegisterOpts, register_static};
 
 pub use self::page1::Marks;
+pub use self::warm::{Warmth, warm};
 
 /// The VFS's name, for `file:…?vfs=graft` and `open_with_flags_and_vfs`.
 pub const VFS_NAME: &str = "graft";
