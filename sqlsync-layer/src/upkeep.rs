@@ -125,3 +125,6 @@ pub async fn compact(
     }
     Err(UpkeepError::Contended)
 }
+
+#[cfg(test)]
+mod tests;
