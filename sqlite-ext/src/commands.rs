@@ -350,13 +350,8 @@ fn push_all(open: Option<&Open>, _: &[Option<String>]) -> Rows {
     let runtime = runtime()?;
     let mut tries = 0;
     loop {
-        let pushed = runtime.block_on(push(
-            &*session.remote,
-            &session.volume,
-            Payload::of_plain_sql,
-            &mut id,
-            now_ms(),
-        ));
+        let pushed =
+            runtime.block_on(push(&*session.remote, &session.volume, Payload::of_locals, &mut id, now_ms()));
         match pushed {
             Ok(Pushed::Durable(lsn)) => {
                 let policy = Policy::default();

@@ -5,6 +5,9 @@
 //! | [`payload`] | what a commit carries: marks, mutations, outcomes |
 //! | [`ledger`] | exactly once: each client's last seq and recent outcomes |
 //! | [`guard`] | what the SQL of reducers and queries may do |
+//! | [`merge`] | may a local commit keep its pages on top of what others committed? |
+//! | [`rebase`] | what becomes of each local commit when the history moved: keep, run again, branch |
+//! | `document` | native documents: offline, optimistic, synced beside others (feature `client`) |
 //! | [`live`] | live queries: which must re-run, and keyed deltas |
 //! | [`value`] | SQL values to and from JSON without loss |
 //! | [`protocol`] | the messages of `/v1/volumes/{name}/sync` |
@@ -20,13 +23,17 @@
 pub mod actor;
 #[cfg(all(feature = "client", not(target_arch = "wasm32")))]
 pub mod client;
+#[cfg(all(feature = "client", not(target_arch = "wasm32")))]
+pub mod document;
 pub mod guard;
 pub mod layout;
 pub mod ledger;
 pub mod live;
+pub mod merge;
 pub mod payload;
 pub mod presence;
 pub mod protocol;
+pub mod rebase;
 pub mod session;
 #[cfg(unix)]
 pub mod transfer;

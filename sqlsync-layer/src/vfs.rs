@@ -16,6 +16,7 @@
 //! | `scratch` | journals and temporary files, likewise |
 //! | `host` | which SQLite is served: the one linked in, or the one that loaded an extension |
 //! | [`page1`] | what is stored of page 1, what is synthesised, and the marks |
+//! | [`note`] | what a local commit carries beside its pages: marks, reads, a layer's own note |
 //! | [`scope`] | SQLite's clock and randomness while a mutation runs |
 //! | [`mod@warm`] | the pages that every query reads, fetched at open |
 //! | `hooks` | what sqlite-plugin does not pass on: the clock, and which connection a file is of |
@@ -27,6 +28,7 @@
 mod file;
 mod hooks;
 mod host;
+pub mod note;
 pub mod page1;
 pub mod scope;
 mod scratch;
@@ -44,12 +46,15 @@ use std::sync::{Arc, LazyLock, OnceLock, Weak};
 
 use bytes::Bytes;
 use graft::fetch::Fetch;
+use graft::store::Batch;
 use graft::volume::Volume;
 use graft::{PageIdx, PageSet};
 use parking_lot::Mutex;
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Connection, OpenFlags};
 use sqlite_plugin::vfs::{RegisterOpts, register_static};
 
+pub use self::note::Note;
 pub use self::page1::Marks;
 pub use self::warm::{Warmth, warm};
 
@@ -305,6 +310,23 @@ impl Database {
         self.open(OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)
     }
 
+    /// Opens a connection whose local commits all know what was read for them
+    /// ([`Note::reads`]), so that they may merge with what others committed. Every transaction begins
+    /// cold, and the reads add up over the connection's life: temporary tables and functions like
+    /// `last_insert_rowid` carry what one transaction read into the next.
+    pub fn connect_recorded(self: &Arc<Database>) -> Result<(Connection, Arc<Control>), ConnectError> {
+        let (mut connection, control) = self.connect()?;
+        control.state.lock().every = true;
+        let watching = control.clone();
+        connection.authorizer(Some(move |context: AuthContext<'_>| {
+            if reads_allocator(&context.action) {
+                watching.state.lock().allocator = true;
+            }
+            Authorization::Allow
+        }))?;
+        Ok((connection, control))
+    }
+
     /// Opens a connection that cannot write.
     pub fn connect_read_only(self: &Arc<Database>) -> Result<(Connection, Arc<Control>), ConnectError> {
         self.open(OpenFlags::SQLITE_OPEN_READ_ONLY)
@@ -381,10 +403,48 @@ impl WriteSet {
     }
 }
 
+/// Whether a statement asks for allocator state: page counts, free pages, what lies on which page. Page
+/// sets do not show that, since it is in page 1.
+fn reads_allocator(action: &AuthAction<'_>) -> bool {
+    const PRAGMAS: [&str; 7] = [
+        "page_count",
+        "freelist_count",
+        "incremental_vacuum",
+        "auto_vacuum",
+        "max_page_count",
+        "integrity_check",
+        "quick_check",
+    ];
+    let is_one = |name: &str| PRAGMAS.iter().any(|pragma| name.eq_ignore_ascii_case(pragma));
+    match action {
+        AuthAction::Pragma { pragma_name, .. } => is_one(pragma_name),
+        AuthAction::Read { table_name, .. } => {
+            ["dbstat", "sqlite_dbpage"].iter().any(|table| table_name.eq_ignore_ascii_case(table))
+                || table_name.get(..7).is_some_and(|prefix| prefix.eq_ignore_ascii_case("pragma_"))
+                    && table_name.get(7..).is_some_and(is_one)
+        }
+        _ => false,
+    }
+}
+
+/// What the next local commit of a connection takes with it.
+#[derive(Debug, Clone, Default)]
+struct Enclosed {
+    note: Bytes,
+    also: Batch,
+}
+
 #[derive(Debug, Default)]
 struct ControlState {
     recording: Option<Vec<u32>>,
     cold: bool,
+    /// Every transaction is recorded; see [`Database::connect_recorded`].
+    every: bool,
+    /// A file operation failed during the recording: what it would have read is missing.
+    aborted: bool,
+    /// A statement that reads allocator state was prepared on this connection.
+    allocator: bool,
+    enclosed: Option<Enclosed>,
     committed: Option<WriteSet>,
     failure: Option<IoFailure>,
 }
@@ -411,6 +471,7 @@ impl Control {
     pub fn record(&self) {
         let mut state = self.state.lock();
         state.recording = Some(Vec::new());
+        state.aborted = false;
         state.cold = true;
     }
 
@@ -431,21 +492,44 @@ impl Control {
         self.state.lock().failure.take()
     }
 
-    fn fail(&self, message: impl fmt::Display, damaged: bool) {
-        self.state.lock().failure = Some(IoFailure { message: message.to_string(), damaged });
+    /// The next local commit of this connection takes `note` in its payload ([`Note::enclosed`]) and
+    /// `also` into the batch that stores it.
+    pub fn enclose(&self, note: Bytes, also: Batch) {
+        self.state.lock().enclosed = Some(Enclosed { note, also });
+    }
+
+    /// Takes back what no commit took: the transaction changed nothing, or failed.
+    pub fn take_enclosed(&self) -> Option<(Bytes, Batch)> {
+        self.state.lock().enclosed.take().map(|Enclosed { note, also }| (note, also))
+    }
+
+    pub(crate) fn fail(&self, message: impl fmt::Display, damaged: bool) {
+        let mut state = self.state.lock();
+        state.aborted = true;
+        state.failure = Some(IoFailure { message: message.to_string(), damaged });
     }
 }
 
-/// The payload of a local commit made by SQLite: its marks. A payload of another form (or none) says
-/// nothing about page 1, so whoever reads it must take both marks as changed.
-pub(crate) fn local_payload(marks: Marks) -> Bytes {
-    Bytes::copy_from_slice(&[b'm', marks.to_byte()])
-}
+impl ControlState {
+    /// A read transaction begins. Answers whether it must find SQLite's cache empty.
+    fn begin(&mut self) -> bool {
+        if self.every {
+            let reads = self.recording.get_or_insert_default();
+            reads.sort_unstable();
+            reads.dedup();
+            self.cold = true;
+        }
+        std::mem::take(&mut self.cold)
+    }
 
-/// The marks of a local commit.
-pub(crate) fn local_marks(payload: &[u8]) -> Marks {
-    match payload {
-        [b'm', byte] => Marks::from_byte(*byte),
-        _ => Marks::BOTH,
+    /// What is known of a commit with these marks.
+    fn note(&self, marks: Marks) -> Note {
+        let reads = self.recording.as_ref().filter(|_| !self.aborted);
+        Note {
+            marks,
+            reads: reads.map(|pages| pages.iter().copied().filter_map(PageIdx::new).collect()),
+            reads_allocator: self.allocator,
+            enclosed: self.enclosed.as_ref().map(|enclosed| enclosed.note.clone()).unwrap_or_default(),
+        }
     }
 }

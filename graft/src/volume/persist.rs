@@ -111,9 +111,8 @@ impl<K: Fn(u32) -> Vec<u8>> Parted<'_, K> {
         self.store.write(batch, Durability::Buffered)
     }
 
-    /// Writes what is left, and `key` last of all: with it, the value is there.
-    fn end(mut self, key: Vec<u8>, durability: Durability) -> Result<(), StoreError> {
-        let mut batch = Batch::default();
+    /// Writes what is left, and puts `key` into `batch`: with it, the value is there.
+    fn end(mut self, batch: &mut Batch, key: Vec<u8>) -> Result<(), StoreError> {
         if self.part == 0 {
             batch.put(self.space, key, self.bytes.freeze());
         } else {
@@ -122,7 +121,7 @@ impl<K: Fn(u32) -> Vec<u8>> Parted<'_, K> {
             }
             batch.put(self.space, key, (self.total as u64).to_le_bytes().to_vec());
         }
-        self.store.write(batch, durability)
+        Ok(())
     }
 }
 
@@ -239,8 +238,19 @@ impl Volume {
     ) -> Result<(), StoreError> {
         let Some(store) = self.store() else { return Ok(()) };
         let mut batch = Batch::default();
+        self.put_pulled(&mut batch, before, jump, heads)?;
+        store.write(batch, Durability::Buffered)
+    }
+
+    fn put_pulled(
+        &self,
+        batch: &mut Batch,
+        before: &Snapshot,
+        jump: Option<&Start>,
+        heads: &[Head],
+    ) -> Result<(), StoreError> {
         if let Some(start) = jump {
-            self.put_start(&mut batch, before, start)?;
+            self.put_start(batch, before, start)?;
             // Those after the jump's checkpoint that were here are not of what is stored now, either.
             for lsn in start.lsn.0.saturating_add(1)..=before.lsn().0 {
                 batch.remove(Space::State, head_key(self.id, Lsn(lsn)));
@@ -249,22 +259,26 @@ impl Volume {
         for head in heads {
             batch.put(Space::State, head_key(self.id, head.lsn), head.encoded.clone());
         }
-        store.write(batch, Durability::Buffered)
+        Ok(())
     }
 
-    pub(super) fn store_local(&self, local: &LocalCommit) -> Result<(), StoreError> {
+    /// Stores a local commit, and what the layer above stores with it.
+    pub(super) fn store_local(&self, local: &LocalCommit, mut batch: Batch) -> Result<(), StoreError> {
         let Some((store, durability)) = self.local_store() else { return Ok(()) };
         let part_key = |part| local_part_key(self.id, local.number, part);
         let mut parted = Volume::parted(store, Space::Local, part_key);
         encode_local(local, |bytes| parted.put(bytes))?;
-        parted.end(local_key(self.id, local.number), durability)
+        parted.end(&mut batch, local_key(self.id, local.number))?;
+        store.write(batch, durability)
     }
 
     pub(super) fn store_pending(&self, prepared: &Prepared) -> Result<(), StoreError> {
         let Some((store, durability)) = self.local_store() else { return Ok(()) };
         let mut parted = Volume::parted(store, Space::State, |part| pending_part_key(self.id, part));
         encode_pending(prepared, |bytes| parted.put(bytes))?;
-        parted.end(pending_key(self.id), durability)
+        let mut batch = Batch::default();
+        parted.end(&mut batch, pending_key(self.id))?;
+        store.write(batch, durability)
     }
 
     pub(super) fn remove_pending(&self, prepared: Option<&Prepared>) -> Result<(), StoreError> {
@@ -302,6 +316,33 @@ impl Volume {
         remove_pending_parts(&mut batch, self.id, pending);
         for local in locals {
             remove_local(&mut batch, self.id, local);
+        }
+        store.write(batch, durability)
+    }
+
+    /// Stores one stack of local commits in place of another, what was pulled under it, and what the
+    /// layer above stores with them: one batch.
+    pub(super) fn store_replaced(
+        &self,
+        before: &Snapshot,
+        jump: Option<&Start>,
+        heads: &[Head],
+        old: &[LocalCommit],
+        new: &[LocalCommit],
+        mut batch: Batch,
+    ) -> Result<(), StoreError> {
+        let Some((store, durability)) = self.local_store() else {
+            return self.store_pulled(before, jump, heads);
+        };
+        self.put_pulled(&mut batch, before, jump, heads)?;
+        for local in old {
+            remove_local(&mut batch, self.id, local);
+        }
+        for local in new {
+            let part_key = |part| local_part_key(self.id, local.number, part);
+            let mut parted = Volume::parted(store, Space::Local, part_key);
+            encode_local(local, |bytes| parted.put(bytes))?;
+            parted.end(&mut batch, local_key(self.id, local.number))?;
         }
         store.write(batch, durability)
     }

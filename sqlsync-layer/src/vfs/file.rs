@@ -42,7 +42,7 @@ use super::host::Host;
 use super::page1::{self, Marks};
 use super::scratch::{Scratch, names_super_journal};
 use super::spill::Dirty;
-use super::{Control, Database, PragmaAnswer, Spilling, WriteSet, hooks, local_payload};
+use super::{Control, Database, PragmaAnswer, Spilling, WriteSet, hooks};
 
 /// Reads of one page that may fault before the read fails: a fetch that succeeded and still left the
 /// page missing can only be a cache too small for one frame.
@@ -426,7 +426,7 @@ impl VolumeFile {
     fn lock(&mut self, level: LockLevel) -> VfsResult<()> {
         if self.lock == LockLevel::Unlocked && level >= LockLevel::Shared {
             let snapshot = self.database.volume.tip();
-            let cold = std::mem::take(&mut self.control.state.lock().cold);
+            let cold = self.control.state.lock().begin();
             if cold || self.cached_version != Some(snapshot.version()) {
                 self.counter = self.counter.wrapping_add(1);
                 self.cached_version = Some(snapshot.version());
@@ -590,9 +590,12 @@ impl VolumeFile {
             return Err(self.failed(vars::SQLITE_IOERR_FSYNC, error));
         }
         let Some(change) = change else { return Ok(snapshot.clone()) };
-        match self.database.volume.commit(snapshot, change) {
+        let also = self.control.state.lock().enclosed.as_ref().map(|enclosed| enclosed.also.clone());
+        match self.database.volume.commit_with(snapshot, change, also.unwrap_or_default()) {
             Ok(after) => {
-                self.control.state.lock().committed = Some(written);
+                let mut state = self.control.state.lock();
+                state.committed = Some(written);
+                state.enclosed = None;
                 Ok(after)
             }
             Err(error @ CommitError::Stale) => Err(self.failed(vars::SQLITE_BUSY_SNAPSHOT, error)),
@@ -650,7 +653,7 @@ impl VolumeFile {
         written.remove(PageIdx::FIRST);
         let written = graft::snapshot::graft(&written, snapshot.pages(), pages);
         let changed = !change.changes.is_empty() || pages != snapshot.pages();
-        change.payload = local_payload(marks);
+        change.payload = self.control.state.lock().note(marks).encode();
         Ok((changed.then_some(change), WriteSet { pages: written, marks }))
     }
 

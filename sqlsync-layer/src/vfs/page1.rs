@@ -74,6 +74,13 @@ pub fn normalise(page: &mut [u8]) {
     }
 }
 
+/// Copies the allocator's unit of one page 1 into another. Pages too short to have it are left alone.
+pub fn copy_allocator(from: &[u8], to: &mut [u8]) {
+    if let (Some(from), Some(to)) = (from.get(ALLOCATOR), to.get_mut(ALLOCATOR)) {
+        to.copy_from_slice(from);
+    }
+}
+
 /// Whether the header says that the database is in WAL mode.
 pub fn says_wal(page: &[u8]) -> bool {
     page.get(VERSIONS).is_some_and(|versions| versions.contains(&2))

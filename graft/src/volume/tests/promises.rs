@@ -449,7 +449,11 @@ fn large_local_commits_and_pushes_are_kept_in_parts() {
     volume.commit(&volume.tip(), Change { changes, pages, payload: Bytes::from_static(b"p") }).unwrap();
     let whole = |volume: &Volume| {
         for idx in 1..=pages {
-            assert_eq!(volume.read(&volume.tip(), PageIdx::new(idx).unwrap()).unwrap(), page(idx), "page {idx}");
+            assert_eq!(
+                volume.read(&volume.tip(), PageIdx::new(idx).unwrap()).unwrap(),
+                page(idx),
+                "page {idx}"
+            );
         }
     };
     drop(volume);

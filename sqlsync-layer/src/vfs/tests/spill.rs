@@ -62,7 +62,7 @@ fn a_transaction_larger_than_its_budget_spills_and_commits() {
         // The pages outlive the transaction, the connection and the database: they are pushed later.
         let volume = db.volume().clone();
         drop((a, b, db));
-        block_on(push(&*remote, &volume, Payload::of_plain_sql, || CommitId([1; 16]), 1)).unwrap();
+        block_on(push(&*remote, &volume, Payload::of_locals, || CommitId([1; 16]), 1)).unwrap();
         let clone = block_on(Volume::open(&*remote, volume.id(), Options::default())).unwrap().volume;
         let clone = Database::new(Arc::new(clone), Arc::new(RemoteFetch::new(remote)));
         let (c, _) = clone.connect().unwrap();
@@ -178,7 +178,7 @@ fn a_push_or_a_pull_in_mid_transaction_does_no_harm() {
     let mut id = 0u8;
     let mut publish = |db: &Arc<Database>| {
         id += 1;
-        block_on(push(&*remote, db.volume(), Payload::of_plain_sql, || CommitId([id; 16]), 1)).unwrap();
+        block_on(push(&*remote, db.volume(), Payload::of_locals, || CommitId([id; 16]), 1)).unwrap();
     };
     a.execute_batch("begin; insert into t values(1)").unwrap();
     publish(&db);

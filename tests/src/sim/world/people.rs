@@ -258,7 +258,7 @@ impl World {
                 }
             }
             // Nobody asks.
-            Notice::Presence => {}
+            Notice::Presence | Notice::Head { .. } => {}
             Notice::Status(status) => self.status(at, status),
         }
     }
