@@ -449,7 +449,9 @@ async fn drain(name: &VolumeName, worker: &mpsc::Sender<Work>, at_most: Duration
 async fn warm_up(fetcher: Fetcher, volume: Arc<Volume>) {
     match warm(&fetcher, &volume, Warmth::Server).await {
         Ok(pages) => tracing::debug!(volume = %volume.id(), pages, "warm"),
-        Err(error) => tracing::debug!(volume = %volume.id(), %error, "not warmed; queries fetch what they lack"),
+        Err(error) => {
+            tracing::debug!(volume = %volume.id(), %error, "not warmed; queries fetch what they lack")
+        }
     }
 }
 

@@ -62,9 +62,7 @@ async fn a_volume_is_compacted_and_collected_while_it_is_used() {
     let running = start_todo(store.clone(), eager).await;
     let id = id_of(&store).await;
     let mut reader = Raw::connect(&running, "reader").await;
-    reader
-        .send(r#"{"type":"subscribe","sub":1,"sql":"SELECT id, title FROM tasks ORDER BY id"}"#)
-        .await;
+    reader.send(r#"{"type":"subscribe","sub":1,"sql":"SELECT id, title FROM tasks ORDER BY id"}"#).await;
     // Reads every message until the last task is in one of them.
     let reading = tokio::spawn(async move {
         loop {

@@ -98,8 +98,7 @@ pub async fn compact(
     if request.policy.is_some_and(|policy| !policy.is_due(&scattered)) {
         return Ok(Compacted::NotDue(scattered));
     }
-    let moved =
-        compact::gather(remote, &volume, &ByContent, request.scope, request.id, progress).await?;
+    let moved = compact::gather(remote, &volume, &ByContent, request.scope, request.id, progress).await?;
     if moved.pages() == 0 {
         return Ok(Compacted::NotDue(scattered));
     }

@@ -17,10 +17,16 @@ const ROWS: u32 = 20_000;
 
 async fn push_all(remote: &SharedRemote, volume: &Volume, n: u8) {
     let mut id = [n; 16];
-    let pushed = push(&**remote, volume, Payload::of_plain_sql, move || {
-        id[0] = id[0].wrapping_add(1);
-        CommitId(id)
-    }, 1)
+    let pushed = push(
+        &**remote,
+        volume,
+        Payload::of_plain_sql,
+        move || {
+            id[0] = id[0].wrapping_add(1);
+            CommitId(id)
+        },
+        1,
+    )
     .await
     .unwrap();
     assert!(matches!(pushed, Pushed::Durable(_)));
