@@ -20,7 +20,7 @@ async fn push_all(remote: &SharedRemote, volume: &Volume, n: u8) {
     let pushed = push(
         &**remote,
         volume,
-        Payload::of_plain_sql,
+        Payload::of_locals,
         move || {
             id[0] = id[0].wrapping_add(1);
             CommitId(id)
@@ -83,7 +83,6 @@ async fn a_cold_point_query_after_compaction_is_the_bundle_and_the_leaf() {
     let counting = Counting::new(Arc::new(MemoryRemote::new()));
     let remote: SharedRemote = counting.clone();
     filled(&remote, 30).await;
-    let [_, _, scattered] = cold(&counting, &remote, None).await;
     let request = Request { scope: Scope::Sparse, policy: None, id: CommitId([9; 16]) };
     let compacted = compact(&*remote, ID, request, &|_, _| {}).await.unwrap();
     assert!(matches!(compacted, Compacted::Stored { lsn: Lsn(31), segments: 1, .. }), "{compacted:?}");
@@ -97,9 +96,8 @@ async fn a_cold_point_query_after_compaction_is_the_bundle_and_the_leaf() {
         // This table of 40 kB or more is beside the root: one read. The bundle: one.
         assert!((warmed.ranges, warmed.requests()) <= (2, 2), "{warmed:?}");
         assert_eq!((asked.ranges, asked.requests()), (1, 1), "the leaf");
-        assert!(warmed.requests() + asked.requests() <= lazy.requests(), "{warmed:?} {lazy:?}");
+        assert!(warmed.requests() + asked.requests() < lazy.requests(), "{warmed:?} {lazy:?}");
     }
-    assert!(lazy.requests() <= scattered.requests(), "{lazy:?} {scattered:?}");
 
     // Nothing lies badly any more, and the policy has nothing to ask for.
     counting.reset();
