@@ -101,6 +101,10 @@ pub struct Serve {
     #[arg(long, env = "GRAFT_PRESENCE_TTL", value_name = "SECONDS", default_value_t = 90)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub presence_ttl: u64,
+    /// Seconds between two runs of garbage collection on a volume that is written to, which keep a week and
+    /// 1000 commits; 0 for none. `graft volume gc` does it with other bounds.
+    #[arg(long, env = "GRAFT_GC_INTERVAL", value_name = "SECONDS", default_value_t = 21_600)]
+    pub gc_interval: u64,
     /// Let programs that give this server as their --store write objects, as if they had the bucket's
     /// credentials. [default: they read]
     #[arg(long, env = "GRAFT_ALLOW_REMOTE_WRITES")]
@@ -307,6 +311,13 @@ pub enum VolumeCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Lay a volume's pages out anew, so that readers ask for fewer and larger pieces. Servers do it by
+    /// themselves.
+    Compact(crate::compact::Compact),
+    /// Delete what no state that is kept, fork or reader needs. Servers do it by themselves.
+    Gc(crate::gc::Gc),
+    /// Read everything that a volume's states are made of and say what is wrong. Exits 1 where something is.
+    Verify(crate::verify::Verify),
     /// List a volume's commits, newest first.
     Log {
         /// The volume's name.

@@ -10,9 +10,11 @@ use clap::Parser as _;
 mod args;
 mod backup;
 mod codegen;
+mod compact;
 mod dev;
 mod export;
 mod files;
+mod gc;
 mod http;
 mod hydrate;
 mod import;
@@ -23,6 +25,7 @@ mod output;
 mod progress;
 mod serve;
 mod sql;
+mod verify;
 mod volume;
 
 use args::{Args, Command};
@@ -34,6 +37,8 @@ pub enum Outcome {
     Done,
     /// A mutation was rejected, and the reason is printed.
     Rejected,
+    /// A volume is damaged, and what is wrong is printed.
+    Damaged,
 }
 
 fn main() -> ExitCode {
@@ -60,6 +65,7 @@ fn main() -> ExitCode {
     match runtime.block_on(run(args.command)) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Rejected) => ExitCode::from(2),
+        Ok(Outcome::Damaged) => ExitCode::FAILURE,
         // The reader of our output has seen enough (`graft … | head`).
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

@@ -9,6 +9,8 @@ const WIDTH: usize = 30;
 
 pub struct Bar {
     what: String,
+    /// What is counted, where it is not bytes.
+    unit: Option<&'static str>,
     terminal: bool,
     began: Instant,
     drawn: Option<Instant>,
@@ -17,10 +19,16 @@ pub struct Bar {
 
 impl Bar {
     pub fn new(what: impl Into<String>) -> Bar {
-        Bar { what: what.into(), terminal: io::stderr().is_terminal(), began: now(), drawn: None, tenths: 0 }
+        let terminal = io::stderr().is_terminal();
+        Bar { what: what.into(), unit: None, terminal, began: now(), drawn: None, tenths: 0 }
     }
 
-    /// So much is done; both in bytes.
+    /// One that counts things in place of bytes.
+    pub fn of(what: impl Into<String>, unit: &'static str) -> Bar {
+        Bar { unit: Some(unit), ..Bar::new(what) }
+    }
+
+    /// So much is done; both in bytes, or in its unit.
     pub fn set(&mut self, done: u64, total: u64) {
         if self.terminal {
             if done < total && self.drawn.is_some_and(|drawn| drawn.elapsed() < REDRAW) {
@@ -47,12 +55,13 @@ impl Bar {
     fn text(&self, done: u64, total: u64) -> String {
         let percent = (done * 100).checked_div(total).unwrap_or(100);
         let seconds = self.began.elapsed().as_secs_f64();
+        let amount = |n: u64| self.unit.map_or_else(|| size(n), |unit| format!("{n} {unit}"));
         let rate = if seconds > 0.2 {
-            format!(", {}/s", size((done as f64 / seconds) as u64))
+            format!(", {}/s", amount((done as f64 / seconds) as u64))
         } else {
             String::new()
         };
-        let text = format!("{percent:>3} % of {}{rate}", size(total));
+        let text = format!("{percent:>3} % of {}{rate}", amount(total));
         if !self.terminal {
             return format!("{}: {}", self.what, text.trim_start());
         }

@@ -1,5 +1,7 @@
 //! `graft serve`
 
+use std::time::Duration;
+
 use anyhow::bail;
 use coordinator::{Config, Coordinator};
 
@@ -13,6 +15,7 @@ pub async fn run(args: Serve) -> anyhow::Result<Outcome> {
     config.web = args.web;
     config.limits.presence.ttl_ms = args.presence_ttl * 1000;
     config.remote_writes = args.allow_remote_writes;
+    config.limits.upkeep.gc_every = (args.gc_interval > 0).then(|| Duration::from_secs(args.gc_interval));
     let mut stop = Signals::new()?;
     let running = tokio::select! {
         running = Coordinator::start(config) => running?,

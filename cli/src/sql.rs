@@ -24,7 +24,7 @@ use sqlsync_layer::payload::Payload;
 use sqlsync_layer::protocol::ClientId;
 use sqlsync_layer::rebase::Policy;
 use sqlsync_layer::value::to_json;
-use sqlsync_layer::vfs::Database;
+use sqlsync_layer::vfs::{Database, Warmth, warm};
 
 use crate::args::{OnConflict, Sql};
 use crate::{Outcome, output};
@@ -57,7 +57,9 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
     let id = catalog::resolve(&*remote, &name).await?;
     if let Some(moment) = args.at {
         let opened = Volume::open_at(&*remote, id, moment.0, Options::default().cache_bytes).await?;
-        let database = Database::new(Arc::new(opened.volume), Arc::new(RemoteFetch::new(remote)));
+        let (volume, fetch) = (Arc::new(opened.volume), Arc::new(RemoteFetch::new(remote)));
+        warm_up(&fetch, &volume).await;
+        let database = Database::new(volume, fetch);
         let (lsn, sql) = (database.volume().status().lsn, args.sql.clone());
         let ran = tokio::task::spawn_blocking(move || execute(&database, &sql, false)).await?;
         let answer = ran.with_context(|| format!("volume `{name}` at lsn {lsn}"))?;
@@ -78,6 +80,7 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
         eprintln!("note: this replica holds local commits that the store does not have");
     }
     let fetch = Arc::new(RemoteFetch::new(remote.clone()));
+    warm_up(&fetch, &volume).await;
     let database = Database::new(volume.clone(), fetch);
     if args.discard_kept {
         let dropped = volume.reset()?.len();
@@ -119,6 +122,13 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
         known.checkpoint(&remote, &volume).await;
     }
     print(&answer, lsn, args.write, args.json)
+}
+
+/// Fetches what every query reads in one request. The query fetches what it lacks, if that fails.
+async fn warm_up(fetch: &RemoteFetch, volume: &Volume) {
+    if let Err(error) = warm(fetch.fetcher(), volume, Warmth::Query).await {
+        tracing::debug!(%error, "not warmed");
+    }
 }
 
 fn print(answer: &Answer, lsn: Lsn, write: bool, json: bool) -> anyhow::Result<Outcome> {

@@ -150,6 +150,9 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
                 output::line(&log_table(&commits))?;
             }
         }
+        VolumeCommand::Compact(args) => return crate::compact::run(args).await,
+        VolumeCommand::Gc(args) => return crate::gc::run(args).await,
+        VolumeCommand::Verify(args) => return crate::verify::run(args).await,
         VolumeCommand::Hydrate(args) => return crate::hydrate::run(args).await,
         VolumeCommand::Put(args) => return crate::files::run_put(args).await,
         VolumeCommand::Get(args) => return crate::files::run_get(args).await,
@@ -249,7 +252,7 @@ fn log_table(commits: &[Commit]) -> String {
 }
 
 /// `2026-11-22 03:04:05.678 UTC`, by Howard Hinnant's civil-from-days.
-fn time(ms: i64) -> String {
+pub fn time(ms: i64) -> String {
     let (days, ms) = (ms.div_euclid(86_400_000), ms.rem_euclid(86_400_000));
     let shifted = days + 719_468;
     let era = shifted.div_euclid(146_097);

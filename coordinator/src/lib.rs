@@ -10,6 +10,7 @@
 //! | `presence` | who is connected to a volume: the timer and the outboxes |
 //! | `volumes` | which volumes are open; opening and closing them |
 //! | `worker` | the thread of one volume's actor |
+//! | `upkeep` | compaction and garbage collection of open volumes |
 //! | `modules` | reducer modules from the object store |
 //!
 //! ```text
@@ -45,11 +46,13 @@ mod origin;
 mod outbox;
 mod presence;
 mod sync;
+mod upkeep;
 mod volumes;
 mod web;
 mod worker;
 
 use self::modules::StoreModules;
+pub use self::upkeep::UpkeepLimits;
 use self::volumes::Volumes;
 use self::web::Web;
 
@@ -74,6 +77,8 @@ pub struct Limits {
     pub http: HttpLimits,
     /// Of each volume's list of who is connected.
     pub presence: PresenceLimits,
+    /// When volumes are compacted and collected.
+    pub upkeep: UpkeepLimits,
 }
 
 /// Bounds of one HTTP request.
@@ -118,6 +123,7 @@ impl Default for Limits {
             },
             http: HttpLimits { after_max: Duration::from_secs(5), answer_max: Duration::from_secs(30) },
             presence: PresenceLimits::default(),
+            upkeep: UpkeepLimits::default(),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use graft::catalog::{self, CatalogError};
-use graft::fetch::RemoteFetch;
+use graft::fetch::{Fetcher, RemoteFetch};
 use graft::format::meta::Meta;
 use graft::pull::PullError;
 use graft::remote::SharedRemote;
@@ -23,7 +23,7 @@ use sqlsync_layer::actor::{
     Actor, Ask, Asked, Deployed, Input, ModuleError, Modules, Output, SessionId, Standing,
 };
 use sqlsync_layer::protocol::{Reason, codes};
-use sqlsync_layer::vfs::IoFailure;
+use sqlsync_layer::vfs::{IoFailure, Warmth, warm};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -31,6 +31,7 @@ use crate::http::ApiError;
 use crate::modules::StoreModules;
 use crate::outbox::Outbox;
 use crate::presence::Hub;
+use crate::upkeep::{Collected, Upkeep};
 use crate::worker::{self, Machine, OpenMachine, RemoteStorage, Work};
 use crate::{Limits, clock};
 
@@ -74,6 +75,7 @@ pub(crate) struct Volumes {
     modules: Arc<StoreModules>,
     limits: Limits,
     slots: Mutex<HashMap<VolumeName, Arc<Slot>>>,
+    collected: Collected,
     sessions: AtomicU64,
     stopping: AtomicBool,
     /// Every session's task holds a clone; closed when all are gone.
@@ -180,6 +182,7 @@ impl Volumes {
             modules,
             limits,
             slots: Mutex::default(),
+            collected: Collected::default(),
             sessions: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             tasks: Mutex::new(Some(mpsc::channel(1))),
@@ -254,12 +257,15 @@ impl Volumes {
         let fetch = Arc::new(RemoteFetch::new(self.remote.clone()));
         let modules: Arc<dyn Modules> = self.modules.clone();
         let limits = self.limits.actor;
+        let (fetcher, runtime) = (fetch.fetcher().clone(), tokio::runtime::Handle::current());
+        let upkeep = Upkeep::new(remote.clone(), id, self.limits.upkeep, self.collected.clone());
         // Rises from one opening to the next: a tip that was lost with a process is another epoch.
         let epoch = u64::try_from(clock::now_ms()).unwrap_or(0);
         let open: OpenMachine = Box::new(move || {
             let actor =
                 Actor::open(opened, fetch, modules, limits, epoch).map_err(|error| error.failure())?;
-            let storage = RemoteStorage { remote, volume: actor.volume().clone() };
+            runtime.spawn(warm_up(fetcher, actor.volume().clone()));
+            let storage = RemoteStorage { remote, volume: actor.volume().clone(), upkeep };
             Ok((Box::new(actor), Box::new(storage)))
         });
         tracing::info!(volume = %name, %id, "opening");
@@ -435,6 +441,16 @@ async fn drain(name: &VolumeName, worker: &mpsc::Sender<Work>, at_most: Duration
         Err(_elapsed) => {
             tracing::warn!(volume = %name, ?at_most, "did not drain in time; clients resend");
             false
+        }
+    }
+}
+
+/// Fetches the pages that nearly every query reads, beside the first ones.
+async fn warm_up(fetcher: Fetcher, volume: Arc<Volume>) {
+    match warm(&fetcher, &volume, Warmth::Server).await {
+        Ok(pages) => tracing::debug!(volume = %volume.id(), pages, "warm"),
+        Err(error) => {
+            tracing::debug!(volume = %volume.id(), %error, "not warmed; queries fetch what they lack")
         }
     }
 }

@@ -34,6 +34,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::clock;
 use crate::outbox::{Outbox, Pushed};
+use crate::upkeep::Upkeep;
 
 /// Work waiting for one volume; senders wait beyond it.
 const WORK_MAX: usize = 1024;
@@ -114,6 +115,7 @@ pub(crate) trait Storage {
 pub(crate) struct RemoteStorage {
     pub(crate) remote: SharedRemote,
     pub(crate) volume: Arc<Volume>,
+    pub(crate) upkeep: Arc<Upkeep>,
 }
 
 impl Storage for RemoteStorage {
@@ -131,7 +133,14 @@ impl Storage for RemoteStorage {
         state: Bytes,
     ) -> BoxFuture<'static, Result<Written, CheckpointError>> {
         let (remote, volume) = (self.remote.clone(), self.volume.clone());
-        Box::pin(async move { graft::checkpoint::write(&*remote, &volume, &snapshot, state).await })
+        let upkeep = self.upkeep.clone();
+        Box::pin(async move {
+            let written = graft::checkpoint::write(&*remote, &volume, &snapshot, state).await;
+            if written.is_ok() {
+                upkeep.after_checkpoint(snapshot.lsn());
+            }
+            written
+        })
     }
 }
 

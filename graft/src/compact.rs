@@ -144,6 +144,68 @@ pub enum Scope {
     All,
 }
 
+/// How a volume's pages lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Scattered {
+    /// Pages that are stored.
+    pub stored: u64,
+    /// Those of them that no compaction has laid out since they were written.
+    pub outside: u64,
+    /// The commits in which these lie: a reader of all of them asks so many objects at least.
+    pub commits: u64,
+}
+
+/// When a compaction is due: when two of the three hold. So few pages are never moved, nor many that
+/// lie together and are a small part; what lies in very many objects is, before it is half of all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// At least so many pages lie outside compacted segments.
+    pub pages: u64,
+    /// They lie in at least so many commits.
+    pub commits: u64,
+    /// They are more than this share of all stored pages, in percent.
+    pub percent: u64,
+    /// Whether one is due is looked at again after so many commits: looking costs an open.
+    pub every: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy { pages: 1000, commits: 512, percent: 50, every: 256 }
+    }
+}
+
+impl Policy {
+    /// Whether a volume that lies like this is to be compacted.
+    pub fn is_due(&self, how: &Scattered) -> bool {
+        let most = how.outside.saturating_mul(100) > how.stored.saturating_mul(self.percent);
+        let holds = [how.outside >= self.pages, how.commits >= self.commits, most];
+        how.outside > 0 && holds.into_iter().filter(|holds| *holds).count() >= 2
+    }
+}
+
+/// How the pages of `volume`'s base lie. Reads what it has not read of the page table.
+pub async fn scattered(remote: &dyn Remote, volume: &Volume) -> Result<Scattered, CompactError> {
+    let everything = |base: &Snapshot| (1..=base.pages()).filter_map(PageIdx::new).collect();
+    let snapshot = replan::base(remote, volume, everything).await?;
+    let all: PageSet = everything(&snapshot);
+    let mut how = Scattered::default();
+    let mut commits = std::collections::HashSet::new();
+    for page in all.iter() {
+        let Location::Frame(frame, _) = snapshot.location(page) else { continue };
+        how.stored += 1;
+        match frame.object.kind {
+            ObjectKind::CompactedSegment(_) => {}
+            ObjectKind::Commit(lsn) | ObjectKind::CommitSegment(lsn) => {
+                how.outside += 1;
+                commits.insert((frame.object.volume, lsn));
+            }
+        }
+    }
+    how.commits = commits.len() as u64;
+    Ok(how)
+}
+
 /// Pages in memory at a time: a few MiB, and never more than half of the volume's cache.
 fn batch_pages(volume: &Volume) -> usize {
     (BATCH_BYTES.min(volume.cache_bytes() / 2) / volume.page_size().bytes()).max(1)

@@ -19,11 +19,29 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use graft::PageIdx;
-use graft::compact::{Group, Layout, Source};
+use graft::compact::{ByNumber, Group, Layout, Source};
 
 /// The layout of a SQLite database. Finds the b-trees itself, through the schema's.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct SqliteLayout;
+
+/// [`SqliteLayout`] where page 1 begins as a SQLite database does, [`ByNumber`] for anything else.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct ByContent;
+
+/// How every SQLite database begins.
+const MAGIC: &[u8] = b"SQLite format 3\0";
+
+impl Layout for ByContent {
+    fn groups(&self, source: &mut dyn Source) -> Vec<Group> {
+        // Not at hand: whoever asks fetches it and asks again.
+        let first = PageIdx::new(1).filter(|_| source.pages() > 0).and_then(|first| source.page(first));
+        match first {
+            Some(page) if page.starts_with(MAGIC) => SqliteLayout.groups(source),
+            Some(_) | None => ByNumber.groups(source),
+        }
+    }
+}
 
 /// A b-tree page's kind and, of an interior page, its children in key order.
 enum Page {

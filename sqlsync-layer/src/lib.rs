@@ -16,6 +16,7 @@
 //! | [`actor`] | the server's side of one volume: batches, ledger, replay, live queries |
 //! | `transfer` | ordinary SQLite files to volumes and back; continuous backup (Unix) |
 //! | [`layout`] | how compaction lays out a SQLite database's pages |
+//! | [`upkeep`] | compaction of a volume together with what the layer remembers of it |
 //! | [`vfs`] | SQLite on volumes: connections, read and write sets |
 //! | [`client`] | the Rust client over tokio-tungstenite (feature `client`) |
 
@@ -36,5 +37,6 @@ pub mod rebase;
 pub mod session;
 #[cfg(unix)]
 pub mod transfer;
+pub mod upkeep;
 pub mod value;
 pub mod vfs;

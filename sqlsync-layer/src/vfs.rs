@@ -18,6 +18,7 @@
 //! | [`page1`] | what is stored of page 1, what is synthesised, and the marks |
 //! | [`note`] | what a local commit carries beside its pages: marks, reads, a layer's own note |
 //! | [`scope`] | SQLite's clock and randomness while a mutation runs |
+//! | [`mod@warm`] | the pages that every query reads, fetched at open |
 //! | `hooks` | what sqlite-plugin does not pass on: the clock, and which connection a file is of |
 //!
 //! Invariants: a transaction that ends in rollback publishes nothing; a COMMIT that reports an error
@@ -34,6 +35,7 @@ mod scratch;
 mod spill;
 #[cfg(test)]
 mod tests;
+pub mod warm;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
@@ -54,6 +56,7 @@ use sqlite_plugin::vfs::{RegisterOpts, register_static};
 
 pub use self::note::Note;
 pub use self::page1::Marks;
+pub use self::warm::{Warmth, warm};
 
 /// The VFS's name, for `file:…?vfs=graft` and `open_with_flags_and_vfs`.
 pub const VFS_NAME: &str = "graft";

@@ -1,0 +1,145 @@
+//! Upkeep of a volume that is open: compaction and garbage collection, beside its traffic.
+//!
+//! After each checkpoint it is looked whether one of them is due. They run on a thread of their own, on a
+//! replica of their own: mutations and readers go on, and what they publish is a checkpoint, which any
+//! writer may lose. An idle volume costs nothing: garbage comes from commits alone.
+//!
+//! Invariants: at most one run for each volume of a coordinator; closing the volume ends it at its next
+//! request, which leaves garbage at worst; two coordinators may do it at once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use graft::compact::{Policy, Scope};
+use graft::gc::{self, Retention};
+use graft::remote::SharedRemote;
+use graft::{CommitId, Lsn, VolumeId};
+use parking_lot::Mutex;
+use sqlsync_layer::upkeep::{self, Compacted, Request};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::clock;
+
+/// When a coordinator compacts and collects.
+#[derive(Debug, Clone, Copy)]
+pub struct UpkeepLimits {
+    /// When a volume is compacted; never where `None`.
+    pub compact: Option<Policy>,
+    /// How long between two runs of garbage collection on a volume; none where `None`.
+    pub gc_every: Option<Duration>,
+    /// What garbage collection keeps.
+    pub retention: Retention,
+}
+
+impl Default for UpkeepLimits {
+    /// The default policy; a run every six hours, with the default retention.
+    fn default() -> UpkeepLimits {
+        UpkeepLimits {
+            compact: Some(Policy::default()),
+            gc_every: Some(Duration::from_secs(6 * 3600)),
+            retention: Retention::default(),
+        }
+    }
+}
+
+/// When each volume was collected by this process. Outlives the volumes' being open.
+pub(crate) type Collected = Arc<Mutex<HashMap<VolumeId, Instant>>>;
+
+/// The upkeep of one open volume.
+pub(crate) struct Upkeep {
+    remote: SharedRemote,
+    volume: VolumeId,
+    limits: UpkeepLimits,
+    collected: Collected,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The commit at which it was last looked whether the volume must be compacted.
+    looked: Option<Lsn>,
+    /// What runs; it stops when the sender is dropped.
+    running: Option<(JoinHandle<()>, oneshot::Sender<()>)>,
+}
+
+impl Upkeep {
+    pub(crate) fn new(
+        remote: SharedRemote,
+        volume: VolumeId,
+        limits: UpkeepLimits,
+        collected: Collected,
+    ) -> Arc<Upkeep> {
+        Arc::new(Upkeep { remote, volume, limits, collected, state: Mutex::default() })
+    }
+
+    /// A checkpoint was written, or lost to another's, and the volume's newest commit is `lsn`. Must be
+    /// called in tokio.
+    pub(crate) fn after_checkpoint(&self, lsn: Lsn) {
+        let mut state = self.state.lock();
+        if state.running.as_ref().is_some_and(|(task, _)| !task.is_finished()) {
+            return;
+        }
+        let looks = |policy: &Policy| {
+            state.looked.is_none_or(|looked| lsn.0 >= looked.0.saturating_add(policy.every))
+        };
+        let policy = self.limits.compact.filter(looks);
+        let collects = self.limits.gc_every.is_some_and(|every| {
+            self.collected.lock().get(&self.volume).is_none_or(|last| last.elapsed() >= every)
+        });
+        if policy.is_none() && !collects {
+            return;
+        }
+        if policy.is_some() {
+            state.looked = Some(lsn);
+        }
+        if collects {
+            self.collected.lock().insert(self.volume, Instant::now());
+        }
+        let (stop, stopped) = oneshot::channel();
+        let (remote, volume, retention) = (self.remote.clone(), self.volume, self.limits.retention);
+        let runtime = tokio::runtime::Handle::current();
+        // Compression would hold up one of the threads that serve sockets.
+        let task = tokio::task::spawn_blocking(move || {
+            runtime.block_on(async move {
+                let work = async {
+                    if let Some(policy) = policy {
+                        compact(&remote, volume, policy).await;
+                    }
+                    if collects {
+                        collect(&remote, volume, retention).await;
+                    }
+                };
+                tokio::select! {
+                    () = work => {}
+                    _ = stopped => tracing::debug!(%volume, "upkeep ended with the volume"),
+                }
+            });
+        });
+        state.running = Some((task, stop));
+    }
+}
+
+async fn compact(remote: &SharedRemote, volume: VolumeId, policy: Policy) {
+    let id = CommitId(clock::random_id());
+    let request = Request { scope: Scope::Sparse, policy: Some(policy), id };
+    match upkeep::compact(&**remote, volume, request, &|_, _| {}).await {
+        Ok(Compacted::NotDue(how)) => tracing::debug!(%volume, ?how, "no compaction is due"),
+        Ok(Compacted::Stored { seq, lsn, pages, segments, bytes }) => {
+            tracing::info!(%volume, %seq, %lsn, pages, segments, bytes, "compacted");
+        }
+        Err(error) => tracing::warn!(%volume, %error, "not compacted; a later checkpoint tries again"),
+    }
+}
+
+async fn collect(remote: &SharedRemote, volume: VolumeId, retention: Retention) {
+    match gc::collect(&**remote, volume, retention, clock::now_ms(), &|_, _| {}).await {
+        Ok(plan) => {
+            let (objects, bytes) = (plan.doomed.len(), plan.freed_bytes());
+            tracing::info!(%volume, objects, bytes, publish = ?plan.publish, "collected");
+        }
+        Err(error) => tracing::warn!(%volume, %error, "garbage collection ended early; the next run goes on"),
+    }
+}
