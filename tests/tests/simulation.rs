@@ -29,8 +29,14 @@ fn batch(seeds: std::ops::Range<u64>) {
         total.lsns_lost,
         total.rejected,
         total.shown_checked,
+        total.stalls,
+        total.collections,
+        total.deleted,
+        total.compactions,
+        total.forks,
+        total.fork_commits,
     ];
-    assert!(rich.iter().all(|count| *count > 20), "{total}");
+    assert!(rich.iter().all(|count| *count > 15), "{total}");
 }
 
 #[test]

@@ -90,9 +90,9 @@ fn text(error: impl ToString) -> String {
 /// What a collector of these worlds keeps: little.
 fn retention(random: &mut Random) -> Retention {
     Retention {
-        keep_ms: [0, 500, 3_000, 10_000][random.index(4)],
+        keep_ms: [0, 500, 2_000, 8_000][random.index(4)],
         keep_commits: [0, 3, 20][random.index(3)],
-        grace_ms: [500, 2_000, 5_000][random.index(3)],
+        grace_ms: [200, 1_000, 4_000][random.index(3)],
     }
 }
 
@@ -235,15 +235,18 @@ impl Job {
             1 => At::TimeMs(self.now_ms - self.random.below(4_000) as i64),
             _ => At::Newest,
         };
-        let child = VolumeId(self.random.bytes16());
-        let name: VolumeName = format!("fork-{child}").parse().map_err(text)?;
+        let name: VolumeName = format!("fork-{}", VolumeId(self.random.bytes16())).parse().map_err(text)?;
+        let mut tried: Vec<VolumeId> = Vec::new();
         let mut last = String::new();
         for _ in 0..TRIES_MAX {
+            // Fresh for each try, as `fork::create` asks for.
+            let child = VolumeId(self.random.bytes16());
+            tried.push(child);
             match fork::create(&self.remote, parent, at, child, &name).await {
                 Ok(_) => return self.forked(child, parent),
                 // An earlier try of ours was heard at last.
-                Err(ForkError::Catalog(CatalogError::Exists { found, .. })) if found == child => {
-                    return self.forked(child, parent);
+                Err(ForkError::Catalog(CatalogError::Exists { found, .. })) if tried.contains(&found) => {
+                    return self.forked(found, parent);
                 }
                 Err(error @ (ForkError::Expired { .. } | ForkError::At(_))) => {
                     self.done("forks refused");
@@ -254,7 +257,7 @@ impl Job {
             }
             self.remote.sleep(self.random.between(10, 3_000)).await;
         }
-        self.family.lock().doubtful.push((child, name));
+        self.family.lock().doubtful.extend(tried.into_iter().map(|child| (child, name.clone())));
         Err(format!("no fork of {parent}: {last}"))
     }
 

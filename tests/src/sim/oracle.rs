@@ -11,6 +11,7 @@
 //! | rows shown of a durable state are the query's answer at that state | [`replay::Plain`] |
 //! | what was collected has a tombstone that says what it was; what is retained is as it was | the archive |
 //! | each fork, opened fresh, equals the replay at its LSN and what was written to it | `family` |
+//! | each checkpoint's ledger is what the log gives at its LSN | the archive |
 //! | the volume, opened fresh, equals the replay and passes `integrity_check` | a dump of both |
 //!
 //! Rows say to which epoch and LSN they belong. Where that epoch published that LSN they are to equal
@@ -30,7 +31,8 @@ use futures::executor::block_on;
 use graft::format::commit::Head;
 use graft::format::tombstone::{Of, Tombstone};
 use graft::remote::{MemoryRemote, Remote, SharedRemote};
-use graft::{ChainHash, CommitId, Lsn, VolumeId, key};
+use graft::{ChainHash, CommitId, Lsn, Seq, VolumeId, key};
+use sqlsync_layer::ledger::Ledger;
 use sqlsync_layer::payload::{Mutation, Op, Outcome, Payload};
 
 use self::replay::Plain;
@@ -75,6 +77,7 @@ pub fn check(
     }
     judge.answers()?;
     forks.check(&remote, objects, archive, family, &heads)?;
+    check_ledgers(archive, &heads, &forks)?;
     let found = dump::of_volume(&remote, volume)?;
     let expected = dump::of_connection(judge.plain.connection())?;
     dump::compare(&expected, &found)?;
@@ -129,6 +132,34 @@ fn read_log(
         heads.push(head);
     }
     Ok(heads)
+}
+
+/// Every checkpoint that ever was: its ledger is the one that the log gives. What is written to a fork
+/// records nothing, so that its ledger is the one of the commit that it goes back to.
+fn check_ledgers(
+    archive: &BTreeMap<String, Bytes>,
+    heads: &[Head],
+    forks: &family::Forks,
+) -> Result<(), String> {
+    let past = MemoryRemote::new();
+    archive.iter().for_each(|(key, body)| past.overwrite(key, body.clone()));
+    for volume in forks.volumes() {
+        let base = forks.base(volume)?;
+        let prefix = key::checkpoints_prefix(volume);
+        for (key, _) in archive.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix)) {
+            let seq = Seq::from_key_part(&key[prefix.len()..]).ok_or_else(|| format!("{key}?"))?;
+            let start = block_on(graft::history::read_checkpoint(&past, volume, seq));
+            let start = start.map_err(|error| format!("{key}: {error}"))?;
+            let upto = base.min(start.lsn);
+            let heads: Vec<Head> = heads.iter().take_while(|head| head.lsn <= upto).cloned().collect();
+            let mut expected = Ledger::default();
+            expected.follow(&heads).map_err(|error| error.to_string())?;
+            if Ledger::decode(&start.state).as_ref() != Ok(&expected) {
+                return Err(format!("{key}: its ledger is not that of lsn {}", start.lsn));
+            }
+        }
+    }
+    Ok(())
 }
 
 struct Judge<'a> {

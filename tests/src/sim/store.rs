@@ -4,7 +4,7 @@
 //! the [`MemoryRemote`]) and be *answered*, at times of their own and in either order; the future
 //! is ready after the answer. A future that is dropped takes nothing back: what it sent may still land.
 //!
-//! Beside the objects there is an *archive*: every log entry that ever landed, as it was. Garbage
+//! Beside the objects there is an *archive*: every log entry and checkpoint that ever landed, as it was. Garbage
 //! collection deletes what the oracle wants to read.
 //!
 //! What a consistent store never does is not here, but for the plants: a listing that is behind, a
@@ -24,6 +24,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use graft::fetch::{Fetch, FetchError, fetch};
+use graft::format::tombstone::Tombstone;
 use graft::remote::{Listed, MemoryRemote, Remote, RemoteError, Tag};
 use graft::volume::Volume;
 use graft::{PageSet, snapshot::Snapshot};
@@ -203,16 +204,16 @@ impl Bucket {
         self.state.lock().stalls
     }
 
-    /// Keeps the log entries that are stored now; those that land later are kept as they do.
+    /// Keeps the log entries and checkpoints that are stored now; those that land later are kept as they do.
     pub fn archive_all(&self) {
-        let log = self.objects.objects().into_iter().filter(|(key, _)| key.contains("/log/"));
+        let objects = self.objects.objects().into_iter();
         let mut state = self.state.lock();
-        for (key, body) in log {
+        for (key, body) in objects.filter(|(key, body)| is_kept(key) && !Tombstone::is_one(body)) {
             state.archive.entry(key).or_insert(body);
         }
     }
 
-    /// Every log entry that ever landed, as it was at first.
+    /// Every log entry and checkpoint that ever landed, as it was at first.
     pub fn archive(&self) -> BTreeMap<String, Bytes> {
         self.state.lock().archive.clone()
     }
@@ -263,7 +264,7 @@ impl Bucket {
                 } else {
                     let effect = serve(&self.objects, &flying.request, *plant, flying.sender);
                     if let (Request::Create(key, body), Ok(_)) = (&flying.request, &effect)
-                        && key.contains("/log/")
+                        && is_kept(key)
                     {
                         archive.entry(key.clone()).or_insert_with(|| body.clone());
                     }
@@ -303,6 +304,11 @@ impl Bucket {
             }
         }
     }
+}
+
+/// Whether the archive holds objects with such a key.
+fn is_kept(key: &str) -> bool {
+    key.contains("/log/") || key.contains("/checkpoints/")
 }
 
 /// What a request does to the objects.
@@ -578,14 +584,14 @@ impl Handle {
 
     fn now(&self, request: &Request) -> Result<Reply, RemoteError> {
         let mut state = self.bucket.state.lock();
-        let State { random, weather, unreachable, faults, .. } = &mut *state;
+        let State { random, weather, unreachable, faults, plant, .. } = &mut *state;
         let fails = random.chance(weather.fetch) || unreachable.contains(&self.asker);
         let flips = random.chance(weather.flip);
         *faults += u64::from(fails) + u64::from(flips);
         if fails {
             return Err(unavailable(request.key(), "fetch failed"));
         }
-        match serve(&self.bucket.objects, request, None, self.asker)? {
+        match serve(&self.bucket.objects, request, *plant, self.asker)? {
             Reply::Body(body) if flips => Ok(Reply::Body(flip(random, &body))),
             Reply::Tagged(body, tag) if flips => Ok(Reply::Tagged(flip(random, &body), tag)),
             reply => Ok(reply),

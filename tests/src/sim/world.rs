@@ -246,7 +246,7 @@ impl World {
             self.queue.after(delay, Event::WriterActs(writer));
         }
         for keeper in 0..self.keepers.len() {
-            let delay = self.random.between(500, self.profile.keeper_pause_ms);
+            let delay = self.random.between(200, self.profile.keeper_pause_ms);
             self.queue.after(delay, Event::KeeperActs(keeper));
         }
         self.queue.after(1_000, Event::Chaos);

@@ -48,8 +48,13 @@ impl Forks {
         Ok(forks)
     }
 
-    /// The root's commit that a fork goes back to.
-    fn base(&self, child: VolumeId) -> Result<Lsn, String> {
+    /// The root and its forks.
+    pub fn volumes(&self) -> impl Iterator<Item = VolumeId> {
+        std::iter::once(self.root).chain(self.parents.keys().copied())
+    }
+
+    /// The root's commit that a fork goes back to; of the root itself, its last.
+    pub fn base(&self, child: VolumeId) -> Result<Lsn, String> {
         let mut at = (child, Lsn(u64::MAX));
         while at.0 != self.root {
             let (parent, lsn) = self.parents.get(&at.0).ok_or_else(|| format!("{} is no fork", at.0))?;

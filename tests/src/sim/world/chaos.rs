@@ -56,7 +56,7 @@ impl Profile {
             slow: rate(0.03),
             flip: rate(0.01),
             fetch: rate(0.05),
-            stall: rate(0.03),
+            stall: rate(0.1),
         };
         let (module_fails, slow_frames) = (rate(0.3), rate(0.1));
         let mut weights = [0; 10];
@@ -69,7 +69,7 @@ impl Profile {
         let keepers = keepers.filter(|_| some && random.chance(0.6)).collect();
         Profile {
             keepers,
-            keeper_pause_ms: [800, 3_000, 10_000][random.index(3)],
+            keeper_pause_ms: [300, 1_000, 4_000][random.index(3)],
             nodes: random.between(1, 3) as usize,
             clients: random.between(4, 8) as usize,
             writers: random.below(3) as usize,

@@ -87,16 +87,18 @@ impl World {
             block_on(checkpoint::write(&*remote, &replica, &replica.base(), state))
                 .map_err(|error| format!("{volume}: the last checkpoint: {error}"))?;
         }
+        self.bucket.archive_all();
         // Later than everything that was ever written, by any clock.
         let now_ms = self.now_ms() + 10 * SKEW_MS as i64;
         let nothing = Retention { keep_ms: 0, keep_commits: 0, grace_ms: 0 };
+        let collector = self.bucket.handle(COLLECTORS).at_once();
         // Children first: what is theirs alone is not their parents' business.
         for run in 0..3 {
             for volume in volumes.iter().rev() {
-                let planned = block_on(gc::plan(&*remote, *volume, nothing, now_ms));
+                let planned = block_on(gc::plan(&collector, *volume, nothing, now_ms));
                 let planned = planned.map_err(|error| format!("{volume}: a dry run: {error}"))?;
                 self.objects.set_now_ms(now_ms);
-                let done = block_on(gc::collect(&*remote, *volume, nothing, now_ms, &|_, _| {}));
+                let done = block_on(gc::collect(&collector, *volume, nothing, now_ms, &|_, _| {}));
                 let done = done.map_err(|error| format!("{volume}: the last collection: {error}"))?;
                 if planned.doomed != done.doomed {
                     return Err(format!("{volume}: a dry run said {planned:?}; the run did {done:?}"));
