@@ -609,6 +609,29 @@ async fn sweep_plan(
     }
     let retained = |lsn: Lsn| ranges.iter().any(|(from, to)| *from <= lsn && lsn <= *to);
 
+    // An LSN that is kept may have segments of those who lost it: they go, whatever keeps the LSN.
+    let held: BTreeSet<Lsn> = inventory
+        .segments
+        .iter()
+        .filter_map(|(segment, row)| match segment {
+            Segment::Commit(lsn) if retained(*lsn) && !marks.segments.contains(&row.key) => Some(*lsn),
+            Segment::Commit(_) | Segment::Compaction(_) => None,
+        })
+        .filter(|lsn| inventory.commits.get(lsn).is_some_and(|row| row.bytes != TOMBSTONE_BYTES as u64))
+        .collect();
+    let reads = held.into_iter().map(|lsn| async move {
+        match read_head(remote, volume, lsn).await {
+            Ok(head) => Ok(Some((lsn, head.id))),
+            // Another collector was faster.
+            Err(PullError::Expired { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    });
+    let winners: Vec<Option<(Lsn, CommitId)>> =
+        futures::stream::iter(reads).buffer_unordered(CONCURRENT).try_collect().await?;
+    let winners: BTreeMap<Lsn, CommitId> = winners.into_iter().flatten().collect();
+    let lost = |lsn: &Lsn, key: &str| winners.get(lsn).is_some_and(|id| !key.contains(&format!("-{id}-")));
+
     let newest = inventory.newest_seq();
     let mut end_epoch = false;
     let mut decide = |row: &Listed, goes: Option<Why>, how: How| match goes {
@@ -634,7 +657,9 @@ async fn sweep_plan(
     for (segment, row) in &inventory.segments {
         let stays = marks.segments.contains(&row.key)
             || match segment {
-                Segment::Commit(lsn) => retained(*lsn) || !inventory.commits.contains_key(lsn),
+                Segment::Commit(lsn) => {
+                    !inventory.commits.contains_key(lsn) || (retained(*lsn) && !lost(lsn, &row.key))
+                }
                 Segment::Compaction(begun) => *begun >= epoch,
             };
         if let Segment::Compaction(begun) = segment {

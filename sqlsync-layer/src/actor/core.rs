@@ -298,7 +298,12 @@ impl Actor {
     fn checkpointed(&mut self, result: Result<Written, CheckpointError>) {
         self.checkpointing = false;
         match result {
-            Ok(written) => tracing::debug!(volume = %self.volume.id(), ?written, "checkpoint"),
+            Ok(written) => {
+                tracing::debug!(volume = %self.volume.id(), ?written, "checkpoint");
+                // The winner's may be of a commit that we do not know yet: then we would lose the same
+                // number again, at once and for ever.
+                self.checkpoint_failed |= matches!(written, Written::Lost { .. });
+            }
             Err(error) => {
                 tracing::warn!(volume = %self.volume.id(), %error, "no checkpoint; the next publication tries again");
                 self.checkpoint_failed = true;
@@ -693,6 +698,8 @@ impl Actor {
                 self.output(Output::Publish(prepared));
             }
             Phase::PullLater => self.pull(),
+            // What failed may be a page of a state so old that it was collected: only newer commits help.
+            Phase::Idle if !self.is_ahead() => self.pull(),
             phase @ (Phase::Idle | Phase::Publishing(_) | Phase::Pulling) => self.phase = phase,
         }
     }
