@@ -34,6 +34,9 @@ use crate::vfs::{ConnectError, Database, IoFailure, Marks, WriteSet, local_paylo
 const BATCH_BYTES: usize = 4 << 20;
 const COMMIT_BYTES: usize = 16 << 20;
 
+/// Failures in a row after which a coordinator looks at the log before it tries again.
+const STALE_FAILURES: u32 = 3;
+
 /// First and longest wait before the object store is tried again, in milliseconds.
 const RETRY_MS: (u64, u64) = (50, 5_000);
 
@@ -690,6 +693,9 @@ impl Actor {
 
     fn woken(&mut self) {
         self.waking = false;
+        // What fails again and again may be a page of a state so old that it was collected: then only
+        // newer commits help.
+        let stale = self.failures >= STALE_FAILURES && !self.is_ahead();
         self.blocked = false;
         self.held_back.clear();
         match std::mem::replace(&mut self.phase, Phase::Idle) {
@@ -698,8 +704,7 @@ impl Actor {
                 self.output(Output::Publish(prepared));
             }
             Phase::PullLater => self.pull(),
-            // What failed may be a page of a state so old that it was collected: only newer commits help.
-            Phase::Idle if !self.is_ahead() => self.pull(),
+            Phase::Idle if stale => self.pull(),
             phase @ (Phase::Idle | Phase::Publishing(_) | Phase::Pulling) => self.phase = phase,
         }
     }
