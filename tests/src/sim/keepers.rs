@@ -132,7 +132,10 @@ impl Job {
     async fn collect(&mut self) -> Result<String, String> {
         let (volume, retention) = (self.some_volume(), retention(&mut self.random));
         if self.plant == Some(Plant::SweepsUploads) {
-            self.sweep_uploads(volume).await?;
+            for _ in 0..20 {
+                self.sweep_uploads(volume).await?;
+                self.remote.sleep(50).await;
+            }
         }
         if self.random.chance(0.1) {
             let plan = gc::plan(&self.remote, volume, retention, self.now_ms).await.map_err(text)?;
@@ -279,7 +282,7 @@ impl Job {
         let database = Database::new(Arc::new(opened.volume), Arc::new(PageFetch(self.remote.clone())));
         let note = format!("{:016x}", self.random.draw());
         // Some are too large for a log entry.
-        let words = if self.random.chance(0.1) { 40_000 } else { 0 };
+        let words = if self.random.chance(0.2) { 40_000 } else { 0 };
         let mut bytes = self.random.fork();
         let noise: String = (0..words).map(|_| format!("{:016x}", bytes.draw())).collect();
         let lsn = write_note(&database, &note, &noise)?;
