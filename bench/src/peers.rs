@@ -9,7 +9,9 @@
 //! | [`postgres`] | a private PostgreSQL cluster |
 //! | [`zero`] | zero-cache with its API server |
 //! | [`spacetimedb`] | SpacetimeDB's server and a client of its WebSocket protocol |
+//! | [`engines`] | storage engines: upstream Graft, Litestream's VFS, turbolite |
 
+pub mod engines;
 pub mod node;
 pub mod postgres;
 pub mod spacetimedb;
@@ -17,6 +19,7 @@ pub mod zero;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// A system that stands beside ours.
@@ -32,12 +35,26 @@ pub enum Peer {
     SpacetimeDb,
     /// SQLite in the bench's own process.
     Sqlite,
+    /// Upstream Graft's VFS.
+    UpstreamGraft,
+    /// Litestream's VFS.
+    Litestream,
+    /// turbolite's VFS.
+    Turbolite,
 }
 
 impl Peer {
     /// All of them, in the order of the tables.
-    pub const ALL: [Peer; 5] =
-        [Peer::YWebsocket, Peer::Zero, Peer::Postgres, Peer::SpacetimeDb, Peer::Sqlite];
+    pub const ALL: [Peer; 8] = [
+        Peer::YWebsocket,
+        Peer::Zero,
+        Peer::Postgres,
+        Peer::SpacetimeDb,
+        Peer::Sqlite,
+        Peer::UpstreamGraft,
+        Peer::Litestream,
+        Peer::Turbolite,
+    ];
 
     /// As `--peers` takes it.
     pub fn name(self) -> &'static str {
@@ -47,6 +64,9 @@ impl Peer {
             Peer::Postgres => "postgres",
             Peer::SpacetimeDb => "spacetimedb",
             Peer::Sqlite => "sqlite",
+            Peer::UpstreamGraft => "upstream-graft",
+            Peer::Litestream => "litestream",
+            Peer::Turbolite => "turbolite",
         }
     }
 
@@ -64,6 +84,9 @@ impl Peer {
             Peer::Sqlite => {
                 "committed, its log fsynced (WAL, synchronous=FULL); no network, no sandbox, no server"
             }
+            Peer::UpstreamGraft => "pushed: a segment and a commit are objects in the store",
+            Peer::Litestream => "committed in its local buffer; its background sync uploads within a second",
+            Peer::Turbolite => "checkpointed: page groups and manifest are objects in the store",
         }
     }
 }
@@ -94,6 +117,10 @@ pub struct Install {
     pub packages: bool,
     /// The long build of SpacetimeDB.
     pub spacetimedb: bool,
+    /// The long build of turbolite.
+    pub turbolite: bool,
+    /// The long build of upstream Graft.
+    pub upstream: bool,
 }
 
 /// Which peers can be run, and why the others cannot.
@@ -128,12 +155,34 @@ impl Peers {
                 Err(error) => Err(error),
             },
             Peer::SpacetimeDb => spacetimedb::find_or_install(self.install).await,
+            Peer::UpstreamGraft => engines::upstream(self.install).await.map(drop),
+            Peer::Litestream => engines::litestream(self.install).await.map(drop),
+            Peer::Turbolite => engines::turbolite(self.install).await.map(drop),
         };
         if let Err(error) = &found {
             skipped(peer.name(), error);
         }
         self.looked.insert(peer, found.is_ok());
         found.is_ok()
+    }
+
+    /// What may be installed.
+    pub fn install(&self) -> Install {
+        self.install
+    }
+
+    /// A storage engine's library or program, if it was asked for and is here or can be installed.
+    pub async fn engine(&mut self, peer: Peer) -> Option<PathBuf> {
+        if !self.has(peer).await {
+            return None;
+        }
+        let found = match peer {
+            Peer::UpstreamGraft => engines::upstream(self.install).await,
+            Peer::Litestream => engines::litestream(self.install).await,
+            Peer::Turbolite => engines::turbolite(self.install).await,
+            Peer::YWebsocket | Peer::Zero | Peer::Postgres | Peer::SpacetimeDb | Peer::Sqlite => return None,
+        };
+        found.map_err(|error| skipped(peer.name(), &error)).ok()
     }
 
     /// Node with the JavaScript clients, if it is here or can be installed. Otherwise the reason is

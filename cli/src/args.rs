@@ -45,6 +45,12 @@ pub enum Command {
     Query(Query),
     /// Run SQL on a volume straight from the store, without a server.
     Sql(Sql),
+    /// Make a volume of a SQLite file, in one pass. The file may be in use.
+    Import(crate::import::Import),
+    /// Write a volume, now or as it was, to a SQLite file.
+    Export(crate::export::Export),
+    /// Back a SQLite file in WAL mode up to a volume, while other processes write it.
+    Backup(crate::backup::BackupArgs),
     /// Look at the volumes of a store.
     Volume(Volume),
     /// Write typed clients from a module's own description.
@@ -178,6 +184,15 @@ pub struct Query {
     pub json: bool,
 }
 
+/// What to do with changes that another writer was faster than.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnConflict {
+    /// Merge what can be merged, put the rest aside.
+    Merge,
+    /// Put everything aside.
+    Branch,
+}
+
 /// `graft sql`
 #[derive(Debug, ClapArgs)]
 pub struct Sql {
@@ -194,6 +209,11 @@ pub struct Sql {
     /// Drop changes of earlier runs that are kept in the data directory and could not be pushed.
     #[arg(long, requires = "data")]
     pub discard_kept: bool,
+    /// What becomes of such changes where another writer committed first: `merge` keeps those that nothing
+    /// they read or wrote was changed for, and puts the others aside; `branch` puts all of them aside, in
+    /// the data directory.
+    #[arg(long, requires_all = ["data", "write"], value_enum, value_name = "HOW", conflicts_with = "discard_kept")]
+    pub on_conflict: Option<OnConflict>,
     /// A directory for the replica, kept for the next time. [default: a temporary one]
     #[arg(long, env = "GRAFT_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,

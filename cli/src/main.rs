@@ -8,11 +8,14 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 mod args;
+mod backup;
 mod codegen;
 mod dev;
+mod export;
 mod files;
 mod http;
 mod hydrate;
+mod import;
 mod live;
 mod moment;
 mod new;
@@ -74,6 +77,9 @@ async fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Subscribe(args) => live::subscribe(args).await,
         Command::Query(args) => live::query(args).await,
         Command::Sql(args) => sql::run(args).await,
+        Command::Import(args) => import::run(args).await,
+        Command::Export(args) => export::run(args).await,
+        Command::Backup(args) => backup::run(args).await,
         Command::Volume(args) => volume::run(args).await,
         Command::Codegen(args) => codegen::run(args.language).await,
         Command::New(args) => new::run(args),

@@ -3,26 +3,30 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow, bail};
-use graft::checkpoint::Policy;
-use graft::fetch::RemoteFetch;
+use graft::checkpoint::Policy as CheckpointPolicy;
+use graft::fetch::{Fetch, RemoteFetch};
 use graft::publish::PublishError;
 use graft::remote::SharedRemote;
 use graft::store::{FjallStore, SharedStore};
 use graft::volume::{Opened, Options, PushError, Pushed, Volume, push};
-use graft::{CommitId, Lsn, VolumeName, catalog};
+use graft::{CommitId, Lsn, ModuleHash, VolumeId, VolumeName, catalog};
 use rand::Rng as _;
-use reducers_abi::Value;
+use reducers_abi::{Runtime, Value};
 use rusqlite::fallible_iterator::FallibleIterator as _;
 use rusqlite::types::ValueRef;
 use rusqlite::{Batch, Connection};
 use serde::Serialize;
 use serde_json::Value as Json;
+use sqlsync_layer::actor::{ModuleError, Modules};
+use sqlsync_layer::document::{Config, Event, Progress, RebaseError, Replica};
 use sqlsync_layer::ledger::Ledger;
 use sqlsync_layer::payload::Payload;
+use sqlsync_layer::protocol::ClientId;
+use sqlsync_layer::rebase::Policy;
 use sqlsync_layer::value::to_json;
 use sqlsync_layer::vfs::Database;
 
-use crate::args::Sql;
+use crate::args::{OnConflict, Sql};
 use crate::{Outcome, output};
 
 /// Times that a write is run again when another writer commits first.
@@ -64,6 +68,9 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
         None => None,
     };
     let options = Options { store, ..Options::default() };
+    if let Some(how) = args.on_conflict {
+        settle_kept(&name, &remote, id, &options, how).await?;
+    }
     let Opened { volume, start, heads } = Volume::open(&*remote, id, options).await?;
     let volume = Arc::new(volume);
     let mut known = Known { ledger: Ledger::open(&start, &heads)? };
@@ -154,7 +161,7 @@ impl Known {
     /// Writes a checkpoint if one is due. The change is durable already, so that a failure is no more
     /// than a note: the next writer does it.
     async fn checkpoint(&self, remote: &SharedRemote, volume: &Volume) {
-        if !volume.checkpoint_due(&Policy::default()) {
+        if !volume.checkpoint_due(&CheckpointPolicy::default()) {
             return;
         }
         let state = self.ledger.encode();
@@ -176,12 +183,83 @@ async fn push_kept(
         Ok(_) => known.pull(remote, volume).await,
         Err(PushError::Publish(PublishError::Rejected { .. })) => bail!(
             "volume `{name}`: {kept} kept in the data directory cannot be pushed any more, because another writer \
-             committed meanwhile; read what you need with `graft sql` and the same --data, then drop them with \
-             --discard-kept and run the SQL again"
+             committed meanwhile; merge them with --on-conflict merge; or read what you need with `graft sql` and the \
+             same --data, then drop them with --discard-kept and run the SQL again"
         ),
         Err(error) => {
             bail!("volume `{name}`: {kept} kept in the data directory could not be pushed yet: {error}")
         }
+    }
+}
+
+/// Pushes what an earlier run could not, on top of what others committed meanwhile. What cannot be put
+/// there is kept in the data directory, beside the replica.
+async fn settle_kept(
+    name: &VolumeName,
+    remote: &SharedRemote,
+    id: VolumeId,
+    options: &Options,
+    how: OnConflict,
+) -> anyhow::Result<()> {
+    let opened = Volume::open(&**remote, id, options.clone()).await?;
+    if opened.volume.status().ahead == 0 {
+        return Ok(());
+    }
+    let policy = match how {
+        OnConflict::Merge => Policy::Merge,
+        OnConflict::Branch => Policy::Fork,
+    };
+    let config = Config { policy, ..Config::default() };
+    let client = ClientId::new(format!("{:032x}", rand::rng().random::<u128>()));
+    let client = client.context("32 hex digits are a client id")?;
+    let fetch: Arc<dyn Fetch> = Arc::new(RemoteFetch::new(remote.clone()));
+    let kept = options.clone();
+    let opening = move || Replica::open(opened, &kept, fetch, Arc::new(NoModules), client, config);
+    let mut replica = tokio::task::spawn_blocking(opening).await??;
+    for _ in 0..TRIES_MAX {
+        let volume = replica.volume().clone();
+        let lost = match publish(remote, &volume).await {
+            Ok(_) => false,
+            Err(PushError::Publish(PublishError::Rejected { .. })) => true,
+            Err(error) => bail!("volume `{name}`: kept changes could not be pushed yet: {error}"),
+        };
+        let pulled = volume.pull(&**remote).await?;
+        let settling = move || -> Result<Replica, RebaseError> {
+            let mut progress = replica.pulled(pulled)?;
+            while progress != Progress::Done {
+                progress = replica.step(u64::MAX)?;
+            }
+            Ok(replica)
+        };
+        replica = tokio::task::spawn_blocking(settling).await??;
+        for event in replica.take_events() {
+            match event {
+                Event::Merged { transplanted } => {
+                    eprintln!("merged {}", output::count(transplanted, "kept change"));
+                }
+                Event::Forked { to, commits, why } => eprintln!(
+                    "kept {} aside as branch {to} in the data directory: {why}; it can be published once volumes can be forked",
+                    output::count(commits, "change")
+                ),
+                other => eprintln!("{other:?}"),
+            }
+        }
+        if !lost && replica.status().ahead == 0 {
+            return Ok(());
+        }
+    }
+    bail!("volume `{name}`: other writers committed first {TRIES_MAX} times; run it again")
+}
+
+/// Plain SQL needs no reducers.
+#[derive(Debug)]
+struct NoModules;
+impl Modules for NoModules {
+    fn load(&self, module: ModuleHash) -> Result<Arc<dyn Runtime>, ModuleError> {
+        let message =
+            "the data directory holds mutations of a document; open it with the program that made them"
+                .into();
+        Err(ModuleError::Unavailable { module, message })
     }
 }
 
@@ -190,7 +268,7 @@ async fn publish(remote: &SharedRemote, volume: &Volume) -> Result<Option<Lsn>, 
     let mut unknown = 0;
     loop {
         let pushed =
-            push(&**remote, volume, Payload::of_plain_sql, || CommitId(rand::rng().random()), now_ms()).await;
+            push(&**remote, volume, Payload::of_locals, || CommitId(rand::rng().random()), now_ms()).await;
         match pushed {
             Ok(Pushed::Durable(lsn)) => return Ok(Some(lsn)),
             Ok(Pushed::Nothing) => return Ok(None),
@@ -208,7 +286,8 @@ async fn publish(remote: &SharedRemote, volume: &Volume) -> Result<Option<Lsn>, 
 
 /// Runs every statement. Blocks.
 fn execute(database: &Arc<Database>, sql: &str, write: bool) -> anyhow::Result<Answer> {
-    let (connection, control) = if write { database.connect()? } else { database.connect_read_only()? };
+    let (connection, control) =
+        if write { database.connect_recorded()? } else { database.connect_read_only()? };
     let ran = statements(&connection, sql);
     let ended = if write && !connection.is_autocommit() {
         connection.execute_batch("ROLLBACK")?;

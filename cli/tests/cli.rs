@@ -254,6 +254,33 @@ fn every_command_does_what_its_page_says() {
     assert_eq!(server.process.end(), (Some(0), String::new()), "one line is all that it prints");
 }
 
+#[test]
+fn files_go_in_and_out_as_their_page_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let ok = |args: &[&str]| {
+        let output = graft().env("GRAFT_STORE", path("store")).args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let live = rusqlite::Connection::open(path("live.db")).unwrap();
+    live.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t(v); INSERT INTO t VALUES('%s')").unwrap();
+    let made = ok(&["import", &path("live.db"), "--volume", "shop", "--page-size", "512", "--json"]);
+    assert_eq!(documented("import", &made)["page_size"], 512);
+    let line = ok(&["export", "shop", &path("out.db"), "--json"]);
+    assert_eq!(documented("export", &line)["lsn"], 1);
+    let out = rusqlite::Connection::open(path("out.db")).unwrap();
+    let found: String = out.query_row("SELECT v FROM t", [], |row| row.get(0)).unwrap();
+    assert_eq!(found, "%s");
+    let backup = ["backup", &path("live.db"), "--volume", "kept", "--json"];
+    assert_eq!(documented("backup", &ok(&backup))["lsn"], 1);
+    assert_eq!(ok(&backup), "", "nothing changed");
+    live.execute_batch("INSERT INTO t VALUES('more')").unwrap();
+    let second = documented("backup", &ok(&backup));
+    assert_eq!((&second["lsn"], &second["pages_written"]), (&2.into(), &1.into()));
+    assert!(ok(&["export", "kept", &path("past.db"), "--at", "1"]).contains("volume `kept` at lsn 1"));
+}
+
 /// The first server is killed outright; the second takes over its store and its data directory.
 #[test]
 fn a_subscription_goes_on_at_the_next_server() {

@@ -61,12 +61,13 @@ export function indexedDb(options: IndexedDbOptions = {}): Storage {
       const rows = answer<MutationRow[]>(tx.objectStore("mutations").getAll(within(scope, client)));
       const [found, mutations] = await Promise.all([record, rows]);
       if (found === undefined) return undefined;
-      const { volume, nextSeq, settled } = found;
+      const { volume, nextSeq, settled, since } = found;
       return {
         client,
         volume,
         nextSeq,
         settled,
+        since,
         mutations: mutations.map(({ seq, reducer, args, clock, seed }) => ({ seq, reducer, args, clock, seed })),
       };
     },

@@ -205,8 +205,8 @@ function quote(json: unknown): string {
 }
 
 /** A `hello`. */
-export function hello(client: string, settled: number): string {
-  return JSON.stringify({ type: "hello", protocols: [PROTOCOL], client, settled });
+export function hello(client: string, settled: number, since?: number): string {
+  return JSON.stringify({ type: "hello", protocols: [PROTOCOL], client, settled, since });
 }
 
 /** A `mutate`; `args` is JSON text already, so that a resend is the same to the byte. */

@@ -91,6 +91,8 @@ export interface ClientRecord {
   readonly nextSeq: number | null;
   /** The highest seq with a final answer. */
   readonly settled: number;
+  /** The `lsn` of the id's first `welcome`: by it the server knows an id that it has forgotten from a new one. */
+  readonly since?: number | undefined;
 }
 
 /** A client id's whole state; mutations by ascending seq. */
@@ -294,6 +296,7 @@ export class Session {
   #volume: string | null = null;
   #nextSeq: number | null = null;
   #settled = 0;
+  #since: number | undefined;
   /** By ascending seq. */
   readonly #mutations = new Map<number, Mutation>();
   /** Made before the next seq was known. */
@@ -319,7 +322,7 @@ export class Session {
 
   /** What is to be stored about this client beside its mutations. */
   get record(): ClientRecord {
-    return { client: this.#client, volume: this.#volume, nextSeq: this.#nextSeq, settled: this.#settled };
+    return { client: this.#client, volume: this.#volume, nextSeq: this.#nextSeq, settled: this.#settled, since: this.#since };
   }
 
   get connection(): Connection {
@@ -370,6 +373,7 @@ export class Session {
     this.#volumeTicket = state.volume === null ? null : 0;
     this.#nextSeq = state.nextSeq;
     this.#settled = state.settled;
+    this.#since = state.since;
     for (const mutation of state.mutations) {
       this.#mutations.set(mutation.seq, { ...mutation, call: undefined, ticket: 0, phase: "waiting" });
     }
@@ -467,7 +471,7 @@ export class Session {
       case "offline":
         if (!this.#state.dialling) return this.#do({ type: "hangup" });
         this.#state = { name: "greeting" };
-        this.#do({ type: "send", frame: hello(this.#client, this.#settled) });
+        this.#do({ type: "send", frame: hello(this.#client, this.#settled, this.#since) });
         return this.#do({ type: "timer", ms: this.#config.greetingMax });
       case "idle":
       case "ended":
@@ -705,6 +709,7 @@ export class Session {
     this.#settled = before;
     this.#nextSeq = nextSeq;
     this.#volume = volume;
+    this.#since ??= Math.max(at.lsn, 1);
     this.#state = { name: "live", sent: 0, inFlight: 0, maxInFlight: Math.max(maxInFlight, 1), module, heard: true };
     this.#error = undefined;
     this.#notify({ type: "status" });

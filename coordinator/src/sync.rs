@@ -143,10 +143,10 @@ impl Reader {
                 }
             };
             let work = match step {
-                Step::Connect { client, settled } => {
+                Step::Connect { client, known } => {
                     self.client = Some(client.clone());
                     tracing::Span::current().record("client", client.as_str());
-                    Work::Connect { session: self.session, client, settled, outbox: self.outbox.clone() }
+                    Work::Connect { session: self.session, client, known, outbox: self.outbox.clone() }
                 }
                 Step::Receive(message) => {
                     let message = match self.presence(message) {

@@ -27,7 +27,7 @@ use graft::{CommitId, ModuleHash};
 use rand::Rng as _;
 use rand::rngs::StdRng;
 use sqlsync_layer::actor::{Ask, AskError, Asked, Deployed, Input, Output, RequestId, SessionId, Standing};
-use sqlsync_layer::protocol::{ClientId, ClientMessage, Reason, codes};
+use sqlsync_layer::protocol::{ClientId, ClientMessage, Known, Reason, codes};
 use sqlsync_layer::vfs::IoFailure;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -50,8 +50,8 @@ pub(crate) enum Work {
     Connect {
         session: SessionId,
         client: ClientId,
-        /// The last seq that it knows to be final.
-        settled: u64,
+        /// What it says of itself.
+        known: Known,
         outbox: Arc<Outbox>,
     },
     Receive {
@@ -221,10 +221,10 @@ impl Worker {
 
     fn take(&mut self, work: Work, turns: &mut Vec<Turn>) {
         let input = match work {
-            Work::Connect { session, client, settled, outbox } => {
+            Work::Connect { session, client, known, outbox } => {
                 tracing::info!(session = session.0, %client, "connected");
                 self.sessions.insert(session, outbox);
-                Input::Connect { session, client, settled }
+                Input::Connect { session, client, known }
             }
             Work::Receive { session, message, turn } => {
                 turns.push(turn);

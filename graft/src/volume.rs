@@ -20,6 +20,7 @@
 
 pub(crate) mod cache;
 mod persist;
+mod stack;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use self::cache::PageCache;
+pub use self::stack::ReplaceError;
 use crate::catalog::{self, CatalogError};
 use crate::checkpoint::Policy;
 use crate::format::chunk::Lineage;
@@ -42,7 +44,7 @@ use crate::publish::{Draft, Prepared, PublishError, Published, prepare, publish}
 use crate::pull::{PullError, Pulled};
 use crate::remote::Remote;
 use crate::snapshot::{Location, Snapshot, graft};
-use crate::store::{Durability, SharedStore, StoreError};
+use crate::store::{Batch, Durability, SharedStore, StoreError};
 use crate::time::{self, At, AtError};
 
 /// How a replica keeps its state.
@@ -244,6 +246,7 @@ pub struct Volume {
     /// A view of the past: it neither commits nor moves.
     fixed: bool,
     state: Mutex<State>,
+    /// Shared with the volumes [`aside`](Volume::aside) of this one.
     cache: Arc<PageCache>,
 }
 
@@ -408,30 +411,7 @@ impl Volume {
 
     /// Commits a change on top of the tip, if the tip is still the snapshot it was made on.
     pub fn commit(&self, on: &Snapshot, change: Change) -> Result<Snapshot, CommitError> {
-        debug_assert!(
-            change.changes.iter().all(|(i, p)| i.get() <= change.pages && p.len() == self.page_size.bytes())
-        );
-        let mut state = self.state.lock();
-        if self.fixed {
-            return Err(CommitError::ReadOnly { volume: self.id, lsn: state.base.lsn() });
-        }
-        if state.tip.version() != on.version() {
-            return Err(CommitError::Stale);
-        }
-        let local = LocalCommit {
-            number: state.numbers + 1,
-            pages_before: state.tip.pages(),
-            pages_after: change.pages,
-            changes: change.changes,
-            payload: change.payload,
-        };
-        self.store_local(&local)?;
-        state.numbers = local.number;
-        let version = state.next_version();
-        let pages = local.changes.iter().map(|(i, p)| (*i, p));
-        state.tip = state.tip.with_local(pages, local.pages_after, version);
-        state.locals.push(local);
-        Ok(state.tip.clone())
+        self.commit_with(on, change, Batch::default())
     }
 
     /// Rolls the first `locals` local commits up into one commit, and records it as pending. `None`
@@ -538,7 +518,7 @@ impl Volume {
     /// Only for a push that was [`PublishError::Rejected`], or local commits never sealed.
     pub fn reset(&self) -> Result<Vec<LocalCommit>, StoreError> {
         let mut state = self.state.lock();
-        self.store_reset(&state.locals)?;
+        self.store_reset(&state.locals, state.pending.as_deref())?;
         state.pending = None;
         let locals = std::mem::take(&mut state.locals);
         if !locals.is_empty() {
@@ -576,41 +556,9 @@ impl Volume {
             return Ok(PageSet::new());
         }
         let before = state.base.clone();
-        let jump = pulled.jump.filter(|start| start.lsn > before.lsn() || before.lsn() == Lsn::ZERO);
-        let jumped = jump.is_some();
-        let mut base = match &jump {
-            None => before.clone(),
-            Some(start) => {
-                let version = state.next_version();
-                match &start.checkpoint {
-                    None => Snapshot::empty(self.page_size, start.volumes.clone()),
-                    Some(root) => {
-                        let volumes = start.volumes.clone();
-                        Snapshot::of_checkpoint(root, &start.chunks, volumes, version, before.lineage())
-                    }
-                }
-            }
-        };
-        let mut changed = PageSet::new();
-        let mut heads: Vec<Head> = Vec::with_capacity(pulled.heads.len());
-        for head in pulled.heads {
-            if head.lsn != base.lsn().next() || head.parent != base.hash() {
-                continue;
-            }
-            if !jumped {
-                changed.union_with(&graft(&head.set, base.pages(), head.pages));
-            }
-            self.cache.replaced(&base, &head);
-            let version = state.next_version();
-            base = base.with_commit(&head, version);
-            heads.push(head);
-        }
-        self.store_pulled(&before, jump.as_deref(), &heads)?;
-        if jumped {
-            changed = before.difference(&base);
-            state.checkpointed_bytes = 0;
-        }
-        state.base = base;
+        let moved = state.follow(pulled, self.page_size);
+        self.store_pulled(&before, moved.jump.as_deref(), &moved.heads)?;
+        let changed = state.advance(moved, Some(&self.cache));
         state.tip = state.base.clone();
         Ok(changed)
     }
@@ -710,7 +658,7 @@ impl Volume {
         if state.pending.as_ref().is_none_or(|pending| pending.head.hash != lost.head.hash) {
             return Ok(());
         }
-        self.remove_pending()?;
+        self.remove_pending(state.pending.as_deref())?;
         state.pending = None;
         Ok(())
     }

@@ -31,9 +31,9 @@
 
 mod args;
 mod ask;
-mod batch;
-mod core;
-mod queries;
+pub(crate) mod batch;
+pub(crate) mod core;
+pub(crate) mod queries;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -50,7 +50,7 @@ use reducers_abi::Runtime;
 pub use self::ask::{Ask, AskError, Asked, Standing, WAITING_MAX};
 pub use self::core::{Actor, Metrics, OpenError};
 pub use self::token::{NotAToken, Token};
-use crate::protocol::{At, ClientId, ClientMessage, Reason, SERVER_FRAME_BYTES_MAX, ServerMessage};
+use crate::protocol::{At, ClientId, ClientMessage, Known, Reason, SERVER_FRAME_BYTES_MAX, ServerMessage};
 
 /// A connection, numbered by the driver; never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -69,9 +69,9 @@ pub enum Input {
         session: SessionId,
         /// Who.
         client: ClientId,
-        /// The last seq that it knows to be final. An actor that does not know of it is behind: it pulls
+        /// What it says of itself. An actor that does not know of its last final seq is behind: it pulls
         /// before it welcomes.
-        settled: u64,
+        known: Known,
     },
     /// A connection sent a message after its hello.
     Receive {

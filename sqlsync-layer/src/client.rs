@@ -30,7 +30,9 @@ use std::time::Duration;
 use graft::{Lsn, VolumeName};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::protocol::Seed;
 pub use crate::protocol::{ClientId, Reason};
+use crate::session::client::ClientSession;
 pub use crate::session::client::{CallError, Present, SessionConfig, SessionEnd, Status};
 pub use crate::session::rows::Rows;
 use crate::value::Params;
@@ -163,6 +165,38 @@ impl Client {
             // Dropping `client` ends its task.
             Err(_elapsed) => Err(ConnectError::TimedOut { url, after, last }),
         }
+    }
+
+    /// Goes on with a session whose state was kept elsewhere, and does not wait for the server. Answers
+    /// the newest commit that the server spoke of, too ([`SessionConfig::heads`]).
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::Url`]; nothing is left running.
+    pub(crate) fn go_on(
+        url: &str,
+        volume: &VolumeName,
+        session: ClientSession,
+    ) -> Result<(Client, watch::Receiver<Lsn>), ConnectError> {
+        let target = dial::target(url, volume)?;
+        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let (told, status) = watch::channel(Status::Connecting);
+        let driver = Driver::of(target, session, receiver, told);
+        let heads = driver.heads();
+        let client = Client { id: driver.client(), commands, status };
+        tokio::spawn(driver.run());
+        Ok((client, heads))
+    }
+
+    /// Sends a mutation whose clock and seed are given; answers its seq.
+    pub(crate) async fn send(
+        &self,
+        reducer: String,
+        args: serde_json::Map<String, serde_json::Value>,
+        clock: i64,
+        seed: Seed,
+    ) -> Result<u64, CallError> {
+        self.call(|reply| Command::Send { reducer, args, clock, seed, reply }).await?
     }
 
     /// Who this client is.

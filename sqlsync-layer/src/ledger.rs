@@ -6,10 +6,18 @@
 //! that nobody must read the whole log: `SL` and the version `1`, then the [`Ledger`] in postcard
 //! (<https://postcard.jamesmunns.com/wire-format>).
 //!
-//! Invariants: a client's seqs are applied without gaps; a seq is applied at most once; what a
-//! checkpoint at an LSN holds is the fold up to exactly that LSN.
+//! *Expiry.* A client that has written nothing for [`RETAIN_MS`] of the log's own time and
+//! [`RETAIN_LSNS`] commits is forgotten. Both are read from the commits ([`Ledger::advance`]), never
+//! from a clock of the reader's, so every reader forgets the same clients at the same commit. A client
+//! that comes back later is told so ([`Ledger::is_expired`]): it says the newest commit that it knew when
+//! its id was made (`since`) and the last seq that it knows to be final (`settled`), and where the ledger
+//! knows nothing of it and has forgotten clients since then, whether its mutations were applied cannot
+//! be known any more.
+//!
+//! Invariants: a client's seqs are applied without gaps; a seq is applied at most once; the ledger of a
+//! commit depends on the commits up to it and nothing else, and is what a checkpoint at its LSN holds.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use graft::format::Damaged;
@@ -25,6 +33,26 @@ use crate::protocol::{ClientId, IN_FLIGHT_MAX};
 const OUTCOMES_MAX: usize = 2 * IN_FLIGHT_MAX as usize;
 
 const MAGIC: &[u8; 3] = b"SL1";
+/// How long a client is remembered after its last mutation, by the times of commits: 30 days.
+pub const RETAIN_MS: i64 = 30 * 24 * 3_600_000;
+
+/// And for how many commits at least, so that one commit with a wrong time (a writer's clock far ahead)
+/// does not forget everybody.
+pub const RETAIN_LSNS: u64 = 10_000;
+
+/// What a client says of when it was made may be so many commits ahead of the log: a `welcome` names the
+/// tip, of which one commit may be in flight and one not begun, and both may come to nothing.
+const SINCE_SLACK: u64 = 2;
+
+/// Times of commits are remembered this far apart.
+const TICK_MS: i64 = 3_600_000;
+
+/// What is said to a client that expired.
+pub fn expired(client: &ClientId) -> String {
+    format!(
+        "client {client} was away for so long that the volume has forgotten it; whether its last mutations were applied is not known any more: check, and go on under a new client id"
+    )
+}
 
 /// A recorded outcome.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,6 +95,13 @@ pub enum Standing {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ledger {
     clients: BTreeMap<ClientId, Client>,
+    /// The clients by the commit of their last mutation.
+    #[serde(skip)]
+    by_age: BTreeSet<(Lsn, ClientId)>,
+    /// Commits and their times, about [`TICK_MS`] apart, as far back as clients are remembered.
+    ticks: VecDeque<(Lsn, i64)>,
+    /// The greatest commit that held the last mutation of a client forgotten since.
+    horizon: Lsn,
     module: Option<ModuleHash>,
     schema: u32,
     mutations: u64,
@@ -99,6 +134,7 @@ impl Ledger {
             for record in &Payload::decode(head)?.records {
                 self.apply(record, head.lsn);
             }
+            self.advance(head.lsn, head.time_ms);
         }
         Ok(())
     }
@@ -120,23 +156,63 @@ impl Ledger {
             return Ok(Ledger::default());
         }
         let body = state.strip_prefix(MAGIC).ok_or("its state is no ledger, or of a newer version")?;
-        let (ledger, rest) = postcard::take_from_bytes::<Ledger>(body)
+        let (mut ledger, rest) = postcard::take_from_bytes::<Ledger>(body)
             .map_err(|error| format!("its ledger cannot be read ({error})"))?;
         let fits = |client: &Client| {
             let seqs = (1..=client.last).rev().zip(client.recent.iter().rev());
-            client.recent.len() <= OUTCOMES_MAX
+            !client.recent.is_empty()
+                && client.recent.len() <= OUTCOMES_MAX
                 && client.recent.len() as u64 <= client.last
                 && seqs.into_iter().all(|(seq, entry)| entry.seq == seq)
         };
         if !rest.is_empty() || !ledger.clients.values().all(fits) {
             return Err("its ledger is none that could be".into());
         }
+        // It follows from the clients, and is not stored.
+        let age = |(id, client): (&ClientId, &Client)| Some((client.recent.back()?.lsn, id.clone()));
+        ledger.by_age = ledger.clients.iter().filter_map(age).collect();
         Ok(ledger)
     }
 
     /// How many mutations were applied in the volume's whole history.
     pub fn mutations(&self) -> u64 {
         self.mutations
+    }
+
+    /// A commit's records were applied: forgets clients that are long gone by its time. O(1), and
+    /// O(log clients) for each one forgotten.
+    pub fn advance(&mut self, lsn: Lsn, time_ms: i64) {
+        if self.ticks.back().is_none_or(|(_, last)| time_ms.saturating_sub(*last) >= TICK_MS) {
+            self.ticks.push_back((lsn, time_ms));
+        }
+        // The newest tick that is old enough says how far back nothing needs to be remembered.
+        let old = |tick: &&(Lsn, i64)| tick.1 <= time_ms.saturating_sub(RETAIN_MS);
+        let Some((aged, _)) = self.ticks.iter().take_while(old).last().copied() else { return };
+        while self.ticks.front().is_some_and(|(lsn, _)| *lsn < aged) {
+            self.ticks.pop_front();
+        }
+        let keep_after = aged.min(Lsn(lsn.0.saturating_sub(RETAIN_LSNS)));
+        while let Some((last, client)) = self.by_age.first().cloned() {
+            if last > keep_after {
+                break;
+            }
+            self.by_age.pop_first();
+            self.clients.remove(&client);
+            self.horizon = self.horizon.max(last);
+        }
+    }
+
+    /// Whether `client` may have been forgotten: nothing is known of it, though it says that mutations up
+    /// to `settled` are final, or clients have been forgotten that were last heard of after `since`, or just before.
+    pub fn is_expired(&self, client: &ClientId, since: Lsn, settled: u64) -> bool {
+        !self.clients.contains_key(client)
+            && self.horizon > Lsn::ZERO
+            && (settled > 0 || (since > Lsn::ZERO && since.0 <= self.horizon.0.saturating_add(SINCE_SLACK)))
+    }
+
+    /// How many clients are remembered.
+    pub fn clients(&self) -> usize {
+        self.clients.len()
     }
 
     /// The module in force.
@@ -182,6 +258,10 @@ impl Ledger {
                     tracing::error!(client = %mutation.client, seq = mutation.seq, last = client.last, %lsn, "the log records a seq out of order");
                     return;
                 }
+                if let Some(last) = client.recent.back() {
+                    self.by_age.remove(&(last.lsn, mutation.client.clone()));
+                }
+                self.by_age.insert((lsn, mutation.client.clone()));
                 client.last = mutation.seq;
                 self.mutations += u64::from(record.outcome == Outcome::Applied);
                 client.recent.push_back(Entry {
@@ -211,7 +291,11 @@ mod tests {
     use crate::protocol::Seed;
 
     fn record(seq: u64) -> Record {
-        let client = ClientId::new("a").unwrap();
+        record_of("a", seq)
+    }
+
+    fn record_of(client: &str, seq: u64) -> Record {
+        let client = ClientId::new(client).unwrap();
         let content = [seq as u8; 16];
         let mutation = Mutation {
             client,
@@ -278,5 +362,39 @@ mod tests {
         ledger.apply(&record(1), Lsn(2));
         ledger.apply(&record(3), Lsn(2));
         assert_eq!(ledger, before);
+    }
+
+    /// One mutation of a client that then goes away, and others that go on.
+    #[test]
+    fn clients_long_gone_are_forgotten_by_the_logs_own_time_and_told_so() {
+        let gone = ClientId::new("gone").unwrap();
+        let run = |step_ms: i64, commits: u64| {
+            let mut ledger = Ledger::default();
+            ledger.apply(&record_of("gone", 1), Lsn(5));
+            ledger.advance(Lsn(5), 0);
+            for at in 1..=commits {
+                ledger.apply(&record_of("stays", at), Lsn(5 + at));
+                ledger.advance(Lsn(5 + at), at as i64 * step_ms);
+            }
+            ledger
+        };
+        let step = 2 * RETAIN_MS / RETAIN_LSNS as i64;
+        // Long by time and by commits.
+        let ledger = run(step, RETAIN_LSNS + 10);
+        assert_eq!((ledger.clients(), ledger.last_seq(&gone)), (1, 0));
+        // It made seq 1 when it knew commit 4, and never heard how it ended.
+        assert!(ledger.is_expired(&gone, Lsn(4), 0));
+        assert!(ledger.is_expired(&gone, Lsn(0), 1));
+        // A client made since is new, and so is one that never said anything before.
+        assert!(!ledger.is_expired(&ClientId::new("new").unwrap(), Lsn(5 + 3), 0));
+        assert!(!ledger.is_expired(&ClientId::new("new").unwrap(), Lsn(0), 0));
+        assert!(!ledger.is_expired(&ClientId::new("stays").unwrap(), Lsn(1), 7));
+        // Long by time alone, and by commits alone.
+        for ledger in [run(RETAIN_MS, 100), run(1, RETAIN_LSNS + 10)] {
+            assert_eq!((ledger.clients(), ledger.last_seq(&gone)), (2, 1));
+            assert!(!ledger.is_expired(&gone, Lsn(4), 1));
+        }
+        // What it costs to know times is bounded.
+        assert!(run(TICK_MS / 2, 40_000).ticks.len() <= (RETAIN_MS / TICK_MS) as usize + 2);
     }
 }

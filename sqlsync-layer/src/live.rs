@@ -195,6 +195,11 @@ impl<S: Ord + Clone> LiveQueries<S> {
         }
     }
 
+    /// Every query.
+    pub fn ids(&self) -> Vec<QueryId> {
+        self.queries.keys().copied().collect()
+    }
+
     /// The queries that must re-run.
     pub fn stale(&self) -> Vec<QueryId> {
         self.queries.iter().filter(|(_, query)| query.stale).map(|(id, _)| *id).collect()

@@ -13,9 +13,12 @@ use graft::{ModuleHash, key};
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::{ClientId, Reason, Seed};
-use crate::vfs::{Marks, local_marks};
+use crate::vfs::{Marks, Note};
 
 const MAGIC: &[u8; 3] = b"SP1";
+
+/// The form of an operation enclosed in a local commit's note.
+const ENCLOSED: u8 = 1;
 
 /// A commit's payload.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -103,6 +106,22 @@ impl Record {
     }
 }
 
+impl Record {
+    /// What a local commit made by this operation encloses in its note
+    /// ([`crate::vfs::Control::enclose`]): one version byte, then postcard.
+    pub fn enclose(&self) -> Bytes {
+        let bytes = postcard::to_extend(self, vec![ENCLOSED]);
+        bytes.expect("our own types serialise into a vector that grows").into()
+    }
+
+    /// The operation that made a local commit; `None` for plain SQL.
+    pub fn behind(local: &LocalCommit) -> Option<Record> {
+        let enclosed = Note::decode(&local.payload).enclosed;
+        let (version, body) = enclosed.split_first()?;
+        (*version == ENCLOSED).then(|| postcard::from_bytes(body).ok()).flatten()
+    }
+}
+
 impl Payload {
     /// The bytes stored.
     pub fn encode(&self) -> Bytes {
@@ -126,11 +145,13 @@ impl Payload {
         }
     }
 
-    /// The payload of one commit that rolls up local commits made by plain SQL: their marks, no
-    /// mutations. For [`graft::volume::push`].
-    pub fn of_plain_sql(locals: &[LocalCommit]) -> Bytes {
-        let marks = locals.iter().fold(Marks::default(), |all, local| all.union(local_marks(&local.payload)));
-        Payload { marks: marks.to_byte(), records: Vec::new() }.encode()
+    /// The payload of one commit that rolls up local commits: their marks, and the operations that made
+    /// them, of which plain SQL has none. For [`graft::volume::push`].
+    pub fn of_locals(locals: &[LocalCommit]) -> Bytes {
+        let records = locals.iter().filter_map(Record::behind).collect();
+        let marks =
+            locals.iter().fold(Marks::default(), |all, local| all.union(Note::decode(&local.payload).marks));
+        Payload { marks: marks.to_byte(), records }.encode()
     }
 
     /// What the commit changed of page 1.

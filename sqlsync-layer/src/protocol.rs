@@ -142,6 +142,11 @@ pub mod codes {
     pub const SEQ_GAP: &str = "seq_gap";
     /// The seq was applied so long ago that its outcome is no longer recorded.
     pub const SEQ_FORGOTTEN: &str = "seq_forgotten";
+    /// The client was away for so long that the ledger has forgotten it: what it sent before may have been
+    /// applied or not, and nobody knows. It goes on under a new client id.
+    pub const EXPIRED: &str = "client_expired";
+    /// The app gave the mutation up when it conflicted.
+    pub const DISCARDED: &str = "discarded";
     /// More mutations without a final answer than `max_in_flight`.
     pub const TOO_MANY_IN_FLIGHT: &str = "too_many_in_flight";
     /// The SQL is not one read-only, deterministic statement.
@@ -162,6 +167,22 @@ pub mod codes {
     pub const DAMAGED: &str = "damaged";
 }
 
+/// What a client says of itself in its hello.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Known {
+    /// The last seq that it knows to be final.
+    pub settled: u64,
+    /// The newest commit that it knew when its id was made; 0 where it does not say.
+    pub since: Lsn,
+    /// Whether it wants [`ServerMessage::Head`].
+    pub heads: bool,
+}
+
+impl Known {
+    /// A client that knows of nothing.
+    pub const NOTHING: Known = Known { settled: 0, since: Lsn::ZERO, heads: false };
+}
+
 /// What a client sends.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
@@ -176,6 +197,14 @@ pub enum ClientMessage {
         /// not seen that yet looks at the log before it answers.
         #[serde(default, skip_serializing_if = "is_zero")]
         settled: u64,
+        /// The newest commit that the client knew when its id was made, from its first `welcome`: nothing
+        /// of it is in the log before. A client that was away for so long that the volume has forgotten it
+        /// is told so by it, and not taken for a new one.
+        #[serde(default = "no_lsn", skip_serializing_if = "is_no_lsn")]
+        since: Lsn,
+        /// Whether to send `head` for every commit.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        heads: bool,
     },
     /// Run a reducer.
     Mutate {
@@ -238,6 +267,12 @@ pub enum ClientMessage {
     },
 }
 
+fn no_lsn() -> Lsn {
+    Lsn::ZERO
+}
+fn is_no_lsn(lsn: &Lsn) -> bool {
+    *lsn == Lsn::ZERO
+}
 fn is_zero(number: &u64) -> bool {
     *number == 0
 }
@@ -403,6 +438,12 @@ pub enum ServerMessage {
     PresenceError {
         /// Why.
         reason: Reason,
+    },
+    /// The log has a commit that was not in it before; sent to clients whose hello asked for it. Says
+    /// nothing of what is in it: pull.
+    Head {
+        /// The newest commit.
+        lsn: Lsn,
     },
     /// Answer to `ping`.
     Pong {

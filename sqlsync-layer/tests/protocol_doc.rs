@@ -84,8 +84,9 @@ fn every_message_has_an_example() {
         | ServerMessage::Presence { .. }
         | ServerMessage::PresenceSet { .. }
         | ServerMessage::PresenceError { .. }
+        | ServerMessage::Head { .. }
         | ServerMessage::Pong { .. }
-        | ServerMessage::Error { .. } => 15,
+        | ServerMessage::Error { .. } => 16,
     };
     let count = |kind: &str| shown.iter().filter(|(shown, _)| shown == kind).count();
     assert_eq!(count("client"), client(&ClientMessage::Ping { n: 0 }), "{shown:?}");
@@ -119,6 +120,8 @@ fn every_code_is_explained() {
         codes::SEQ_REUSED,
         codes::SEQ_GAP,
         codes::SEQ_FORGOTTEN,
+        codes::EXPIRED,
+        codes::DISCARDED,
         codes::TOO_MANY_IN_FLIGHT,
         codes::BAD_QUERY,
         codes::BAD_SUBSCRIPTION,

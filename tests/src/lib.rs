@@ -12,6 +12,8 @@
 //! | `tests/tests/crash.rs` | durability under `kill -9` |
 //! | `tests/tests/s3.rs` | the whole path on a real S3 server, and `kill -9` of both |
 //! | `tests/tests/bad_input.rs`, `bad_modules.rs`, `bad_stores.rs` | hostile clients, modules and stores |
+//! | `tests/tests/sqlite_files.rs` | SQLite files imported, exported and backed up, under `kill -9` |
+//! | `tests/tests/sqlite_ext.rs` | the loadable extension in Debian's `sqlite3` and Python |
 //! | `tests/tests/scenarios/main.rs` | three hard conflicts in the todo example, in every order |
 //! | `tests/tests/demo.rs` | what `cargo xtask demo` shows |
 //! | [`sim`] | the whole system simulated from one seed, with its oracle |

@@ -31,6 +31,40 @@ pub fn reducer_module(example: &str) -> PathBuf {
     module
 }
 
+/// The loadable SQLite extension: `GRAFT_EXTENSION`, or the debug build.
+///
+/// # Panics
+///
+/// If it has not been built.
+pub fn sqlite_extension() -> PathBuf {
+    let name = format!("{}graft_sqlite{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    built("GRAFT_EXTENSION", &format!("target/debug/{name}"))
+}
+
+/// The `sqlite3` shell; `None`, with a line that says so, where there is none.
+pub fn sqlite3() -> Option<PathBuf> {
+    found("sqlite3", "/usr/bin/sqlite3")
+}
+
+/// A Python whose SQLite loads extensions, which Debian's does; `None`, with a line that says so, where
+/// there is none.
+pub fn python3() -> Option<PathBuf> {
+    found("python3", "/usr/bin/python3")
+}
+
+/// # Panics
+///
+/// In CI, where nothing may be skipped.
+fn found(what: &str, path: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(path);
+    if path.is_file() {
+        return Some(path);
+    }
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{} is missing", path.display());
+    println!("SKIPPED: {} is missing; install the package {what}", path.display());
+    None
+}
+
 fn built(variable: &str, usual: &str) -> PathBuf {
     let path = std::env::var_os(variable).map_or_else(|| root().join(usual), PathBuf::from);
     assert!(

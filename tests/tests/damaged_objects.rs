@@ -389,7 +389,7 @@ fn a_damaged_page_is_an_io_error_and_other_pages_stay_readable() {
     let mut publish = || {
         commits += 1;
         let id = || CommitId([commits; 16]);
-        block_on(push(&*remote, source.volume(), Payload::of_plain_sql, id, 1)).unwrap();
+        block_on(push(&*remote, source.volume(), Payload::of_locals, id, 1)).unwrap();
     };
     writer.execute_batch("create table t(id integer primary key, v); with recursive n(i) as (select 1 union all select i + 1 from n where i < 300) insert into t select i, hex(zeroblob(300)) from n").unwrap();
     publish();

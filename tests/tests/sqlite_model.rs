@@ -190,7 +190,7 @@ impl World {
             CommitId(commits.to_le_bytes())
         };
         let ahead = volume.status().ahead;
-        let pushed = block_on(push(&*remote, &volume, Payload::of_plain_sql, id, 1)).unwrap();
+        let pushed = block_on(push(&*remote, &volume, Payload::of_locals, id, 1)).unwrap();
         assert_eq!(pushed == Pushed::Nothing, ahead == 0);
         self.commits = commits;
     }

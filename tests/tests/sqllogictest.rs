@@ -59,7 +59,7 @@ impl Replica {
 
     /// Pushes what is committed and goes on with a replica that holds no page yet.
     fn move_on(&mut self) {
-        let payload = |locals: &[_]| Payload::of_plain_sql(locals);
+        let payload = |locals: &[_]| Payload::of_locals(locals);
         let id = || {
             self.commits += 1;
             CommitId(self.commits.to_le_bytes())

@@ -17,6 +17,17 @@ pub fn graft(tools: &Tools, release: bool) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+/// Builds the loadable SQLite extension; its path.
+pub fn sqlite_extension(tools: &Tools) -> anyhow::Result<PathBuf> {
+    tools.cargo(["build", "-p", "sqlite-ext"]).check()?;
+    let name = format!("{}graft_sqlite{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    let path = tools.root.join("target/debug").join(name);
+    if !path.is_file() {
+        bail!("cargo built sqlite-ext, but {} does not exist", path.display());
+    }
+    Ok(path)
+}
+
 /// Builds every example's reducers to `target/reducers/{example}.wasm`; that folder.
 pub fn reducers(tools: &Tools) -> anyhow::Result<PathBuf> {
     let examples = examples(&tools.root)?;

@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: builds what the benchmarks run, then runs `bench/` with its arguments.
 //!
-//! Built here: `graft` in release, the examples' reducers, `bench/reducer`, and, where they can be had,
+//! Built here: the loadable extension for the storage benchmarks; `graft` in release, the examples' reducers, `bench/reducer`, and, where they can be had,
 //! SpacetimeDB's module and our TypeScript client. The peers themselves are `bench/src/peers.rs`'s.
 //!
 //! Invariant: what only peers need never fails the run; it is said aloud, and the bench leaves that out.
@@ -46,6 +46,14 @@ pub fn run(root: &Path, args: &[String]) -> anyhow::Result<()> {
     if asks_help {
         return bench.check();
     }
+    let mut bench = bench;
+    if wants_storage(args) {
+        tools.cargo(["build", "--release", "--locked", "-p", "sqlite-ext"]).dir(root).check()?;
+        bench = bench.env("GRAFT_EXTENSION", root.join("target/release/libgraft_sqlite.so"));
+        if only_storage(args) {
+            return bench.check();
+        }
+    }
     let graft = artifacts::graft(&tools, true)?;
     let reducers = artifacts::reducers(&tools)?;
     module(&tools, &OURS)?;
@@ -63,6 +71,22 @@ pub fn run(root: &Path, args: &[String]) -> anyhow::Result<()> {
         .env("GRAFT_REDUCERS", reducers)
         .env("GRAFT_BENCH_MODULES", root.join("target/bench-modules"))
         .check()
+}
+
+/// The names of benchmarks that need the product's server, and those that need the extension alone.
+const SERVED: [&str; 3] = ["throughput", "fanout", "transfers"];
+const STORAGE: [&str; 5] = ["storage", "cold", "warm", "speedtest1", "memory"];
+
+/// Whether a benchmark of storage is asked for, as it is where none is named.
+fn wants_storage(args: &[String]) -> bool {
+    let named = |names: &[&str]| args.iter().any(|arg| names.contains(&arg.as_str()));
+    named(&STORAGE) || !named(&SERVED)
+}
+
+/// Whether nothing else is.
+fn only_storage(args: &[String]) -> bool {
+    let named = |names: &[&str]| args.iter().any(|arg| names.contains(&arg.as_str()));
+    named(&STORAGE) && !named(&SERVED)
 }
 
 /// Whether `--peers` asks for `peer`, as it does by default.
@@ -102,5 +126,14 @@ mod tests {
         assert!(wants(&args("--peers zero,spacetimedb"), "spacetimedb"));
         assert!(!wants(&args("--peers zero fanout"), "spacetimedb"));
         assert!(!wants(&args("--peers none"), "spacetimedb"));
+    }
+
+    #[test]
+    fn storage_alone_needs_no_server() {
+        let args = |line: &str| line.split(' ').map(String::from).collect::<Vec<_>>();
+        assert!(wants_storage(&args("--seconds 1")) && !only_storage(&args("--seconds 1")));
+        assert!(only_storage(&args("cold --rows 10")));
+        assert!(!wants_storage(&args("fanout")));
+        assert!(!only_storage(&args("warm transfers")));
     }
 }

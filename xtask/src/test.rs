@@ -64,12 +64,14 @@ fn all(
     }
     let modules = steps.run("reducers", || artifacts::reducers(&tools))?;
     let graft = steps.run("graft", || artifacts::graft(&tools, false))?;
+    let extension = steps.run("sqlite-ext", || artifacts::sqlite_extension(&tools))?;
     steps.run("tests", || {
         let test = tools
             .cargo(["test", "--workspace", "--no-fail-fast"])
             .args(filter)
             .env("GRAFT_BIN", &graft)
-            .env("GRAFT_REDUCERS", &modules);
+            .env("GRAFT_REDUCERS", &modules)
+            .env("GRAFT_EXTENSION", &extension);
         cargo_test(&test, counts, &mut std::io::stdout().lock())
     })?;
     if filter.is_some() {

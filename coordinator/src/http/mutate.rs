@@ -16,7 +16,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use graft::{Lsn, VolumeId};
 use sqlsync_layer::actor::{SessionId, Token};
-use sqlsync_layer::protocol::{ClientId, ClientMessage, Reason, ServerMessage, codes};
+use sqlsync_layer::protocol::{ClientId, ClientMessage, Known, Reason, ServerMessage, codes};
 use tokio::sync::Semaphore;
 
 use super::wire::{MutateAnswer, MutateRequest, Wait};
@@ -107,8 +107,12 @@ impl Short {
 
     async fn converse(&self, outbox: &Arc<Outbox>, message: ClientMessage) -> Result<MutateAnswer, ApiError> {
         let session = self.session;
-        let connect =
-            Work::Connect { session, client: self.client.clone(), settled: 0, outbox: outbox.clone() };
+        let connect = Work::Connect {
+            session,
+            client: self.client.clone(),
+            known: Known::NOTHING,
+            outbox: outbox.clone(),
+        };
         let worker = self.lease.worker();
         // Never closed and always free: this cannot fail.
         let Ok(turn) = Arc::new(Semaphore::new(1)).acquire_owned().await else {
@@ -162,6 +166,7 @@ impl Short {
                     | ServerMessage::Presence { .. }
                     | ServerMessage::PresenceSet { .. }
                     | ServerMessage::PresenceError { .. }
+                    | ServerMessage::Head { .. }
                     | ServerMessage::Pong { .. }
                     | ServerMessage::Error { .. },
                 ) => {}

@@ -2,7 +2,7 @@ use std::sync::Mutex;
 
 use graft::Lsn;
 use sqlsync_layer::actor::Outgoing;
-use sqlsync_layer::protocol::{At, ServerMessage};
+use sqlsync_layer::protocol::{At, Known, ServerMessage};
 use tokio::sync::Semaphore;
 
 use super::*;
@@ -109,7 +109,10 @@ impl Rig {
         let client = ClientId::new("c").unwrap();
         let rig = Rig { worker, outbox, seen, turns: Arc::new(Semaphore::new(1)) };
         let outbox = rig.outbox.clone();
-        rig.worker.send(Work::Connect { session: SESSION, client, settled: 0, outbox }).await.unwrap();
+        rig.worker
+            .send(Work::Connect { session: SESSION, client, known: Known::NOTHING, outbox })
+            .await
+            .unwrap();
         rig
     }
     /// Sends a message and waits until it was handled and its answers queued.

@@ -9,6 +9,10 @@
 //! | state | `vid ‖ 'p'` | the pending push: every byte that was or will be sent |
 //! | local | `vid ‖ number` (big-endian) | a local commit |
 //!
+//! A local commit or a pending push of more than 4 MiB lies in parts of that size, under
+//! `"part" ‖ vid ‖ number ‖ part` or `vid ‖ 'q' ‖ part`; its own value is then their length in
+//! all, and is written last. So no more than a part is copied at a time.
+//!
 //! Cached pages are in a file of their own: see [`crate::store::pages`].
 //!
 //! Invariants: a local commit is written with the replica's durability before it is acknowledged;
@@ -38,6 +42,13 @@ fn head_key(vid: VolumeId, lsn: Lsn) -> Vec<u8> {
 fn pending_key(vid: VolumeId) -> Vec<u8> {
     [&vid.0[..], b"p"].concat()
 }
+fn pending_part_key(vid: VolumeId, part: u32) -> Vec<u8> {
+    [&vid.0[..], b"q", &part.to_be_bytes()].concat()
+}
+fn local_part_key(vid: VolumeId, number: u64, part: u32) -> Vec<u8> {
+    // Not below the volume's own prefix, so that listing its local commits does not read their parts.
+    [b"part", &vid.0[..], &number.to_be_bytes(), &part.to_be_bytes()].concat()
+}
 fn local_key(vid: VolumeId, number: u64) -> Vec<u8> {
     [&vid.0[..], &number.to_be_bytes()].concat()
 }
@@ -62,7 +73,99 @@ pub(super) fn holds(store: Option<&dyn ReplicaStore>, vid: VolumeId) -> Result<b
         || !store.scan(Space::Local, &vid.0)?.is_empty())
 }
 
+/// A value of more bytes lies in parts of this size.
+const PART_BYTES: usize = 4 << 20;
+
+/// How many parts a value of `bytes` lies in; 0 for one that lies under its key alone.
+fn parts(bytes: usize) -> u32 {
+    if bytes <= PART_BYTES { 0 } else { bytes.div_ceil(PART_BYTES) as u32 }
+}
+
+/// A value that goes to the store part by part, as it is made.
+struct Parted<'a, K: Fn(u32) -> Vec<u8>> {
+    store: &'a dyn ReplicaStore,
+    space: Space,
+    part_key: K,
+    part: u32,
+    total: usize,
+    bytes: BytesMut,
+}
+
+impl<K: Fn(u32) -> Vec<u8>> Parted<'_, K> {
+    fn put(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
+        self.total += bytes.len();
+        while self.bytes.len() + bytes.len() > PART_BYTES {
+            let (now, later) = bytes.split_at(PART_BYTES - self.bytes.len());
+            self.bytes.extend_from_slice(now);
+            bytes = later;
+            self.flush()?;
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        batch.put(self.space, (self.part_key)(self.part), self.bytes.split().freeze());
+        self.part += 1;
+        self.store.write(batch, Durability::Buffered)
+    }
+
+    /// Writes what is left, and puts `key` into `batch`: with it, the value is there.
+    fn end(mut self, batch: &mut Batch, key: Vec<u8>) -> Result<(), StoreError> {
+        if self.part == 0 {
+            batch.put(self.space, key, self.bytes.freeze());
+        } else {
+            if !self.bytes.is_empty() {
+                self.flush()?;
+            }
+            batch.put(self.space, key, (self.total as u64).to_le_bytes().to_vec());
+        }
+        Ok(())
+    }
+}
+
+/// The whole of a value that may lie in parts; `None` where one is missing.
+fn joined(
+    store: &dyn ReplicaStore,
+    space: Space,
+    value: Bytes,
+    part_key: impl Fn(u32) -> Vec<u8>,
+) -> Result<Option<Bytes>, StoreError> {
+    let Ok(total) = <[u8; 8]>::try_from(&value[..]) else { return Ok(Some(value)) };
+    let total = u64::from_le_bytes(total) as usize;
+    let mut whole = BytesMut::new();
+    for part in 0..parts(total) {
+        // Grown by what is there: the length is not to be believed before.
+        let Some(bytes) = store.get(space, &part_key(part))? else { return Ok(None) };
+        whole.extend_from_slice(&bytes);
+    }
+    Ok(Some(whole.freeze()).filter(|whole| whole.len() == total))
+}
+
+fn remove_local(batch: &mut Batch, vid: VolumeId, local: &LocalCommit) {
+    batch.remove(Space::Local, local_key(vid, local.number));
+    for part in 0..parts(local_bytes(local)) {
+        batch.remove(Space::Local, local_part_key(vid, local.number, part));
+    }
+}
+
+fn remove_pending_parts(batch: &mut Batch, vid: VolumeId, prepared: Option<&Prepared>) {
+    batch.remove(Space::State, pending_key(vid));
+    for part in 0..parts(prepared.map_or(0, pending_bytes)) {
+        batch.remove(Space::State, pending_part_key(vid, part));
+    }
+}
+
 impl Volume {
+    fn parted<'a, K: Fn(u32) -> Vec<u8>>(
+        store: &'a dyn ReplicaStore,
+        space: Space,
+        part_key: K,
+    ) -> Parted<'a, K> {
+        Parted { store, space, part_key, part: 0, total: 0, bytes: BytesMut::new() }
+    }
+
     fn store(&self) -> Option<&dyn ReplicaStore> {
         self.options.store.as_deref()
     }
@@ -135,8 +238,19 @@ impl Volume {
     ) -> Result<(), StoreError> {
         let Some(store) = self.store() else { return Ok(()) };
         let mut batch = Batch::default();
+        self.put_pulled(&mut batch, before, jump, heads)?;
+        store.write(batch, Durability::Buffered)
+    }
+
+    fn put_pulled(
+        &self,
+        batch: &mut Batch,
+        before: &Snapshot,
+        jump: Option<&Start>,
+        heads: &[Head],
+    ) -> Result<(), StoreError> {
         if let Some(start) = jump {
-            self.put_start(&mut batch, before, start)?;
+            self.put_start(batch, before, start)?;
             // Those after the jump's checkpoint that were here are not of what is stored now, either.
             for lsn in start.lsn.0.saturating_add(1)..=before.lsn().0 {
                 batch.remove(Space::State, head_key(self.id, Lsn(lsn)));
@@ -145,27 +259,32 @@ impl Volume {
         for head in heads {
             batch.put(Space::State, head_key(self.id, head.lsn), head.encoded.clone());
         }
-        store.write(batch, Durability::Buffered)
+        Ok(())
     }
 
-    pub(super) fn store_local(&self, local: &LocalCommit) -> Result<(), StoreError> {
+    /// Stores a local commit, and what the layer above stores with it.
+    pub(super) fn store_local(&self, local: &LocalCommit, mut batch: Batch) -> Result<(), StoreError> {
         let Some((store, durability)) = self.local_store() else { return Ok(()) };
-        let mut batch = Batch::default();
-        batch.put(Space::Local, local_key(self.id, local.number), encode_local(local));
+        let part_key = |part| local_part_key(self.id, local.number, part);
+        let mut parted = Volume::parted(store, Space::Local, part_key);
+        encode_local(local, |bytes| parted.put(bytes))?;
+        parted.end(&mut batch, local_key(self.id, local.number))?;
         store.write(batch, durability)
     }
 
     pub(super) fn store_pending(&self, prepared: &Prepared) -> Result<(), StoreError> {
         let Some((store, durability)) = self.local_store() else { return Ok(()) };
+        let mut parted = Volume::parted(store, Space::State, |part| pending_part_key(self.id, part));
+        encode_pending(prepared, |bytes| parted.put(bytes))?;
         let mut batch = Batch::default();
-        batch.put(Space::State, pending_key(self.id), encode_pending(prepared));
+        parted.end(&mut batch, pending_key(self.id))?;
         store.write(batch, durability)
     }
 
-    pub(super) fn remove_pending(&self) -> Result<(), StoreError> {
+    pub(super) fn remove_pending(&self, prepared: Option<&Prepared>) -> Result<(), StoreError> {
         let Some((store, durability)) = self.local_store() else { return Ok(()) };
         let mut batch = Batch::default();
-        batch.remove(Space::State, pending_key(self.id));
+        remove_pending_parts(&mut batch, self.id, prepared);
         store.write(batch, durability)
     }
 
@@ -178,21 +297,52 @@ impl Volume {
         let mut batch = Batch::default();
         batch.put(Space::State, head_key(self.id, prepared.head.lsn), prepared.head.encoded.clone());
         if self.options.locals.is_some() {
-            batch.remove(Space::State, pending_key(self.id));
+            remove_pending_parts(&mut batch, self.id, Some(prepared));
             for local in locals {
-                batch.remove(Space::Local, local_key(self.id, local.number));
+                remove_local(&mut batch, self.id, local);
             }
         }
         // Losing this batch to a power cut is harmless: the pending push is settled once more.
         store.write(batch, Durability::Buffered)
     }
 
-    pub(super) fn store_reset(&self, locals: &[LocalCommit]) -> Result<(), StoreError> {
+    pub(super) fn store_reset(
+        &self,
+        locals: &[LocalCommit],
+        pending: Option<&Prepared>,
+    ) -> Result<(), StoreError> {
         let Some((store, durability)) = self.local_store() else { return Ok(()) };
         let mut batch = Batch::default();
-        batch.remove(Space::State, pending_key(self.id));
+        remove_pending_parts(&mut batch, self.id, pending);
         for local in locals {
-            batch.remove(Space::Local, local_key(self.id, local.number));
+            remove_local(&mut batch, self.id, local);
+        }
+        store.write(batch, durability)
+    }
+
+    /// Stores one stack of local commits in place of another, what was pulled under it, and what the
+    /// layer above stores with them: one batch.
+    pub(super) fn store_replaced(
+        &self,
+        before: &Snapshot,
+        jump: Option<&Start>,
+        heads: &[Head],
+        old: &[LocalCommit],
+        new: &[LocalCommit],
+        mut batch: Batch,
+    ) -> Result<(), StoreError> {
+        let Some((store, durability)) = self.local_store() else {
+            return self.store_pulled(before, jump, heads);
+        };
+        self.put_pulled(&mut batch, before, jump, heads)?;
+        for local in old {
+            remove_local(&mut batch, self.id, local);
+        }
+        for local in new {
+            let part_key = |part| local_part_key(self.id, local.number, part);
+            let mut parted = Volume::parted(store, Space::Local, part_key);
+            encode_local(local, |bytes| parted.put(bytes))?;
+            parted.end(&mut batch, local_key(self.id, local.number))?;
         }
         store.write(batch, durability)
     }
@@ -223,16 +373,20 @@ impl Volume {
             heads.push(self.restore_head(&mut state, &key, &value)?);
         }
         state.tip = state.base.clone();
-        let locals = store.scan(Space::Local, &self.id.0)?;
+        let mut locals = store.scan(Space::Local, &self.id.0)?;
+        // Parts are read with the commits that they are of.
+        locals.retain(|(key, _)| key.len() == local_key(self.id, 0).len());
         if self.options.locals.is_none() {
             // This replica would move the base on under them.
             let unpushed = OpenError::Unpushed { volume: self.id, locals: locals.len() };
             return if locals.is_empty() { Ok((start, heads)) } else { Err(unpushed) };
         }
         let mut pages = state.base.pages();
-        for (_, value) in locals {
-            let local =
-                decode_local(&value, self.page_size.bytes()).ok_or_else(|| damaged("a local commit"))?;
+        for (key, value) in locals {
+            let number = key.last_chunk::<8>().map_or(0, |number| u64::from_be_bytes(*number));
+            let value = joined(store, Space::Local, value, |part| local_part_key(self.id, number, part))?;
+            let local = value.and_then(|value| decode_local(&value, self.page_size.bytes()));
+            let local = local.ok_or_else(|| damaged("a local commit"))?;
             if local.pages_before != pages {
                 return Err(damaged("a local commit does not follow what is before it"));
             }
@@ -241,7 +395,9 @@ impl Volume {
             state.locals.push(local);
         }
         if let Some(value) = store.get(Space::State, &pending_key(self.id))? {
-            let pending = decode_pending(self.id, state.base.lsn().next(), &value);
+            let value = joined(store, Space::State, value, |part| pending_part_key(self.id, part))?;
+            let lsn = state.base.lsn().next();
+            let pending = value.and_then(|value| decode_pending(self.id, lsn, &value));
             let pending = pending.ok_or_else(|| damaged("the pending push"))?;
             if pending.locals > state.locals.len() {
                 return Err(damaged("the pending push rolls up more local commits than there are"));
@@ -314,24 +470,36 @@ fn decode_volumes(bytes: &[u8]) -> Option<Lineage> {
 
 /// number u64, pages before u32, pages after u32, payload length u32, changes u32, payload, then for
 /// each change its page u32 and bytes; last, 16 bytes of BLAKE3 over all before.
-fn encode_local(local: &LocalCommit) -> Bytes {
-    let mut out = BytesMut::new();
-    out.put_u64_le(local.number);
-    out.put_u32_le(local.pages_before);
-    out.put_u32_le(local.pages_after);
-    out.put_u32_le(local.payload.len() as u32);
-    out.put_u32_le(local.changes.len() as u32);
-    out.extend_from_slice(&local.payload);
+fn encode_local(
+    local: &LocalCommit,
+    mut out: impl FnMut(&[u8]) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let mut hasher = blake3::Hasher::new();
+    let mut put = |bytes: &[u8]| {
+        hasher.update(bytes);
+        out(bytes)
+    };
+    put(&local.number.to_le_bytes())?;
+    put(&local.pages_before.to_le_bytes())?;
+    put(&local.pages_after.to_le_bytes())?;
+    put(&(local.payload.len() as u32).to_le_bytes())?;
+    put(&(local.changes.len() as u32).to_le_bytes())?;
+    put(&local.payload)?;
     for (page, bytes) in &local.changes {
-        out.put_u32_le(page.get());
-        out.extend_from_slice(bytes);
+        put(&page.get().to_le_bytes())?;
+        put(bytes)?;
     }
-    let hash = blake3::hash(&out);
-    out.extend_from_slice(&hash.as_bytes()[..16]);
-    out.freeze()
+    out(&hasher.finalize().as_bytes()[..16])
 }
 
-fn decode_local(bytes: &[u8], page_size: usize) -> Option<LocalCommit> {
+/// How many bytes [`encode_local`] makes.
+fn local_bytes(local: &LocalCommit) -> usize {
+    let pages: usize = local.changes.values().map(|bytes| 4 + bytes.len()).sum();
+    24 + local.payload.len() + pages + 16
+}
+
+/// The answer's pages are views of `bytes`.
+fn decode_local(bytes: &Bytes, page_size: usize) -> Option<LocalCommit> {
     let (body, checksum) = bytes.split_last_chunk::<16>()?;
     if blake3::hash(body).as_bytes()[..16] != *checksum {
         return None;
@@ -341,12 +509,12 @@ fn decode_local(bytes: &[u8], page_size: usize) -> Option<LocalCommit> {
         let number = reader.u64("number")?;
         let (pages_before, pages_after) = (reader.u32("pages")?, reader.u32("pages")?);
         let (payload, changes) = (reader.u32("payload")?, reader.u32("changes")?);
-        let payload = Bytes::copy_from_slice(reader.take(payload as usize, "payload")?);
+        let payload = bytes.slice_ref(reader.take(payload as usize, "payload")?);
         let mut local =
             LocalCommit { number, pages_before, pages_after, changes: Default::default(), payload };
         for _ in 0..changes {
             let Some(page) = PageIdx::new(reader.u32("page")?) else { return Ok(None) };
-            local.changes.insert(page, Bytes::copy_from_slice(reader.take(page_size, "page")?));
+            local.changes.insert(page, bytes.slice_ref(reader.take(page_size, "page")?));
         }
         Ok(Some(local))
     };
@@ -355,32 +523,41 @@ fn decode_local(bytes: &[u8], page_size: usize) -> Option<LocalCommit> {
 
 /// locals u32, body length u32, segments u32, body; then for each segment key length u32, length u32,
 /// key, bytes. The head is the body's first part.
-fn encode_pending(prepared: &Prepared) -> Bytes {
-    let mut out = BytesMut::new();
-    out.put_u32_le(prepared.locals as u32);
-    out.put_u32_le(prepared.body.len() as u32);
-    out.put_u32_le(prepared.segments.len() as u32);
-    out.extend_from_slice(&prepared.body);
+fn encode_pending(
+    prepared: &Prepared,
+    mut out: impl FnMut(&[u8]) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    out(&(prepared.locals as u32).to_le_bytes())?;
+    out(&(prepared.body.len() as u32).to_le_bytes())?;
+    out(&(prepared.segments.len() as u32).to_le_bytes())?;
+    out(&prepared.body)?;
     for (key, bytes) in &prepared.segments {
-        out.put_u32_le(key.len() as u32);
-        out.put_u32_le(bytes.len() as u32);
-        out.extend_from_slice(key.as_bytes());
-        out.extend_from_slice(bytes);
+        out(&(key.len() as u32).to_le_bytes())?;
+        out(&(bytes.len() as u32).to_le_bytes())?;
+        out(key.as_bytes())?;
+        out(bytes)?;
     }
-    out.freeze()
+    Ok(())
 }
 
-fn decode_pending(volume: VolumeId, lsn: Lsn, bytes: &[u8]) -> Option<Prepared> {
-    let mut reader = Reader::new(bytes);
+/// How many bytes [`encode_pending`] makes.
+fn pending_bytes(prepared: &Prepared) -> usize {
+    let segments: usize = prepared.segments.iter().map(|(key, bytes)| 8 + key.len() + bytes.len()).sum();
+    12 + prepared.body.len() + segments
+}
+
+/// The answer's segments are views of `value`.
+fn decode_pending(volume: VolumeId, lsn: Lsn, value: &Bytes) -> Option<Prepared> {
+    let mut reader = Reader::new(value);
     let mut parse = || -> Result<Option<Prepared>, Short> {
         let (locals, body, segments) = (reader.u32("locals")?, reader.u32("body")?, reader.u32("segments")?);
-        let body = Bytes::copy_from_slice(reader.take(body as usize, "body")?);
+        let body = value.slice_ref(reader.take(body as usize, "body")?);
         let Ok(head) = Head::decode(volume, lsn, &body) else { return Ok(None) };
         let mut prepared = Prepared { head, body, segments: Vec::new(), locals: locals as usize };
         for _ in 0..segments {
             let (key, bytes) = (reader.u32("key")?, reader.u32("segment")?);
             let Ok(key) = std::str::from_utf8(reader.take(key as usize, "key")?) else { return Ok(None) };
-            let bytes = Bytes::copy_from_slice(reader.take(bytes as usize, "segment")?);
+            let bytes = value.slice_ref(reader.take(bytes as usize, "segment")?);
             prepared.segments.push((key.into(), bytes));
         }
         Ok(Some(prepared))

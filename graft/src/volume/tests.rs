@@ -3,6 +3,7 @@
 mod faults;
 mod model;
 mod promises;
+mod stack;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

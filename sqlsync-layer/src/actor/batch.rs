@@ -28,7 +28,7 @@ use crate::protocol::{Reason, codes};
 use crate::vfs::{ConnectError, Control, Database, IoFailure, WriteSet, scope::Scope};
 
 /// The connection that runs operations.
-pub(super) struct Writer {
+pub(crate) struct Writer {
     guarded: Guarded,
     control: Arc<Control>,
     modules: Arc<dyn Modules>,
@@ -40,21 +40,21 @@ pub(super) struct Writer {
 
 /// Operations run and committed locally.
 #[derive(Debug)]
-pub(super) struct Done {
-    pub(super) records: Vec<Record>,
+pub(crate) struct Done {
+    pub(crate) records: Vec<Record>,
     /// How many migrations each record ran.
-    pub(super) migrations: Vec<u32>,
+    pub(crate) migrations: Vec<u32>,
     /// `None` where no page changed.
-    pub(super) written: Option<WriteSet>,
+    pub(crate) written: Option<WriteSet>,
 }
 
 /// The batch cannot run now; nothing of it remains.
 #[derive(Debug)]
-pub(super) struct Blocked(pub(super) IoFailure);
+pub(crate) struct Blocked(pub(crate) IoFailure);
 
 impl Blocked {
     /// Trying again may help.
-    pub(super) fn passing(message: impl Into<String>) -> Blocked {
+    pub(crate) fn passing(message: impl Into<String>) -> Blocked {
         Blocked(IoFailure { message: message.into(), damaged: false })
     }
 }
@@ -79,7 +79,7 @@ impl From<Blocked> for Stop {
 }
 
 impl Writer {
-    pub(super) fn new(
+    pub(crate) fn new(
         database: &Arc<Database>,
         modules: Arc<dyn Modules>,
         limits: Limits,
@@ -96,13 +96,19 @@ impl Writer {
         Ok(Writer { guarded, control, modules, loaded: None, limits, rowid_max })
     }
 
+    /// What its connection reads and writes.
+    #[cfg(all(feature = "client", not(target_arch = "wasm32")))]
+    pub(crate) fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
     /// The volume moved other than by this writer's own commits.
-    pub(super) fn forget_schema(&self) {
+    pub(crate) fn forget_schema(&self) {
         forget_schema(&self.guarded);
     }
 
     /// Runs `ops` with `module` in force at schema version `schema`, and commits them locally.
-    pub(super) fn run(
+    pub(crate) fn run(
         &mut self,
         ops: &[Op],
         module: Option<ModuleHash>,

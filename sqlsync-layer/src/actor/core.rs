@@ -20,13 +20,13 @@ use super::ask::Asks;
 use super::batch::{Blocked, Done, Writer};
 use super::queries::Reader;
 use super::{Deployed, Input, Limits, Modules, Outgoing, Output, RequestId, SessionId};
-use crate::ledger::{Entry, Ledger, Standing};
+use crate::ledger::{Entry, Ledger, Standing, expired};
 use crate::live::{LiveQueries, QueryId};
 use crate::payload::{Mutation, Op, Outcome, Payload, Record};
 use crate::protocol::{
-    At, ClientId, ClientMessage, IN_FLIGHT_MAX, PROTOCOL, Reason, Seed, ServerMessage, codes,
+    At, ClientId, ClientMessage, IN_FLIGHT_MAX, Known, PROTOCOL, Reason, Seed, ServerMessage, codes,
 };
-use crate::vfs::{ConnectError, Database, IoFailure, Marks, WriteSet, local_payload};
+use crate::vfs::{ConnectError, Database, IoFailure, Marks, Note, WriteSet};
 
 /// Bytes of reducers' names and arguments after which a batch takes no more operations, and a commit no
 /// more batches. Every record goes into its commit's head, and no reader takes a head above 256 MiB; one
@@ -113,6 +113,8 @@ pub(super) struct Session {
     pub(super) client: ClientId,
     pub(super) subscriptions: BTreeMap<u64, crate::live::QueryId>,
     pub(super) congested: bool,
+    /// It is told of every commit.
+    pub(super) heads: bool,
     /// Subscriptions that missed rows while congested.
     pub(super) missed: BTreeSet<u64>,
 }
@@ -122,7 +124,7 @@ pub(super) struct Session {
 struct Behind {
     session: SessionId,
     client: ClientId,
-    settled: u64,
+    known: Known,
     /// A look at the log began after it came.
     looked: bool,
 }
@@ -249,7 +251,7 @@ impl Actor {
     /// Something happened.
     pub fn handle(&mut self, input: Input) {
         match input {
-            Input::Connect { session, client, settled } => self.connect(session, client, settled),
+            Input::Connect { session, client, known } => self.connect(session, client, known),
             Input::Receive { session, message, seed, now_ms } => self.receive(session, message, seed, now_ms),
             Input::Disconnect { session } => self.disconnect(session),
             Input::Congested { session } => {
@@ -352,20 +354,20 @@ impl Actor {
         At { epoch: self.epoch, lsn: self.tip_lsn(), seq: self.tip.last_seq(client) }
     }
 
-    fn connect(&mut self, session: SessionId, client: ClientId, settled: u64) {
-        if settled > self.durable.last_seq(&client) {
+    fn connect(&mut self, session: SessionId, client: ClientId, known: Known) {
+        if known.settled > self.durable.last_seq(&client) {
             // Another coordinator has told it more than is known here: the log comes first.
-            return self.behind.push(Behind { session, client, settled, looked: false });
+            return self.behind.push(Behind { session, client, known, looked: false });
         }
-        self.welcome(session, client);
+        self.welcome(session, client, known);
     }
 
     /// Welcomes those of whom enough is known now, and those for whom the log was looked at: what they
     /// claim is not in it.
     fn welcome_waiting(&mut self) {
         for waiting in std::mem::take(&mut self.behind) {
-            if waiting.looked || waiting.settled <= self.durable.last_seq(&waiting.client) {
-                self.welcome(waiting.session, waiting.client);
+            if waiting.looked || waiting.known.settled <= self.durable.last_seq(&waiting.client) {
+                self.welcome(waiting.session, waiting.client, waiting.known);
             } else {
                 self.behind.push(waiting);
             }
@@ -379,7 +381,11 @@ impl Actor {
         self.output(Output::Pull);
     }
 
-    fn welcome(&mut self, session: SessionId, client: ClientId) {
+    fn welcome(&mut self, session: SessionId, client: ClientId, known: Known) {
+        if self.durable.is_expired(&client, known.since, known.settled) {
+            let reason = Reason::new(codes::EXPIRED, expired(&client));
+            return self.send(session, ServerMessage::Error { reason });
+        }
         let message = ServerMessage::Welcome {
             protocol: PROTOCOL,
             volume: self.volume.id(),
@@ -389,9 +395,21 @@ impl Actor {
         };
         let subscriptions = BTreeMap::new();
         self.clients.entry(client.clone()).or_default().insert(session);
-        self.sessions
-            .insert(session, Session { client, subscriptions, congested: false, missed: BTreeSet::new() });
+        self.sessions.insert(
+            session,
+            Session { client, subscriptions, congested: false, missed: BTreeSet::new(), heads: known.heads },
+        );
         self.send(session, message);
+    }
+
+    /// Tells those who asked for it that the log has grown.
+    fn tell_head(&mut self) {
+        let lsn = self.volume.base().lsn();
+        let asked: Vec<SessionId> =
+            self.sessions.iter().filter(|(_, session)| session.heads).map(|(id, _)| *id).collect();
+        for session in asked {
+            self.send(session, ServerMessage::Head { lsn });
+        }
     }
 
     fn disconnect(&mut self, session: SessionId) {
@@ -636,7 +654,7 @@ impl Actor {
     fn record(&self, done: Done) -> Result<Done, Blocked> {
         if done.written.is_none() {
             let tip = self.volume.tip();
-            let payload = local_payload(Marks::default());
+            let payload = Note::default().encode();
             let change = Change { pages: tip.pages(), payload, ..Change::default() };
             self.volume.commit(&tip, change).map_err(|error| Blocked::passing(error.to_string()))?;
         }
@@ -727,6 +745,9 @@ impl Actor {
                 self.checkpoint_failed = false;
                 self.metrics.published += 1;
                 self.confirm(prepared.locals, published.lsn);
+                self.durable.advance(published.lsn, prepared.head.time_ms);
+                self.tip.advance(published.lsn, prepared.head.time_ms);
+                self.tell_head();
                 self.welcome_waiting();
             }
             Err(PublishError::Rejected { lsn }) => {
@@ -809,6 +830,7 @@ impl Actor {
             Ok(()) => {
                 self.failures = 0;
                 self.phase = Phase::Idle;
+                self.tell_head();
                 self.welcome_waiting();
                 self.run_inbox();
             }
@@ -860,6 +882,7 @@ impl Actor {
             self.live.committed(write_set(head, payload, pages));
             pages = head.pages;
             apply_payload(&mut self.durable, payload, head.lsn);
+            self.durable.advance(head.lsn, head.time_ms);
         }
         self.tip = self.durable.clone();
         for Unpublished { done, requests } in dropped.into_iter().rev() {
@@ -884,7 +907,7 @@ fn write_set(head: &Head, payload: &Payload, pages_before: u32) -> WriteSet {
     WriteSet { pages, marks }
 }
 
-fn apply_payload(ledger: &mut Ledger, payload: &Payload, lsn: Lsn) {
+pub(crate) fn apply_payload(ledger: &mut Ledger, payload: &Payload, lsn: Lsn) {
     for record in &payload.records {
         ledger.apply(record, lsn);
     }
@@ -926,7 +949,7 @@ fn store_failed(prepared: &Prepared, error: &StoreError) -> PublishError {
 }
 
 /// Tells a mutation from another under the same seq, by what the client sent.
-fn content_of(reducer: &str, args: &str, clock: Option<i64>, seed: Option<Seed>) -> [u8; 16] {
+pub(crate) fn content_of(reducer: &str, args: &str, clock: Option<i64>, seed: Option<Seed>) -> [u8; 16] {
     let mut hasher = blake3::Hasher::new();
     for part in [reducer, args] {
         hasher.update(&(part.len() as u64).to_le_bytes());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::batch::forget_schema;
 use super::core::Actor;
-use super::{Outgoing, Output, SessionId};
+use super::{Limits, Outgoing, Output, SessionId};
 use crate::guard::{Guarded, Mode, RowLimits};
 use crate::live::{Answer, Identity, QueryId, Refreshed, delta_body, key_columns};
 use crate::protocol::{Reason, ServerMessage, codes, wire_rows};
@@ -19,13 +19,13 @@ use crate::vfs::{ConnectError, Control, Database, IoFailure, scope};
 const DAMAGED_TRIES: u32 = 5;
 
 /// The connection that runs queries.
-pub(super) struct Reader {
+pub(crate) struct Reader {
     guarded: Guarded,
     control: Arc<Control>,
 }
 
 /// Why a query was not answered.
-pub(super) enum QueryFailure {
+pub(crate) enum QueryFailure {
     /// The query's own fault.
     Refused(Reason),
     /// The world's: it may be answered later.
@@ -33,7 +33,7 @@ pub(super) enum QueryFailure {
 }
 
 impl QueryFailure {
-    pub(super) fn reason(self) -> Reason {
+    pub(crate) fn reason(self) -> Reason {
         match self {
             QueryFailure::Refused(reason) => reason,
             QueryFailure::Blocked(failure) if failure.damaged => Reason::new(codes::DAMAGED, failure.message),
@@ -43,41 +43,69 @@ impl QueryFailure {
 }
 
 impl Reader {
-    pub(super) fn new(database: &Arc<Database>) -> Result<Reader, ConnectError> {
+    pub(crate) fn new(database: &Arc<Database>) -> Result<Reader, ConnectError> {
         let (connection, control) = database.connect_read_only()?;
         Ok(Reader { guarded: Guarded::new(connection)?, control })
     }
 
     /// The volume moved other than forward.
-    pub(super) fn forget_schema(&self) {
+    pub(crate) fn forget_schema(&self) {
         forget_schema(&self.guarded);
+    }
+
+    /// Runs one SELECT.
+    pub(crate) fn ask(
+        &self,
+        mode: Mode,
+        sql: &str,
+        params: &Params,
+        limits: &Limits,
+    ) -> Result<reducers_abi::Rows, QueryFailure> {
+        let rows = RowLimits { rows_max: limits.query_rows_max, bytes_max: limits.query_bytes_max };
+        let _ = self.control.take_failure();
+        let asked = self.guarded.within(mode, limits.query_steps_max, |g| g.ask(sql, params, rows));
+        asked.map_err(|error| match self.control.take_failure() {
+            Some(failure) => QueryFailure::Blocked(failure),
+            None if error.code == rusqlite::ffi::SQLITE_INTERRUPT => QueryFailure::Refused(Reason::new(
+                codes::LIMIT,
+                format!("the query took more than {} steps", limits.query_steps_max),
+            )),
+            None => QueryFailure::Refused(Reason::new(codes::BAD_QUERY, error.message)),
+        })
+    }
+
+    /// Runs a live query once and records what it reads.
+    pub(crate) fn ask_live(
+        &self,
+        identity: &Identity,
+        params: &Params,
+        limits: &Limits,
+    ) -> Result<Answer, QueryFailure> {
+        let clock_reads = scope::clock_reads();
+        self.control.record();
+        let rows = self.ask(Mode::Query, &identity.sql, params, limits);
+        let reads = self.control.recorded();
+        let rows = rows?;
+        let refused = |message: String| QueryFailure::Refused(Reason::new(codes::BAD_QUERY, message));
+        if scope::clock_reads() != clock_reads {
+            return Err(refused(
+                "a live query may not depend on the clock; pass the time as a parameter".into(),
+            ));
+        }
+        let key = key_columns(&rows.columns, identity.key.as_deref())
+            .map_err(|error| refused(error.to_string()))?;
+        Ok(Answer { rows, key, reads })
     }
 }
 
 impl Actor {
-    fn row_limits(&self) -> RowLimits {
-        RowLimits { rows_max: self.limits.query_rows_max, bytes_max: self.limits.query_bytes_max }
-    }
-
     pub(super) fn run_query(
         &self,
         mode: Mode,
         sql: &str,
         params: &Params,
     ) -> Result<reducers_abi::Rows, QueryFailure> {
-        let _ = self.reader.control.take_failure();
-        let asked = self
-            .reader
-            .guarded
-            .within(mode, self.limits.query_steps_max, |g| g.ask(sql, params, self.row_limits()));
-        asked.map_err(|error| match self.reader.control.take_failure() {
-            Some(failure) => QueryFailure::Blocked(failure),
-            None if error.code == rusqlite::ffi::SQLITE_INTERRUPT => QueryFailure::Refused(Reason::new(
-                codes::LIMIT,
-                format!("the query took more than {} steps", self.limits.query_steps_max),
-            )),
-            None => QueryFailure::Refused(Reason::new(codes::BAD_QUERY, error.message)),
-        })
+        self.reader.ask(mode, sql, params, &self.limits)
     }
 
     pub(super) fn query(&mut self, session: SessionId, id: u64, sql: &str, params: &Params) {
@@ -157,20 +185,7 @@ impl Actor {
     /// Runs a live query and records what it reads.
     fn run_live_once(&mut self, identity: &Identity, params: &Params) -> Result<Answer, QueryFailure> {
         self.metrics.query_runs += 1;
-        let clock_reads = scope::clock_reads();
-        self.reader.control.record();
-        let rows = self.run_query(Mode::Query, &identity.sql, params);
-        let reads = self.reader.control.recorded();
-        let rows = rows?;
-        let refused = |message: String| QueryFailure::Refused(Reason::new(codes::BAD_QUERY, message));
-        if scope::clock_reads() != clock_reads {
-            return Err(refused(
-                "a live query may not depend on the clock; pass the time as a parameter".into(),
-            ));
-        }
-        let key = key_columns(&rows.columns, identity.key.as_deref())
-            .map_err(|error| refused(error.to_string()))?;
-        Ok(Answer { rows, key, reads })
+        self.reader.ask_live(identity, params, &self.limits)
     }
 
     /// Re-runs the queries that commits have touched, and sends what changed.

@@ -152,7 +152,11 @@ impl Rig {
     }
 
     fn connect(&mut self, session: u64, name: &str) {
-        self.actor.handle(Input::Connect { session: SessionId(session), client: client(name), settled: 0 });
+        self.actor.handle(Input::Connect {
+            session: SessionId(session),
+            client: client(name),
+            known: Known::NOTHING,
+        });
         self.collect();
         assert!(matches!(self.messages(session)[..], [ServerMessage::Welcome { .. }]));
     }
@@ -247,7 +251,11 @@ impl Rig {
     }
 
     fn query(&mut self, sql: &str) -> serde_json::Value {
-        self.actor.handle(Input::Connect { session: SessionId(999), client: client("asker"), settled: 0 });
+        self.actor.handle(Input::Connect {
+            session: SessionId(999),
+            client: client("asker"),
+            known: Known::NOTHING,
+        });
         self.receive(999, json!({"type": "query", "id": 1, "sql": sql}));
         let rows = self.messages(999).into_iter().find_map(|message| match message {
             ServerMessage::Rows { rows, .. } => Some(json!(rows)),
@@ -280,7 +288,7 @@ fn write_directly(remote: &SharedRemote, sql: &str) {
     let (connection, _) = db.connect().unwrap();
     connection.execute_batch(sql).unwrap();
     let id = CommitId(blake3::hash(sql.as_bytes()).as_bytes()[..16].try_into().unwrap());
-    block_on(push(&**remote, db.volume(), Payload::of_plain_sql, || id, 3_000)).unwrap();
+    block_on(push(&**remote, db.volume(), Payload::of_locals, || id, 3_000)).unwrap();
 }
 
 #[test]
@@ -808,13 +816,21 @@ fn a_coordinator_that_is_behind_looks_at_the_log_before_it_welcomes() {
     one.connect(1, "alice");
     one.mutate(1, 1, "sql", "insert into t values(1, 'a')");
     one.settle();
-    two.actor.handle(Input::Connect { session: SessionId(1), client: client("alice"), settled: 1 });
+    two.actor.handle(Input::Connect {
+        session: SessionId(1),
+        client: client("alice"),
+        known: Known { settled: 1, ..Known::NOTHING },
+    });
     two.settle();
     let messages = two.messages(1);
     assert!(matches!(messages[..], [ServerMessage::Welcome { at, .. }] if at.seq == 1), "{messages:?}");
     assert_eq!(two.query("select id from t"), json!([[1]]));
     // One that claims what no log has is welcomed as it is, and sees for itself.
-    two.actor.handle(Input::Connect { session: SessionId(2), client: client("bob"), settled: 9 });
+    two.actor.handle(Input::Connect {
+        session: SessionId(2),
+        client: client("bob"),
+        known: Known { settled: 9, ..Known::NOTHING },
+    });
     two.settle();
     assert!(matches!(two.messages(2)[..], [ServerMessage::Welcome { at, .. }] if at.seq == 0));
 }

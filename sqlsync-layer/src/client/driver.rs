@@ -25,6 +25,7 @@ use crate::protocol::{ClientId, Seed};
 use crate::session::client::{ClientSession, Effect, Event, Notice, Present};
 use crate::session::rows::Rows;
 use crate::value::Params;
+use graft::Lsn;
 
 /// How long a closing handshake may take.
 const FAREWELL_MAX: Duration = Duration::from_secs(1);
@@ -35,6 +36,14 @@ pub(super) enum Command {
         reducer: String,
         args: Map<String, serde_json::Value>,
         reply: oneshot::Sender<Result<MutationHandle, CallError>>,
+    },
+    /// A mutation with its clock and seed given, without a handle: answers its seq.
+    Send {
+        reducer: String,
+        args: Map<String, serde_json::Value>,
+        clock: i64,
+        seed: Seed,
+        reply: oneshot::Sender<Result<u64, CallError>>,
     },
     Subscribe {
         sql: String,
@@ -67,6 +76,7 @@ pub(super) struct Driver {
     commands: mpsc::Receiver<Command>,
     told: watch::Sender<Status>,
     present: watch::Sender<Present>,
+    head: watch::Sender<Lsn>,
     link: Link,
     timer: Option<Instant>,
     mutations: HashMap<u64, watch::Sender<Progress>>,
@@ -84,11 +94,21 @@ impl Driver {
         commands: mpsc::Receiver<Command>,
         told: watch::Sender<Status>,
     ) -> Driver {
-        let mut rng = StdRng::from_os_rng();
         let session = match client {
             Some(client) => ClientSession::resume(client, config),
-            None => ClientSession::new(random_id(&mut rng), config),
+            None => ClientSession::new(random_id(&mut StdRng::from_os_rng()), config),
         };
+        Driver::of(target, session, commands, told)
+    }
+
+    /// The driver of a session that was not started yet.
+    pub(super) fn of(
+        target: Url,
+        session: ClientSession,
+        commands: mpsc::Receiver<Command>,
+        told: watch::Sender<Status>,
+    ) -> Driver {
+        let rng = StdRng::from_os_rng();
         Driver {
             target,
             session,
@@ -96,6 +116,7 @@ impl Driver {
             commands,
             told,
             present: watch::Sender::new(Present::default()),
+            head: watch::Sender::new(Lsn::ZERO),
             link: Link::Down,
             timer: None,
             mutations: HashMap::new(),
@@ -108,6 +129,11 @@ impl Driver {
 
     pub(super) fn client(&self) -> ClientId {
         self.session.client().clone()
+    }
+
+    /// The newest commit that the server spoke of.
+    pub(super) fn heads(&self) -> watch::Receiver<Lsn> {
+        self.head.subscribe()
     }
 
     /// Runs until the session ends or every handle is gone.
@@ -200,6 +226,9 @@ impl Driver {
                 });
                 answer(reply, taken);
             }
+            Command::Send { reducer, args, clock, seed, reply } => {
+                answer(reply, self.session.mutate(reducer, args, clock, seed));
+            }
             Command::Subscribe { sql, params, key, reply } => {
                 let opened = self.session.subscribe(sql, params, key).map(|sub| {
                     let slot = Slot::new(self.sweep.clone());
@@ -282,6 +311,9 @@ impl Driver {
                 if self.present.receiver_count() == 0 {
                     self.session.watch_presence(false);
                 }
+            }
+            Notice::Head { lsn } => {
+                self.head.send_replace(lsn);
             }
             Notice::Status(status) => {
                 self.told.send_replace(status);

@@ -60,6 +60,8 @@ pub struct SessionConfig {
     pub keepalive: Duration,
     /// Mutations kept at most.
     pub pending_max: usize,
+    /// Whether to be told of every commit ([`Notice::Head`]).
+    pub heads: bool,
 }
 
 impl Default for SessionConfig {
@@ -70,6 +72,7 @@ impl Default for SessionConfig {
             greeting_max: Duration::from_secs(10),
             keepalive: Duration::from_secs(15),
             pending_max: 100_000,
+            heads: false,
         }
     }
 }
@@ -214,6 +217,11 @@ pub enum Notice {
     },
     /// [`ClientSession::present`] is another.
     Presence,
+    /// The log has commits up to this one ([`SessionConfig::heads`]).
+    Head {
+        /// The newest.
+        lsn: Lsn,
+    },
     /// The connection's state changed.
     Status(Status),
 }
@@ -402,6 +410,8 @@ pub struct ClientSession {
     next_seq: Option<u64>,
     /// The highest seq with a final answer.
     settled: u64,
+    /// The newest commit at the first `welcome` of this id; 0 before.
+    since: Lsn,
     pending: BTreeMap<u64, PendingMutation>,
     subscriptions: BTreeMap<u64, Subscription>,
     queries: BTreeMap<u64, Query>,
@@ -438,6 +448,7 @@ impl ClientSession {
             volume: None,
             next_seq,
             settled: 0,
+            since: Lsn::ZERO,
             pending: BTreeMap::new(),
             subscriptions: BTreeMap::new(),
             queries: BTreeMap::new(),
@@ -598,6 +609,8 @@ impl ClientSession {
                     protocols: vec![PROTOCOL],
                     client: self.client.clone(),
                     settled: self.settled,
+                    since: self.since,
+                    heads: self.config.heads,
                 };
                 self.state = State::Greeting;
                 self.effects.push_back(Effect::Send(hello.to_json()));

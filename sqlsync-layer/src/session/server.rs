@@ -10,7 +10,9 @@
 //! [`crate::actor`]. A frame that is too long, malformed, or
 //! out of turn ends the connection with an `error` that says what was wrong with it.
 
-use crate::protocol::{ClientId, ClientMessage, FRAME_BYTES_MAX, PROTOCOL, Reason, ServerMessage, codes};
+use crate::protocol::{
+    ClientId, ClientMessage, FRAME_BYTES_MAX, Known, PROTOCOL, Reason, ServerMessage, codes,
+};
 
 /// One connection, as the server sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,8 +33,8 @@ pub enum Step {
     Connect {
         /// Who it is.
         client: ClientId,
-        /// Every seq up to this one has had its final answer.
-        settled: u64,
+        /// What it says of itself.
+        known: Known,
     },
     /// Give the message to the actor; what is about presence, to [`crate::presence`].
     Receive(ClientMessage),
@@ -56,7 +58,7 @@ impl ServerSession {
             Err(error) => return self.close(Reason::new(codes::BAD_MESSAGE, error.to_string())),
         };
         match (&self, message) {
-            (ServerSession::Greeting, ClientMessage::Hello { protocols, client, settled }) => {
+            (ServerSession::Greeting, ClientMessage::Hello { protocols, client, settled, since, heads }) => {
                 if !protocols.contains(&PROTOCOL) {
                     return self.close(Reason::new(
                         codes::UNSUPPORTED,
@@ -67,7 +69,7 @@ impl ServerSession {
                     ));
                 }
                 *self = ServerSession::Ready;
-                Step::Connect { client, settled }
+                Step::Connect { client, known: Known { settled, since, heads } }
             }
             (ServerSession::Ready, ClientMessage::Hello { .. }) => self.out_of_turn("a second `hello`"),
             (ServerSession::Greeting, other) => {
@@ -143,7 +145,10 @@ mod tests {
     #[test]
     fn hello_connects_and_messages_pass_through() {
         let mut session = ServerSession::default();
-        assert_eq!(session.frame(HELLO), Step::Connect { client: ClientId::new("c").unwrap(), settled: 0 });
+        assert_eq!(
+            session.frame(HELLO),
+            Step::Connect { client: ClientId::new("c").unwrap(), known: Known::NOTHING }
+        );
         assert_eq!(session.frame(r#"{"type":"ping","n":3}"#), Step::Receive(ClientMessage::Ping { n: 3 }));
         assert_eq!(session, ServerSession::Ready);
     }

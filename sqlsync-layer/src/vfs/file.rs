@@ -26,7 +26,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::{Bytes, BytesMut};
 use graft::fetch::FetchError;
@@ -38,16 +38,18 @@ use sqlite_plugin::flags::{AccessFlags, LockLevel, OpenKind, OpenOpts};
 use sqlite_plugin::vars;
 use sqlite_plugin::vfs::{Pragma, PragmaErr, Vfs, VfsHandle, VfsResult};
 
+use super::host::Host;
 use super::page1::{self, Marks};
-use super::scratch::{Full, Scratch, names_super_journal};
-use super::{Control, Database, WriteSet, hooks, local_payload};
+use super::scratch::{Scratch, names_super_journal};
+use super::spill::Dirty;
+use super::{Control, Database, PragmaAnswer, Spilling, WriteSet, hooks};
 
 /// Reads of one page that may fault before the read fails: a fetch that succeeded and still left the
 /// page missing can only be a cache too small for one frame.
 const FETCHES_MAX: usize = 3;
 
-/// Bytes of pages that one transaction may write: they are held in memory until COMMIT.
-const TRANSACTION_BYTES_MAX: usize = 1 << 30;
+/// How the names of our own pragmas begin.
+const OUR_PRAGMAS: &str = "graft_";
 
 /// The levels at which SQLite syncs.
 const SYNCHRONOUS: [&str; 9] = ["normal", "full", "extra", "1", "2", "3", "on", "yes", "true"];
@@ -55,17 +57,32 @@ const SYNCHRONOUS: [&str; 9] = ["normal", "full", "extra", "1", "2", "3", "on", 
 /// Write transactions in progress: connection file → its journal was opened (it changes something).
 static WRITERS: Mutex<BTreeMap<u64, bool>> = Mutex::new(BTreeMap::new());
 
+/// Every open volume file: the database and the control of its connection.
+static SERVED: Mutex<BTreeMap<u64, Served>> = Mutex::new(BTreeMap::new());
+
+type Served = (Weak<Database>, Arc<Control>);
+
+/// What volume file `id` is served from.
+pub(super) fn served(id: u64) -> Option<(Arc<Database>, Arc<Control>)> {
+    let (database, control) = SERVED.lock().get(&id)?.clone();
+    Some((database.upgrade()?, control))
+}
+
 pub(super) struct GraftVfs;
 
 pub(super) enum Handle {
     Volume(Box<VolumeFile>),
-    Journal(Scratch),
-    Scratch(Scratch),
+    /// A journal of this connection.
+    Journal(Scratch, Arc<Spilling>, Option<Arc<Control>>),
+    Scratch(Scratch, Arc<Spilling>),
 }
 
 impl VfsHandle for Handle {
     fn readonly(&self) -> bool {
-        false
+        match self {
+            Handle::Volume(file) => file.database.settings.read_only,
+            Handle::Journal(..) | Handle::Scratch(..) => false,
+        }
     }
     fn in_memory(&self) -> bool {
         false
@@ -87,7 +104,7 @@ pub(super) struct VolumeFile {
     cookie_seen: u32,
     lineage: Option<u64>,
     /// The write transaction's pages and page count.
-    dirty: BTreeMap<PageIdx, Bytes>,
+    dirty: Dirty,
     pages: Option<u32>,
     /// The lowest page count in this transaction: pages of the snapshot beyond it are cut off.
     low: u32,
@@ -119,12 +136,16 @@ impl Vfs for GraftVfs {
                 Ok(Handle::Volume(Box::new(VolumeFile::new(database, control))))
             }
             OpenKind::MainJournal => {
-                if let Some(id) = path.and_then(journal_of)
+                let id = path.and_then(journal_of);
+                if let Some(id) = id
                     && let Some(changes) = WRITERS.lock().get_mut(&id)
                 {
                     *changes = true;
                 }
-                Ok(Handle::Journal(Scratch::default()))
+                let served = id.and_then(served);
+                let spilling = served.as_ref().map(|(database, _)| database.settings.spilling.clone());
+                let control = served.map(|(_, control)| control);
+                Ok(Handle::Journal(Scratch::default(), spilling.unwrap_or_default(), control))
             }
             // More than one database changes in this transaction, and a volume is one of them.
             OpenKind::SuperJournal => Err(vars::SQLITE_CANTOPEN),
@@ -133,7 +154,7 @@ impl Vfs for GraftVfs {
             | OpenKind::TempJournal
             | OpenKind::TransientDb
             | OpenKind::SubJournal
-            | OpenKind::Unknown => Ok(Handle::Scratch(Scratch::default())),
+            | OpenKind::Unknown => Ok(Handle::Scratch(Scratch::default(), Arc::default())),
         })
     }
 
@@ -149,16 +170,15 @@ impl Vfs for GraftVfs {
     fn file_size(&self, handle: &mut Handle) -> VfsResult<usize> {
         guard(|| match handle {
             Handle::Volume(file) => Ok(file.size_pages() as usize * file.page_bytes()),
-            Handle::Journal(scratch) | Handle::Scratch(scratch) => Ok(scratch.len()),
+            Handle::Journal(scratch, ..) | Handle::Scratch(scratch, _) => Ok(scratch.len()),
         })
     }
 
     fn truncate(&self, handle: &mut Handle, size: usize) -> VfsResult<()> {
         guard(|| match handle {
             Handle::Volume(file) => file.truncate(size),
-            Handle::Journal(scratch) | Handle::Scratch(scratch) => {
-                scratch.truncate(size);
-                Ok(())
+            Handle::Journal(scratch, ..) | Handle::Scratch(scratch, _) => {
+                scratch.truncate(size).map_err(|_| vars::SQLITE_IOERR_TRUNCATE)
             }
         })
     }
@@ -167,11 +187,21 @@ impl Vfs for GraftVfs {
         guard(|| {
             match handle {
                 Handle::Volume(file) => file.write(offset, data)?,
-                Handle::Journal(_) if names_super_journal(offset, data) => {
+                Handle::Journal(..) if names_super_journal(offset, data) => {
                     return Err(vars::SQLITE_IOERR_WRITE);
                 }
-                Handle::Journal(scratch) | Handle::Scratch(scratch) => {
-                    scratch.write(offset, data).map_err(|Full| vars::SQLITE_FULL)?;
+                Handle::Journal(scratch, spilling, control) => {
+                    let (budget, dir) = (spilling.memory_bytes, spilling.dir.as_deref());
+                    scratch.write(offset, data, budget, dir).map_err(|error| {
+                        if let Some(control) = control {
+                            control.fail(unspilled(&error), false);
+                        }
+                        spill_failed(&error)
+                    })?;
+                }
+                Handle::Scratch(scratch, spilling) => {
+                    let (budget, dir) = (spilling.memory_bytes, spilling.dir.as_deref());
+                    scratch.write(offset, data, budget, dir).map_err(|error| spill_failed(&error))?;
                 }
             }
             Ok(data.len())
@@ -181,14 +211,16 @@ impl Vfs for GraftVfs {
     fn read(&self, handle: &mut Handle, offset: usize, data: &mut [u8]) -> VfsResult<usize> {
         guard(|| match handle {
             Handle::Volume(file) => file.read(offset, data),
-            Handle::Journal(scratch) | Handle::Scratch(scratch) => Ok(scratch.read(offset, data)),
+            Handle::Journal(scratch, ..) | Handle::Scratch(scratch, _) => {
+                scratch.read(offset, data).map_err(|_| vars::SQLITE_IOERR_READ)
+            }
         })
     }
 
     fn lock(&self, handle: &mut Handle, level: LockLevel) -> VfsResult<()> {
         guard(|| match handle {
             Handle::Volume(file) => file.lock(level),
-            Handle::Journal(_) | Handle::Scratch(_) => Ok(()),
+            Handle::Journal(..) | Handle::Scratch(..) => Ok(()),
         })
     }
 
@@ -204,14 +236,14 @@ impl Vfs for GraftVfs {
     fn check_reserved_lock(&self, handle: &mut Handle) -> VfsResult<bool> {
         guard(|| match handle {
             Handle::Volume(file) => Ok(file.database.writer.lock().is_some()),
-            Handle::Journal(_) | Handle::Scratch(_) => Ok(false),
+            Handle::Journal(..) | Handle::Scratch(..) => Ok(false),
         })
     }
 
     fn sync(&self, handle: &mut Handle) -> VfsResult<()> {
         guard(|| match handle {
             Handle::Volume(file) => file.sync(),
-            Handle::Journal(_) | Handle::Scratch(_) => Ok(()),
+            Handle::Journal(..) | Handle::Scratch(..) => Ok(()),
         })
     }
 
@@ -220,6 +252,7 @@ impl Vfs for GraftVfs {
             if let Handle::Volume(mut file) = handle {
                 file.unlock(LockLevel::Unlocked);
                 hooks::closed(file.control.id);
+                SERVED.lock().remove(&file.control.id);
                 file.database.open.lock().remove(&file.control.id);
             }
             Ok(())
@@ -248,6 +281,18 @@ fn journal_of(path: &str) -> Option<u64> {
     path.strip_suffix("-journal")?.rsplit_once('#')?.1.parse().ok()
 }
 
+fn unspilled(error: &std::io::Error) -> String {
+    format!("this transaction is larger than its memory budget, and spilling it failed: {error}")
+}
+
+/// The code for a spill file that could not be written.
+fn spill_failed(error: &std::io::Error) -> i32 {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => vars::SQLITE_FULL,
+        _ => vars::SQLITE_IOERR_WRITE,
+    }
+}
+
 /// Text that sqlite-plugin passes to printf as its format.
 fn escape_format(text: &str) -> String {
     text.replace('%', "%%")
@@ -255,6 +300,7 @@ fn escape_format(text: &str) -> String {
 
 impl VolumeFile {
     fn new(database: Arc<Database>, control: Arc<Control>) -> VolumeFile {
+        SERVED.lock().insert(control.id, (Arc::downgrade(&database), control.clone()));
         VolumeFile {
             database,
             control,
@@ -265,7 +311,7 @@ impl VolumeFile {
             cookie_offset: 0,
             cookie_seen: 0,
             lineage: None,
-            dirty: BTreeMap::new(),
+            dirty: Dirty::default(),
             pages: None,
             low: u32::MAX,
             discard: false,
@@ -312,8 +358,8 @@ impl VolumeFile {
         {
             reads.push(idx.get());
         }
-        if let Some(page) = self.dirty.get(&idx) {
-            return Ok(page.clone());
+        if let Some(page) = self.written(idx, vars::SQLITE_IOERR_READ)? {
+            return Ok(page);
         }
         if idx.get() > self.low {
             return Ok(BytesMut::zeroed(self.page_bytes()).freeze());
@@ -324,8 +370,7 @@ impl VolumeFile {
             return Ok(page);
         }
         let mut page = BytesMut::from(page);
-        let version = rusqlite::version_number();
-        page1::synthesise(&mut page, self.counter, version.unsigned_abs());
+        page1::synthesise(&mut page, self.counter, Host::get().version());
         let stored = page1::cookie(&page);
         if self.lineage.replace(snapshot.lineage()).is_some_and(|lineage| lineage != snapshot.lineage()) {
             self.cookie_offset = self.cookie_seen.wrapping_add(1).wrapping_sub(stored);
@@ -363,6 +408,11 @@ impl VolumeFile {
         ))
     }
 
+    /// Page `idx` as this transaction wrote it.
+    fn written(&self, idx: PageIdx, code: i32) -> VfsResult<Option<Bytes>> {
+        self.dirty.get(idx).map_err(|error| self.failed(code, format!("the spill file: {error}")))
+    }
+
     fn failed(&self, code: i32, error: impl std::fmt::Display) -> i32 {
         self.failed_as(code, error, false)
     }
@@ -376,7 +426,7 @@ impl VolumeFile {
     fn lock(&mut self, level: LockLevel) -> VfsResult<()> {
         if self.lock == LockLevel::Unlocked && level >= LockLevel::Shared {
             let snapshot = self.database.volume.tip();
-            let cold = std::mem::take(&mut self.control.state.lock().cold);
+            let cold = self.control.state.lock().begin();
             if cold || self.cached_version != Some(snapshot.version()) {
                 self.counter = self.counter.wrapping_add(1);
                 self.cached_version = Some(snapshot.version());
@@ -385,6 +435,9 @@ impl VolumeFile {
             self.lock = LockLevel::Shared;
         }
         if self.lock == LockLevel::Shared && level >= LockLevel::Reserved {
+            if self.database.settings.read_only {
+                return Err(vars::SQLITE_READONLY);
+            }
             let mut writer = self.database.writer.lock();
             if writer.is_some_and(|id| id != self.control.id) {
                 return Err(vars::SQLITE_BUSY);
@@ -441,12 +494,13 @@ impl VolumeFile {
         }
         let idx = u32::try_from(offset / page_bytes + 1).ok().and_then(PageIdx::new);
         let idx = idx.ok_or(vars::SQLITE_FULL)?;
-        if self.dirty.len() >= TRANSACTION_BYTES_MAX / page_bytes && !self.dirty.contains_key(&idx) {
-            tracing::warn!(volume = %self.database.volume.id(), "a transaction writes more than 1 GiB; it fails");
-            return Err(vars::SQLITE_FULL);
-        }
+        let spilling = &self.database.settings.spilling;
+        let kept = self.dirty.insert(idx, data, spilling.memory_bytes, spilling.dir.as_deref());
+        kept.map_err(|error| {
+            let code = spill_failed(&error);
+            self.failed(code, unspilled(&error))
+        })?;
         self.pages = Some(self.size_pages().max(idx.get()));
-        self.dirty.insert(idx, Bytes::copy_from_slice(data));
         Ok(())
     }
 
@@ -456,7 +510,7 @@ impl VolumeFile {
         }
         let pages =
             u32::try_from(size.div_ceil(self.page_bytes())).map_err(|_| vars::SQLITE_IOERR_TRUNCATE)?;
-        self.dirty.retain(|idx, _| idx.get() <= pages);
+        self.dirty.truncate(pages);
         self.low = self.low.min(pages);
         self.pages = Some(pages);
         Ok(())
@@ -470,9 +524,10 @@ impl VolumeFile {
         let Some(snapshot) = self.snapshot.clone() else {
             return Err(self.failed(vars::SQLITE_IOERR_FSYNC, "SQLite wrote without a lock"));
         };
-        let counter = self.dirty.get(&PageIdx::FIRST).map(|page| page1::counter(page));
+        let first = self.written(PageIdx::FIRST, vars::SQLITE_IOERR_FSYNC)?;
+        let counter = first.as_ref().map(|page| page1::counter(page));
         // The end of a rollback (see above): what was spilled is as it was before.
-        let cookie = self.dirty.get(&PageIdx::FIRST).map(|page| page1::cookie(page));
+        let cookie = first.as_ref().map(|page| page1::cookie(page));
         let Some(counter) = counter.filter(|counter| snapshot.pages() == 0 || *counter != self.counter)
         else {
             return Ok(());
@@ -482,7 +537,7 @@ impl VolumeFile {
             self.cookie_offset = 0;
             self.lineage = Some(snapshot.lineage());
         }
-        let first = self.dirty.get(&PageIdx::FIRST);
+        let first = first.as_ref();
         let named = first.map_or(self.page_bytes(), |page| page1::page_bytes(page));
         if named != self.page_bytes() {
             // VACUUM and backups copy a database of other pages byte by byte, and its count with it.
@@ -535,9 +590,12 @@ impl VolumeFile {
             return Err(self.failed(vars::SQLITE_IOERR_FSYNC, error));
         }
         let Some(change) = change else { return Ok(snapshot.clone()) };
-        match self.database.volume.commit(snapshot, change) {
+        let also = self.control.state.lock().enclosed.as_ref().map(|enclosed| enclosed.also.clone());
+        match self.database.volume.commit_with(snapshot, change, also.unwrap_or_default()) {
             Ok(after) => {
-                self.control.state.lock().committed = Some(written);
+                let mut state = self.control.state.lock();
+                state.committed = Some(written);
+                state.enclosed = None;
                 Ok(after)
             }
             Err(error @ CommitError::Stale) => Err(self.failed(vars::SQLITE_BUSY_SNAPSHOT, error)),
@@ -561,8 +619,11 @@ impl VolumeFile {
         let zero = BytesMut::zeroed(self.page_bytes()).freeze();
         // Cut off and grown again without being written: reads as zeroes.
         let regrown = (self.low.saturating_add(1)..=pages.min(snapshot.pages())).filter_map(PageIdx::new);
-        let regrown = regrown.filter(|idx| !self.dirty.contains_key(idx)).map(|idx| (idx, &zero));
-        let dirty = self.dirty.iter().map(|(idx, page)| (*idx, page)).filter(|(idx, _)| idx.get() <= pages);
+        let written = self.dirty.pages().map_err(|error| {
+            self.failed(vars::SQLITE_IOERR_FSYNC, format!("mapping the spill file: {error}"))
+        })?;
+        let regrown = regrown.filter(|idx| !written.contains_key(idx)).map(|idx| (idx, &zero));
+        let dirty = written.iter().map(|(idx, page)| (*idx, page)).filter(|(idx, _)| idx.get() <= pages);
         for (idx, page) in dirty.chain(regrown) {
             // A page that is not here cannot be compared without a fetch: it counts as changed.
             let before = if idx.get() > snapshot.pages() {
@@ -592,13 +653,50 @@ impl VolumeFile {
         written.remove(PageIdx::FIRST);
         let written = graft::snapshot::graft(&written, snapshot.pages(), pages);
         let changed = !change.changes.is_empty() || pages != snapshot.pages();
-        change.payload = local_payload(marks);
+        change.payload = self.control.state.lock().note(marks).encode();
         Ok((changed.then_some(change), WriteSet { pages: written, marks }))
+    }
+
+    /// Makes this a connection to another volume, or to another view of its own. SQLite sees it as a
+    /// database that someone else changed: it drops its cache and reads the schema again.
+    fn switch(&mut self, to: Arc<Database>) -> Result<(), String> {
+        if self.lock != LockLevel::Unlocked {
+            return Err("a transaction is open on this connection; end it first".into());
+        }
+        if to.volume.page_size() != self.database.volume.page_size() {
+            return Err(format!(
+                "its pages have {} bytes, those of the volume open here {}; open it as a database of its own",
+                to.volume.page_size().get(),
+                self.database.volume.page_size().get()
+            ));
+        }
+        self.database.open.lock().remove(&self.control.id);
+        to.open.lock().insert(self.control.id);
+        SERVED.lock().insert(self.control.id, (Arc::downgrade(&to), self.control.clone()));
+        self.database = to;
+        self.cached_version = None;
+        // No lineage of the other's is one of its.
+        self.lineage = Some(u64::MAX);
+        Ok(())
     }
 
     fn pragma(&mut self, pragma: &Pragma<'_>) -> Result<Option<String>, PragmaErr> {
         let refuse =
             |message: String| Err(PragmaErr::Fail(vars::SQLITE_ERROR, Some(escape_format(&message))));
+        let ours =
+            pragma.name.get(..OUR_PRAGMAS.len()).is_some_and(|at| at.eq_ignore_ascii_case(OUR_PRAGMAS));
+        if ours && let Some(pragmas) = self.database.settings.pragmas.clone() {
+            let answer = pragmas.pragma(&self.database, &pragma.name.to_ascii_lowercase(), pragma.arg);
+            return match answer {
+                None => Err(PragmaErr::NotFound),
+                Some(Err(message)) => refuse(message),
+                Some(Ok(PragmaAnswer::Text(text))) => Ok(Some(escape_format(&text))),
+                Some(Ok(PragmaAnswer::Switch { to, text })) => match self.switch(to) {
+                    Ok(()) => Ok(Some(escape_format(&text))),
+                    Err(message) => refuse(message),
+                },
+            };
+        }
         let arg = pragma.arg.map(|arg| arg.trim_matches(['\'', '"', ' ']).to_ascii_lowercase());
         match (pragma.name.to_ascii_lowercase().as_str(), arg.as_deref()) {
             // A volume needs none of SQLite's modes: it answers with the one in force.

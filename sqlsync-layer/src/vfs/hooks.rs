@@ -9,19 +9,20 @@
 //! our functions in front of sqlite-plugin's and calls those from ours.
 #![allow(unsafe_code, reason = "callbacks from C and a table of function pointers")]
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::{LazyLock, OnceLock};
 
 use parking_lot::Mutex;
 use rusqlite::ffi::{
-    SQLITE_ERROR, SQLITE_FCNTL_PDB, SQLITE_FCNTL_VFS_POINTER, SQLITE_OK, SQLITE_TXN_WRITE, sqlite3,
-    sqlite3_db_filename, sqlite3_db_name, sqlite3_file, sqlite3_file_control, sqlite3_int64,
-    sqlite3_io_methods, sqlite3_txn_state, sqlite3_vfs, sqlite3_vfs_find,
+    SQLITE_ERROR, SQLITE_FCNTL_FILE_POINTER, SQLITE_FCNTL_PDB, SQLITE_FCNTL_VFS_POINTER, SQLITE_OK,
+    SQLITE_OPEN_CREATE, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READONLY, SQLITE_TXN_WRITE, sqlite3, sqlite3_file,
+    sqlite3_int64, sqlite3_io_methods, sqlite3_vfs,
 };
 
-use super::scope;
+use super::host::Host;
+use super::{OpenRequest, scope};
 
 /// Milliseconds from the Julian epoch to 1970.
 const UNIX_EPOCH_JULIAN_MS: i64 = 210_866_760_000_000;
@@ -50,6 +51,30 @@ static OWNERS: LazyLock<Mutex<HashMap<u64, usize>>> = LazyLock::new(Mutex::defau
 thread_local! {
     /// The volume file that the plugin's open, running inside ours, has just opened.
     static OPENED: Cell<Option<u64>> = const { Cell::new(None) };
+    /// What the open that is running on this thread was asked for.
+    static REQUEST: RefCell<Option<OpenRequest>> = const { RefCell::new(None) };
+}
+
+/// What the open that is running on this thread was asked for, apart from the name.
+pub(super) fn request() -> OpenRequest {
+    REQUEST.take().unwrap_or_default()
+}
+
+/// The volume file that schema `schema` of a connection is.
+///
+/// # Safety
+///
+/// `db` is an open connection of the SQLite that is served, and the caller is inside a call on it.
+pub(super) unsafe fn file_of(db: *mut sqlite3, schema: &CStr) -> Option<u64> {
+    let mut file: *mut sqlite3_file = std::ptr::null_mut();
+    // SAFETY: as the caller promises; the operation writes one pointer.
+    let code = unsafe {
+        (Host::get().file_control)(db, schema.as_ptr(), SQLITE_FCNTL_FILE_POINTER, (&raw mut file).cast())
+    };
+    if code != SQLITE_OK {
+        return None;
+    }
+    FILES.lock().get(&file.addr()).copied()
 }
 
 /// Tells the open that is running on this thread which volume file it opened.
@@ -77,20 +102,21 @@ pub(super) fn other_file_written(id: u64) -> Option<String> {
     if db.is_null() {
         return None;
     }
+    let host = Host::get();
     (0..)
         .map_while(|index| {
             // SAFETY: the callback runs inside a call on this connection, so `db` is open and its mutex is
             // ours; SQLite answers null past the last schema, else strings that live until it is detached.
-            let name = unsafe { sqlite3_db_name(db, index) };
+            let name = unsafe { (host.db_name)(db, index) };
             (!name.is_null()).then_some(name)
         })
         .find_map(|name| {
             // SAFETY: as above; the file control answers the VFS that serves the schema, or fails.
             let (writes, file, vfs) = unsafe {
-                let writes = sqlite3_txn_state(db, name) == SQLITE_TXN_WRITE;
-                let file = sqlite3_db_filename(db, name);
+                let writes = (host.txn_state)(db, name) == SQLITE_TXN_WRITE;
+                let file = (host.db_filename)(db, name);
                 let mut vfs: *mut sqlite3_vfs = std::ptr::null_mut();
-                sqlite3_file_control(db, name, SQLITE_FCNTL_VFS_POINTER, (&raw mut vfs).cast());
+                (host.file_control)(db, name, SQLITE_FCNTL_VFS_POINTER, (&raw mut vfs).cast());
                 (writes, file, vfs)
             };
             // SAFETY: a filename is a NUL-terminated string; a temporary database has an empty one.
@@ -106,18 +132,20 @@ pub(super) fn other_file_written(id: u64) -> Option<String> {
         })
 }
 
-/// Puts our functions in front of the registered VFS's.
-pub(super) fn install(name: &str) -> Result<(), i32> {
+/// Puts our functions in front of the registered VFS's. `linked`: of the SQLite linked in.
+pub(super) fn install(name: &str, linked: bool) -> Result<(), i32> {
     let name = CString::new(name).map_err(|_| SQLITE_ERROR)?;
     // SAFETY: the name is a NUL-terminated string; SQLite answers a VFS that lives until it is
     // unregistered (ours never is) or null.
-    let vfs = unsafe { sqlite3_vfs_find(name.as_ptr()).as_mut() }.ok_or(SQLITE_ERROR)?;
+    let vfs = unsafe { (Host::get().vfs_find)(name.as_ptr()).as_mut() }.ok_or(SQLITE_ERROR)?;
     let (Some(open), Some(time)) = (vfs.xOpen, vfs.xCurrentTimeInt64) else { return Err(SQLITE_ERROR) };
     // `install` runs once, under the registration's lock.
     let _ = ORIGINALS.set(Originals { open, time, methods: OnceLock::new() });
     vfs.xOpen = Some(x_open);
     vfs.xCurrentTimeInt64 = Some(x_current_time_int64);
-    deny_localtime_in_scopes();
+    if linked {
+        deny_localtime_in_scopes();
+    }
     Ok(())
 }
 
@@ -130,6 +158,20 @@ unsafe extern "C" fn x_open(
 ) -> c_int {
     let Some(originals) = ORIGINALS.get() else { return SQLITE_ERROR };
     OPENED.set(None);
+    if flags & SQLITE_OPEN_MAIN_DB != 0 && !name.is_null() {
+        // SAFETY: the name of a main database, as SQLite passed it.
+        let parameter = |key| unsafe { Host::get().uri_parameter(name, key) };
+        let request = OpenRequest {
+            parameters: super::URI_PARAMETERS
+                .iter()
+                .filter_map(|key| Some((*key, parameter(key)?)))
+                .collect(),
+            create: flags & SQLITE_OPEN_CREATE != 0,
+            read_only: flags & SQLITE_OPEN_READONLY != 0,
+            ..OpenRequest::default()
+        };
+        REQUEST.set(Some(request));
+    }
     // SAFETY: SQLite's own arguments, passed on unchanged to the function it would have called.
     let code = unsafe { (originals.open)(vfs, name, file, flags, out_flags) };
     let Some(id) = OPENED.take().filter(|_| code == SQLITE_OK) else { return code };

@@ -74,6 +74,13 @@ pub fn normalise(page: &mut [u8]) {
     }
 }
 
+/// Copies the allocator's unit of one page 1 into another. Pages too short to have it are left alone.
+pub fn copy_allocator(from: &[u8], to: &mut [u8]) {
+    if let (Some(from), Some(to)) = (from.get(ALLOCATOR), to.get_mut(ALLOCATOR)) {
+        to.copy_from_slice(from);
+    }
+}
+
 /// Whether the header says that the database is in WAL mode.
 pub fn says_wal(page: &[u8]) -> bool {
     page.get(VERSIONS).is_some_and(|versions| versions.contains(&2))
@@ -82,6 +89,13 @@ pub fn says_wal(page: &[u8]) -> bool {
 /// The database's page count in the header; `None` where it holds none.
 pub fn page_count(page: &[u8]) -> Option<u32> {
     Some(big_endian(page, 28)).filter(|count| *count > 0)
+}
+
+/// Sets the database's page count in the header.
+pub fn set_page_count(page: &mut [u8], pages: u32) {
+    if let Some(bytes) = page.get_mut(28..32) {
+        bytes.copy_from_slice(&pages.to_be_bytes());
+    }
 }
 
 /// Makes the stored form into what SQLite reads.

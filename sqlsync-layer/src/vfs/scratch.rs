@@ -1,52 +1,93 @@
-//! Journals and temporary files: bytes in memory, gone when closed.
+//! Journals and temporary files: in memory up to a budget, beyond it in a file without a name; gone
+//! when closed.
 //!
 //! A rollback journal serves only rollback within the process: a crash leaves nothing to roll back,
 //! because nothing was published. One thing in a journal concerns us: the record that names a
 //! super-journal, which SQLite writes when a transaction changes more than one database file. Such a
 //! transaction is refused.
 
+use std::io;
+use std::path::Path;
+
+use super::spill::file::File;
+
 /// The last eight bytes of a super-journal record: SQLite's journal magic, written alone.
 const JOURNAL_MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
 
-/// The longest such file: they lie in memory.
-const SCRATCH_BYTES_MAX: usize = 1 << 30;
-
-/// The file would be longer than it may be.
+/// A temporary file.
 #[derive(Debug)]
-pub(super) struct Full;
+pub(super) enum Scratch {
+    Memory(Vec<u8>),
+    Spilled { file: File, len: usize },
+}
 
-/// A file in memory.
-#[derive(Debug, Default)]
-pub(super) struct Scratch {
-    bytes: Vec<u8>,
+impl Default for Scratch {
+    fn default() -> Scratch {
+        Scratch::Memory(Vec::new())
+    }
 }
 
 impl Scratch {
     pub(super) fn len(&self) -> usize {
-        self.bytes.len()
+        match self {
+            Scratch::Memory(bytes) => bytes.len(),
+            Scratch::Spilled { len, .. } => *len,
+        }
     }
 
-    pub(super) fn read(&self, offset: usize, out: &mut [u8]) -> usize {
-        let from = self.bytes.get(offset..).unwrap_or_default();
-        let count = from.len().min(out.len());
-        out[..count].copy_from_slice(&from[..count]);
-        count
+    pub(super) fn read(&self, offset: usize, out: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Scratch::Memory(bytes) => {
+                let from = bytes.get(offset..).unwrap_or_default();
+                let count = from.len().min(out.len());
+                out[..count].copy_from_slice(&from[..count]);
+                Ok(count)
+            }
+            Scratch::Spilled { file, len } => {
+                let count = len.saturating_sub(offset).min(out.len());
+                file.read_at(&mut out[..count], offset as u64)?;
+                Ok(count)
+            }
+        }
     }
 
-    pub(super) fn write(&mut self, offset: usize, data: &[u8]) -> Result<(), Full> {
+    /// Writes; moves to a file in `dir` where it would be longer than `budget` bytes in memory.
+    pub(super) fn write(
+        &mut self,
+        offset: usize,
+        data: &[u8],
+        budget: usize,
+        dir: Option<&Path>,
+    ) -> io::Result<()> {
         let end = offset.saturating_add(data.len());
-        if end > SCRATCH_BYTES_MAX {
-            return Err(Full);
+        if let Scratch::Memory(bytes) = self {
+            if end <= budget.max(bytes.len()) {
+                if bytes.len() < end {
+                    bytes.resize(end, 0);
+                }
+                bytes[offset..end].copy_from_slice(data);
+                return Ok(());
+            }
+            let file = File::new(dir)?;
+            file.write_at(bytes, 0)?;
+            *self = Scratch::Spilled { file, len: bytes.len() };
         }
-        if self.bytes.len() < end {
-            self.bytes.resize(end, 0);
+        if let Scratch::Spilled { file, len } = self {
+            file.write_at(data, offset as u64)?;
+            *len = end.max(*len);
         }
-        self.bytes[offset..end].copy_from_slice(data);
         Ok(())
     }
 
-    pub(super) fn truncate(&mut self, size: usize) {
-        self.bytes.resize(size, 0);
+    pub(super) fn truncate(&mut self, size: usize) -> io::Result<()> {
+        match self {
+            Scratch::Memory(bytes) => bytes.resize(size, 0),
+            Scratch::Spilled { file, len } => {
+                file.set_len(size as u64)?;
+                *len = size;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,7 @@
 mod modes;
 mod remote;
 mod rules;
+mod spill;
 mod threads;
 
 use std::sync::Arc;

@@ -52,6 +52,7 @@ pub fn config() -> SessionConfig {
         greeting_max: Duration::from_secs(3),
         keepalive: Duration::from_secs(4),
         pending_max: 400,
+        heads: false,
     }
 }
 

@@ -141,7 +141,7 @@ impl Run {
                 id
             };
             self.desk.0.lock().last_sealed = volume.pending().map(|prepared| prepared.head.id);
-            let pushed = push(&self.remote, volume, Payload::of_plain_sql, id, self.now_ms).await;
+            let pushed = push(&self.remote, volume, Payload::of_locals, id, self.now_ms).await;
             match pushed {
                 Ok(Pushed::Durable(lsn)) => {
                     self.desk.durable(lsn);
@@ -186,7 +186,7 @@ impl Run {
             parent_time_ms: self.now_ms,
             now_ms: self.now_ms,
             pages,
-            payload: Payload::of_plain_sql(stale),
+            payload: Payload::of_locals(stale),
             locals: 0,
             checkpoint: Lsn::ZERO,
         };

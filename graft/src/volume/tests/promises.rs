@@ -426,3 +426,58 @@ fn a_cache_smaller_than_a_frame_still_reads_what_was_asked_for_last() {
         assert_eq!(bytes_of(&*remote, &b), expected);
     }
 }
+
+/// Local commits and a pending push larger than a part of a stored value survive a restart at any step,
+/// and leave nothing behind when they are settled.
+#[test]
+fn large_local_commits_and_pushes_are_kept_in_parts() {
+    let (remote, store) = (MemoryRemote::new(), Arc::new(MemoryStore::new()));
+    let id = VolumeId([6; 16]);
+    let meta = Meta { page_size: PageSize::new(65536).unwrap(), parent: None };
+    block_on(catalog::create(&remote, &"large".parse().unwrap(), id, meta)).unwrap();
+    let options = || Options { store: Some(store.clone()), ..Options::default() };
+    let open = || Volume::load(id, meta.page_size, options()).unwrap().volume;
+    // Random bytes, so that the push is as large as the commit.
+    let page = |seed: u32| {
+        let mut out = vec![0; 65536];
+        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
+        Bytes::from(out)
+    };
+    let pages = 200;
+    let volume = open();
+    let changes = (1..=pages).map(|idx| (PageIdx::new(idx).unwrap(), page(idx))).collect();
+    volume.commit(&volume.tip(), Change { changes, pages, payload: Bytes::from_static(b"p") }).unwrap();
+    let whole = |volume: &Volume| {
+        for idx in 1..=pages {
+            assert_eq!(
+                volume.read(&volume.tip(), PageIdx::new(idx).unwrap()).unwrap(),
+                page(idx),
+                "page {idx}"
+            );
+        }
+    };
+    drop(volume);
+    let volume = open();
+    whole(&volume);
+    let sealed = volume.seal(1, Bytes::new(), CommitId([1; 16]), 1).unwrap().unwrap();
+    drop(volume);
+    let volume = open();
+    assert_eq!(volume.pending().as_deref(), Some(&*sealed));
+    let published = block_on(publish(&remote, &sealed)).unwrap();
+    volume.confirm(published).unwrap();
+    drop(volume);
+    let volume = open();
+    assert_eq!(volume.status().ahead, 0);
+    whole(&volume);
+    assert!(store.scan(Space::Local, b"").unwrap().is_empty());
+    let left = store.scan(Space::State, &id.0).unwrap();
+    assert!(left.iter().all(|(key, _)| !matches!(key[16], b'p' | b'q')), "parts of the push are left");
+    // And where it is dropped instead.
+    let changes = (1..=pages).map(|idx| (PageIdx::new(idx).unwrap(), page(idx + 1000))).collect();
+    volume.commit(&volume.tip(), Change { changes, pages, payload: Bytes::new() }).unwrap();
+    volume.seal(1, Bytes::new(), CommitId([2; 16]), 2).unwrap().unwrap();
+    volume.reset().unwrap();
+    assert!(store.scan(Space::Local, b"").unwrap().is_empty());
+    let left = store.scan(Space::State, &id.0).unwrap();
+    assert!(left.iter().all(|(key, _)| !matches!(key[16], b'p' | b'q')), "parts of the push are left");
+}

@@ -75,6 +75,7 @@ impl ClientSession {
             | ServerMessage::Presence { .. }
             | ServerMessage::PresenceSet { .. }
             | ServerMessage::PresenceError { .. }
+            | ServerMessage::Head { .. }
             | ServerMessage::Pong { .. }
                 if !live =>
             {
@@ -116,6 +117,7 @@ impl ClientSession {
                 self.presence_set(id, ttl_ms);
             }
             ServerMessage::PresenceError { reason } => self.presence_refused(reason),
+            ServerMessage::Head { lsn } => self.notify(Notice::Head { lsn }),
             ServerMessage::Pong { n: _ } => self.attempt = 0,
         }
     }
@@ -148,6 +150,9 @@ impl ClientSession {
         }
         self.next_seq = Some(next_seq);
         self.volume = Some(welcome.volume);
+        if self.since == Lsn::ZERO {
+            self.since = welcome.at.lsn.max(Lsn(1));
+        }
         self.state = State::Live(Live {
             sent: 0,
             in_flight: 0,

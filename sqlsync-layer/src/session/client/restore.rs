@@ -1,7 +1,7 @@
 //! What of a session outlives a process, and starting from it.
 
 use super::{
-    ClientId, ClientSession, Deserialize, PendingMutation, SEQ_MAX, Serialize, SessionConfig, VolumeId,
+    ClientId, ClientSession, Deserialize, Lsn, PendingMutation, SEQ_MAX, Serialize, SessionConfig, VolumeId,
 };
 
 /// What must be kept so that a client id goes on exactly once after a restart.
@@ -15,8 +15,15 @@ pub struct ClientState {
     pub next_seq: Option<u64>,
     /// The highest seq with a final answer.
     pub settled: u64,
+    /// The newest commit at the first `welcome`; 0 before.
+    #[serde(default = "no_lsn")]
+    pub since: Lsn,
     /// Mutations without a final answer, by ascending seq.
     pub pending: Vec<PendingMutation>,
+}
+
+fn no_lsn() -> Lsn {
+    Lsn::ZERO
 }
 
 /// Why a stored state cannot be continued: it is not one that a session ever had.
@@ -53,6 +60,7 @@ impl ClientSession {
             volume: self.volume,
             next_seq: self.next_seq,
             settled: self.settled,
+            since: self.since,
             pending: self.pending.values().cloned().collect(),
         }
     }
@@ -63,7 +71,7 @@ impl ClientSession {
     ///
     /// [`RestoreError`] where the state contradicts itself.
     pub fn restore(state: ClientState, config: SessionConfig) -> Result<ClientSession, RestoreError> {
-        let ClientState { client, volume, next_seq, settled, pending } = state;
+        let ClientState { client, volume, next_seq, settled, since, pending } = state;
         let next = next_seq.unwrap_or(SEQ_MAX);
         if next <= settled || next > SEQ_MAX {
             return Err(RestoreError::NextSeq { client, next, settled });
@@ -78,6 +86,7 @@ impl ClientSession {
         let mut session = ClientSession::build(client, next_seq, config);
         session.volume = volume;
         session.settled = settled;
+        session.since = since;
         session.pending = pending.into_iter().map(|mutation| (mutation.seq, mutation)).collect();
         Ok(session)
     }

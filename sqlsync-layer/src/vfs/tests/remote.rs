@@ -27,7 +27,7 @@ fn open(remote: &SharedRemote) -> Arc<Database> {
 fn publish(remote: &dyn Remote, db: &Database) {
     let lsn = db.volume().status().lsn.0 as u128;
     let id = || CommitId((lsn + 1).to_le_bytes());
-    block_on(push(remote, db.volume(), Payload::of_plain_sql, id, 1)).unwrap();
+    block_on(push(remote, db.volume(), Payload::of_locals, id, 1)).unwrap();
 }
 
 fn pull(remote: &dyn Remote, db: &Database) {

@@ -259,7 +259,7 @@ impl World {
                 }
             }
             // Nobody asks.
-            Notice::Presence => {}
+            Notice::Presence | Notice::Head { .. } => {}
             Notice::Status(status) => self.status(at, status),
         }
     }

@@ -56,9 +56,9 @@ impl World {
         }
         let (node, session) = (connection.node.0, SessionId(conn));
         match connection.server.frame(text) {
-            Step::Connect { client, settled } => {
+            Step::Connect { client, known } => {
                 connection.connected = true;
-                self.input(node, Input::Connect { session, client, settled });
+                self.input(node, Input::Connect { session, client, known });
             }
             Step::Receive(message) => {
                 let (seed, now_ms) = (self.random.draw(), self.now_ms());

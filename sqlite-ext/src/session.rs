@@ -1,0 +1,294 @@
+//! Volumes that are open in this process, and opening them.
+//!
+//! Connections to one volume through one data directory share one replica, as long as any of them is
+//! open. A directory is held by one process at a time, which the store's lock enforces and its message
+//! names. Without a directory a volume is a read replica in memory.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, OnceLock, Weak};
+
+use graft::catalog::{self, CatalogError};
+use graft::fetch::RemoteFetch;
+use graft::format::meta::Meta;
+use graft::remote::SharedRemote;
+use graft::store::{Batch, Durability, FjallStore, ReplicaStore as _, SharedStore, Space};
+use graft::time::At;
+use graft::volume::{Options, Volume};
+use graft::{Lsn, PageSize, VolumeId, VolumeName};
+use parking_lot::Mutex;
+use sqlsync_layer::vfs::{Control, Database, OpenRequest, PragmaAnswer, Pragmas, Settings};
+use tokio::runtime::Runtime;
+
+use crate::commands;
+use crate::config::Config;
+
+/// One volume as it is open here.
+pub struct Session {
+    pub name: VolumeName,
+    pub remote: SharedRemote,
+    pub volume: Arc<Volume>,
+    pub data: Option<PathBuf>,
+    /// The commit it stands still at.
+    pub at: Option<Lsn>,
+    /// Why the store was not asked when it was opened; it goes on from what is in the directory.
+    pub offline: Option<String>,
+    config: Config,
+}
+
+/// A session, reached through a connection.
+pub struct Open {
+    pub session: Arc<Session>,
+    pub database: Arc<Database>,
+    pub control: Arc<Control>,
+}
+
+/// Store, volume, directory, and the commit it stands still at.
+type Key = (String, VolumeName, Option<PathBuf>, Option<Lsn>);
+
+#[derive(Default)]
+struct Registry {
+    sessions: HashMap<Key, (Weak<Database>, Weak<Session>)>,
+    stores: HashMap<PathBuf, Weak<FjallStore>>,
+}
+
+/// Pages of a past state kept in memory.
+pub const CACHE_BYTES: usize = 64 << 20;
+
+/// Held while a volume is opened, so that two connections open it once.
+static REGISTRY: LazyLock<Mutex<Registry>> = LazyLock::new(Mutex::default);
+static LAST_ERROR: Mutex<Option<String>> = Mutex::new(None);
+
+/// The threads that requests run on.
+pub fn runtime() -> Result<&'static Runtime, String> {
+    static RUNTIME: OnceLock<Result<Runtime, String>> = OnceLock::new();
+    let start = || {
+        let built = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        built.map_err(|error| format!("no threads to run on: {error}"))
+    };
+    RUNTIME.get_or_init(start).as_ref().map_err(Clone::clone)
+}
+
+/// What went wrong last in this process.
+pub fn last_error() -> Option<String> {
+    LAST_ERROR.lock().clone()
+}
+
+/// The session that a database is.
+pub fn of(database: &Arc<Database>) -> Option<Arc<Session>> {
+    let registry = REGISTRY.lock();
+    let found = registry.sessions.values().find(|(known, _)| known.as_ptr() == Arc::as_ptr(database));
+    found?.1.upgrade()
+}
+
+/// Opens what SQLite asks for. SQLite itself says only "unable to open database file", so the reason goes
+/// to stderr and to the table `graft_errors`.
+pub fn open(request: &OpenRequest) -> Option<Arc<Database>> {
+    match try_open(request) {
+        Ok(database) => Some(database),
+        Err(message) => {
+            eprintln!("graft: `{}` cannot be opened: {message}", request.name);
+            *LAST_ERROR.lock() = Some(message);
+            None
+        }
+    }
+}
+
+fn try_open(request: &OpenRequest) -> Result<Arc<Database>, String> {
+    let parameter =
+        |name: &str| request.parameters.iter().find(|(key, _)| *key == name).map(|(_, v)| v.as_str());
+    let name = request.name.parse().map_err(|error| format!("{error}"))?;
+    let at = match parameter("at") {
+        Some(text) => Some(parse_lsn(text)?),
+        None => None,
+    };
+    let page_size = match parameter("page_size") {
+        Some(text) => {
+            let size = text.parse().ok().and_then(PageSize::new);
+            size.ok_or_else(|| format!("page_size={text}: give a power of two from 512 to 65536"))?
+        }
+        None => PageSize::DEFAULT,
+    };
+    let config = Config::find(&request.parameters)?;
+    let create = request.create && !request.read_only && at.is_none() && config.data.is_some();
+    open_volume(config, name, at, create.then_some(page_size))
+}
+
+pub fn parse_lsn(text: &str) -> Result<Lsn, String> {
+    text.trim().parse().map(Lsn).map_err(|_| format!("`{text}` is no LSN: give a number, see graft_log"))
+}
+
+/// Opens a volume, or finds it open. `create` says the page size of one that is to be made where there is
+/// none.
+fn open_volume(
+    config: Config,
+    name: VolumeName,
+    at: Option<Lsn>,
+    create: Option<PageSize>,
+) -> Result<Arc<Database>, String> {
+    let url = config.store()?;
+    let data = match &config.data {
+        Some(dir) => Some(std::path::absolute(dir).map_err(|error| format!("{}: {error}", dir.display()))?),
+        None => None,
+    };
+    let runtime = runtime()?;
+    let _entered = runtime.enter();
+    let remote = graft::remote::open(&url).map_err(|error| error.to_string())?;
+    // A view of the past is of no directory.
+    let data = data.filter(|_| at.is_none());
+    let key: Key = (remote.place(), name.clone(), data.clone(), at);
+    let mut registry = REGISTRY.lock();
+    registry.sessions.retain(|_, (database, _)| database.strong_count() > 0);
+    if let Some(database) = registry.sessions.get(&key).and_then(|(database, _)| database.upgrade()) {
+        return Ok(database);
+    }
+    let store = match &data {
+        Some(dir) => Some(open_store(&mut registry, dir)?),
+        None => None,
+    };
+    let (volume, offline) =
+        runtime.block_on(replica(&remote, &name, at, create, store)).map_err(|error| error.to_string())?;
+    let volume = Arc::new(volume);
+    let read_only = data.is_none();
+    let session = Session { name, remote: remote.clone(), volume: volume.clone(), data, at, offline, config };
+    let session = Arc::new(session);
+    let settings = Settings { read_only, pragmas: Some(session.clone()), ..Settings::default() };
+    let database = Database::with(volume, Arc::new(RemoteFetch::new(remote)), settings);
+    registry.sessions.insert(key, (Arc::downgrade(&database), Arc::downgrade(&session)));
+    Ok(database)
+}
+
+fn open_store(registry: &mut Registry, dir: &Path) -> Result<Arc<FjallStore>, String> {
+    if let Some(store) = registry.stores.get(dir).and_then(Weak::upgrade) {
+        return Ok(store);
+    }
+    let store = Arc::new(FjallStore::open(dir).map_err(|error| error.to_string())?);
+    registry.stores.insert(dir.into(), Arc::downgrade(&store));
+    Ok(store)
+}
+
+/// What a directory remembers of a name, so that its volume opens without the store.
+fn name_key(remote: &SharedRemote, name: &VolumeName) -> Vec<u8> {
+    format!("ext/{}/{name}", remote.place()).into_bytes()
+}
+
+fn remembered(store: &FjallStore, key: &[u8]) -> Option<(VolumeId, PageSize)> {
+    let value = store.get(Space::Timeline, key).ok()??;
+    let (id, size) = std::str::from_utf8(&value).ok()?.split_once(' ')?;
+    Some((id.parse().ok()?, PageSize::new(size.parse().ok()?)?))
+}
+
+async fn replica(
+    remote: &SharedRemote,
+    name: &VolumeName,
+    at: Option<Lsn>,
+    create: Option<PageSize>,
+    store: Option<Arc<FjallStore>>,
+) -> Result<(Volume, Option<String>), Box<dyn std::error::Error>> {
+    let key = name_key(remote, name);
+    let known = store.as_ref().and_then(|store| remembered(store, &key));
+    // A volume that was here before is missed, not made anew.
+    let create = create.filter(|_| known.is_none());
+    let resolved = match (catalog::resolve(&**remote, name).await, create) {
+        (Err(CatalogError::NoSuchVolume { .. }), Some(page_size)) => {
+            let mut id = [0; 16];
+            random(&mut id)?;
+            match catalog::create(&**remote, name, VolumeId(id), Meta { page_size, parent: None }).await {
+                Ok(()) => Ok(VolumeId(id)),
+                Err(CatalogError::Exists { found, .. }) => Ok(found),
+                Err(error) => Err(error),
+            }
+        }
+        (resolved, _) => resolved,
+    };
+    if let Some(lsn) = at {
+        let opened = Volume::open_at(&**remote, resolved?, At::Lsn(lsn), CACHE_BYTES).await?;
+        return Ok((opened.volume, None));
+    }
+    let Some(store) = store else {
+        let opened = Volume::open(&**remote, resolved?, Options::default()).await?;
+        return Ok((opened.volume, None));
+    };
+    if let (Ok(found), Some((known, _))) = (&resolved, known)
+        && *found != known
+    {
+        return Err(format!(
+            "the directory holds volume {known} under this name, the store {found}: the store was replaced; give \
+             another directory"
+        )
+        .into());
+    }
+    let options = Options { store: Some(store.clone() as SharedStore), ..Options::default() };
+    let opened = match &resolved {
+        Ok(id) => Volume::open(&**remote, *id, options.clone()).await.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    match opened {
+        Ok(opened) => {
+            let mut batch = Batch::default();
+            let (id, size) = (opened.volume.id(), opened.volume.page_size().get());
+            batch.put(Space::Timeline, key, format!("{id} {size}"));
+            store.write(batch, Durability::Buffered)?;
+            Ok((opened.volume, None))
+        }
+        // The store is not there, or says nonsense; what is in the directory may be used all the same.
+        Err(reason) => match known {
+            Some((id, page_size)) => Ok((Volume::load(id, page_size, options)?.volume, Some(reason))),
+            None => Err(reason.into()),
+        },
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "a driver: it owns randomness")]
+pub fn random(out: &mut [u8]) -> Result<(), String> {
+    getrandom::fill(out).map_err(|error| format!("the system gives no random numbers: {error}"))
+}
+
+#[allow(clippy::disallowed_methods, reason = "a driver: it gives commits their time")]
+pub fn now_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+impl Session {
+    /// The store's URL.
+    pub fn url(&self) -> String {
+        self.remote.url()
+    }
+
+    /// This volume at another commit, or another volume of the same store and directory.
+    fn other(&self, name: VolumeName, at: Option<Lsn>) -> Result<Arc<Database>, String> {
+        open_volume(self.config.clone(), name, at, None)
+    }
+}
+
+impl Pragmas for Session {
+    fn pragma(
+        &self,
+        database: &Arc<Database>,
+        name: &str,
+        argument: Option<&str>,
+    ) -> Option<Result<PragmaAnswer, String>> {
+        let argument =
+            argument.map(|text| text.trim().trim_matches(['\'', '"'])).filter(|text| !text.is_empty());
+        let answered = match (name, argument) {
+            ("graft_open_at", None) => {
+                self.other(self.name.clone(), None).map(|to| (to, self.name.to_string()))
+            }
+            ("graft_open_at", Some(lsn)) => parse_lsn(lsn).and_then(|lsn| {
+                self.other(self.name.clone(), Some(lsn)).map(|to| (to, format!("{} at lsn {lsn}", self.name)))
+            }),
+            ("graft_switch", Some(to)) => to
+                .parse::<VolumeName>()
+                .map_err(|error| error.to_string())
+                .and_then(|name| self.other(name.clone(), None).map(|to| (to, name.to_string()))),
+            ("graft_switch", None) => Err("PRAGMA graft_switch = NAME: give the volume to go on on".into()),
+            _ => {
+                let session = of(database)?;
+                let open = Open { session, database: database.clone(), control: Control::detached() };
+                return commands::pragma(&open, name, argument).map(|text| text.map(PragmaAnswer::Text));
+            }
+        };
+        Some(answered.map(|(to, text)| PragmaAnswer::Switch { to, text }))
+    }
+}
