@@ -289,7 +289,7 @@ impl Job {
         let (volume, fresh) = (database.volume().clone(), CommitId(self.random.bytes16()));
         self.family.lock().notes.insert(fresh, vec![note]);
         for _ in 0..TRIES_MAX {
-            let pushed = push(&self.remote, &volume, Payload::of_plain_sql, || fresh, self.now_ms).await;
+            let pushed = push(&self.remote, &volume, Payload::of_locals, || fresh, self.now_ms).await;
             match pushed {
                 Ok(Pushed::Durable(lsn)) => {
                     let mut family = self.family.lock();

@@ -136,7 +136,7 @@ impl World {
         write_note(&database, &note, "").map_err(|error| format!("a last note in {fork}: {error}"))?;
         let id = CommitId(self.random.bytes16());
         self.family.lock().notes.insert(id, vec![note]);
-        let pushed = push(&**remote, database.volume(), Payload::of_plain_sql, || id, self.now_ms());
+        let pushed = push(&**remote, database.volume(), Payload::of_locals, || id, self.now_ms());
         match block_on(pushed) {
             Ok(Pushed::Durable(lsn)) => self.family.lock().durable.push((fork, lsn, id)),
             other => return Err(format!("a last note in {fork}: {other:?}")),
