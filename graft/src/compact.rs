@@ -102,6 +102,16 @@ impl Moved {
     pub fn pages(&self) -> usize {
         self.pages.len()
     }
+
+    /// A bug for the simulation to find: takes a compaction for one that began in the present epoch.
+    #[cfg(feature = "plants")]
+    #[doc(hidden)]
+    pub fn in_the_epoch_of(mut self, volume: &Volume) -> Moved {
+        let base = volume.base();
+        let own = base.checkpoint().filter(|root| root.volume == volume.id());
+        self.epoch = own.map_or(Epoch::default(), |root| root.epoch);
+        self
+    }
 }
 
 /// Why a compaction ended early. The volume is as it was; segments that were uploaded are garbage.
@@ -280,7 +290,8 @@ async fn groups(
 /// The pages of `snapshot` that lie badly.
 async fn sparse(remote: &dyn Remote, snapshot: &Snapshot, scope: Scope) -> Result<PageSet, CompactError> {
     let mut live: HashMap<Arc<str>, u64> = HashMap::new();
-    let mut counted: std::collections::HashSet<*const FrameRef> = std::collections::HashSet::new();
+    // By address: a pointer would keep the future on one thread.
+    let mut counted: std::collections::HashSet<usize> = std::collections::HashSet::new();
     let mut compacted: BTreeMap<PageIdx, Arc<str>> = BTreeMap::new();
     let mut bad = PageSet::new();
     let mut stored = 0u64;
@@ -291,7 +302,7 @@ async fn sparse(remote: &dyn Remote, snapshot: &Snapshot, scope: Scope) -> Resul
             bad.insert(page);
             continue;
         }
-        if counted.insert(Arc::as_ptr(frame)) {
+        if counted.insert(Arc::as_ptr(frame).addr()) {
             let share = frame.slots.len() as u64 * u64::from(frame.bytes) / u64::from(frame.count.max(1));
             *live.entry(frame.key.clone()).or_default() += share;
         }

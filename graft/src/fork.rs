@@ -69,7 +69,9 @@ impl From<Damaged> for ForkError {
 /// # Errors
 ///
 /// [`ForkError`]. The name is not created then; what else was is removed again, and where that fails,
-/// nothing names it.
+/// nothing names it. Only where the store failed, the outcome may be unknown: try again, with *another*
+/// fresh id. Should the first try's name arrive at last, it names the first try's fork, which is whole;
+/// with the same id, the second try could remove what that name means.
 pub async fn create(
     remote: &dyn Remote,
     parent: VolumeId,

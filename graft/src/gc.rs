@@ -664,6 +664,29 @@ async fn sweep_plan(
     let epoch = *epoch;
     let retained = |lsn: Lsn| readable.retains(lsn);
 
+    // An LSN that is kept may have segments of those who lost it: they go, whatever keeps the LSN.
+    let held: BTreeSet<Lsn> = inventory
+        .segments
+        .iter()
+        .filter_map(|(segment, row)| match segment {
+            Segment::Commit(lsn) if retained(*lsn) && !marks.segments.contains(&row.key) => Some(*lsn),
+            Segment::Commit(_) | Segment::Compaction(_) => None,
+        })
+        .filter(|lsn| inventory.commits.get(lsn).is_some_and(|row| row.bytes != TOMBSTONE_BYTES as u64))
+        .collect();
+    let reads = held.into_iter().map(|lsn| async move {
+        match read_head(remote, volume, lsn).await {
+            Ok(head) => Ok(Some((lsn, head.id))),
+            // Another collector was faster.
+            Err(PullError::Expired { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    });
+    let winners: Vec<Option<(Lsn, CommitId)>> =
+        futures::stream::iter(reads).buffer_unordered(CONCURRENT).try_collect().await?;
+    let winners: BTreeMap<Lsn, CommitId> = winners.into_iter().flatten().collect();
+    let lost = |lsn: &Lsn, key: &str| winners.get(lsn).is_some_and(|id| !key.contains(&format!("-{id}-")));
+
     let newest = inventory.newest_seq();
     let mut unpublished: BTreeMap<&str, i64> = BTreeMap::new();
     let mut decide = |row: &Listed, goes: Option<Why>, how: How| match goes {
@@ -689,7 +712,9 @@ async fn sweep_plan(
     for (segment, row) in &inventory.segments {
         let stays = marks.segments.contains(&row.key)
             || match segment {
-                Segment::Commit(lsn) => retained(*lsn) || !inventory.commits.contains_key(lsn),
+                Segment::Commit(lsn) => {
+                    !inventory.commits.contains_key(lsn) || (retained(*lsn) && !lost(lsn, &row.key))
+                }
                 Segment::Compaction(begun) => *begun >= epoch,
             };
         if matches!(segment, Segment::Compaction(begun) if *begun >= epoch)

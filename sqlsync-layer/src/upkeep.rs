@@ -103,7 +103,7 @@ pub async fn compact(
         return Ok(Compacted::NotDue(scattered));
     }
     for _ in 0..TRIES_MAX {
-        match compact::publish(remote, &volume, &moved, ledger.encode()).await? {
+        match compact::publish(remote, &volume, &volume.base(), &moved, ledger.encode()).await? {
             Written::Stored { seq, lsn } => {
                 return Ok(Compacted::Stored {
                     seq,

@@ -10,7 +10,7 @@
 //! | [`random`], [`queue`], [`tasks`] | chance, virtual time, futures polled by hand |
 //! | [`store`] | the object store with latencies and faults |
 //! | [`network`] | connections: order, delay, cuts |
-//! | [`coordinators`], [`clients`], [`writers`] | who takes part |
+//! | [`coordinators`], [`clients`], [`writers`], [`keepers`] | who takes part |
 //! | [`bank`] | the app: reducers, queries, what always holds |
 //! | [`truth`] | who made, was told and was shown what |
 //! | [`oracle`] | the serial replay that all of it is compared with |
@@ -23,6 +23,7 @@ pub mod bank;
 pub mod clients;
 pub mod coordinators;
 pub mod history;
+pub mod keepers;
 pub mod network;
 pub mod oracle;
 pub mod plant;
@@ -75,6 +76,20 @@ pub struct Summary {
     pub checkpoints: u64,
     /// Faults of the store.
     pub faults: u64,
+    /// Processes that stood still for longer than collectors wait.
+    pub stalls: u64,
+    /// Runs of garbage collection.
+    pub collections: u64,
+    /// Objects that went.
+    pub deleted: u64,
+    /// Compactions published.
+    pub compactions: u64,
+    /// And given up, because their epoch had ended.
+    pub abandoned: u64,
+    /// Forks made.
+    pub forks: u64,
+    /// Commits in them.
+    pub fork_commits: u64,
     /// Commits in the log.
     pub lsns: u64,
     /// Of those, by direct writers.
@@ -107,6 +122,13 @@ impl Summary {
             crashes,
             checkpoints,
             faults,
+            stalls,
+            collections,
+            deleted,
+            compactions,
+            abandoned,
+            forks,
+            fork_commits,
             lsns,
             direct,
             lsns_lost,
@@ -123,6 +145,13 @@ impl Summary {
         self.crashes += crashes;
         self.checkpoints += checkpoints;
         self.faults += faults;
+        self.stalls += stalls;
+        self.collections += collections;
+        self.deleted += deleted;
+        self.compactions += compactions;
+        self.abandoned += abandoned;
+        self.forks += forks;
+        self.fork_commits += fork_commits;
         self.lsns += lsns;
         self.direct += direct;
         self.lsns_lost += lsns_lost;
@@ -139,13 +168,21 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} steps, {} virtual s, {} crashes, {} checkpoints, {} store faults, {} lsns ({} direct), {} lost and replayed, \
+            "{} steps, {} virtual s, {} crashes, {} checkpoints, {} store faults, {} stalls, \
+             {} collections ({} objects), {} compactions ({} abandoned), {} forks ({} commits), {} lsns ({} direct), {} lost and replayed, \
              {} mutations ({} durable, {} rejected), {} live query runs, {} row sets shown ({} checked)",
             self.steps,
             self.virtual_ms / 1000,
             self.crashes,
             self.checkpoints,
             self.faults,
+            self.stalls,
+            self.collections,
+            self.deleted,
+            self.compactions,
+            self.abandoned,
+            self.forks,
+            self.fork_commits,
             self.lsns,
             self.direct,
             self.lsns_lost,

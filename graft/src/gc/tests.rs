@@ -743,4 +743,24 @@ mod rev2 {
         block_on(Volume::open(&*remote, VOLUME, options())).unwrap();
         println!("two heads of a few hundred bytes, 40M pages: {:?}", began.elapsed());
     }
+/// Found by the simulation (seed 134): a writer that had uploaded a segment lost its LSN, the LSN was
+/// forked, and the segment stayed for as long as the fork.
+#[test]
+fn a_pin_does_not_keep_the_segments_of_those_who_lost_its_lsn() {
+    let mut world = World::new(1);
+    (0..3).for_each(|_| world.commit());
+    let (lsn, content) = world.newest();
+    let lost = key::segment(VOLUME, lsn, CommitId([7; 16]), 1);
+    block_on(world.remote.create(&lost, Bytes::from_static(b"of a writer that came second"))).unwrap();
+    let child = VolumeId([1; 16]);
+    block_on(fork::create(&*world.remote, VOLUME, At::Newest, child, &"child".parse().unwrap())).unwrap();
+    world.forks.push((child, content));
+    (0..3).for_each(|_| world.commit());
+    let volume = world.open();
+    block_on(checkpoint::write(&*world.remote, &volume, &volume.base(), Bytes::new())).unwrap();
+    let nothing = Retention { keep_ms: 0, keep_commits: 0, grace_ms: 0 };
+    block_on(collect(&*world.remote, VOLUME, nothing, 1_000_000, &|_, _| {})).unwrap();
+    let left = block_on(world.remote.get(&lost));
+    assert!(matches!(left, Err(RemoteError::NotFound { .. })), "{left:?}");
+    world.check_forks();
 }

@@ -34,6 +34,9 @@ use crate::vfs::{ConnectError, Database, IoFailure, Marks, Note, WriteSet};
 const BATCH_BYTES: usize = 4 << 20;
 const COMMIT_BYTES: usize = 16 << 20;
 
+/// Failures in a row after which a coordinator looks at the log before it tries again.
+const STALE_FAILURES: u32 = 3;
+
 /// First and longest wait before the object store is tried again, in milliseconds.
 const RETRY_MS: (u64, u64) = (50, 5_000);
 
@@ -300,7 +303,12 @@ impl Actor {
     fn checkpointed(&mut self, result: Result<Written, CheckpointError>) {
         self.checkpointing = false;
         match result {
-            Ok(written) => tracing::debug!(volume = %self.volume.id(), ?written, "checkpoint"),
+            Ok(written) => {
+                tracing::debug!(volume = %self.volume.id(), ?written, "checkpoint");
+                // The winner's may be of a commit that we do not know yet: then we would lose the same
+                // number again, at once and for ever.
+                self.checkpoint_failed |= matches!(written, Written::Lost { .. });
+            }
             Err(error) => {
                 tracing::warn!(volume = %self.volume.id(), %error, "no checkpoint; the next publication tries again");
                 self.checkpoint_failed = true;
@@ -703,6 +711,9 @@ impl Actor {
 
     fn woken(&mut self) {
         self.waking = false;
+        // What fails again and again may be a page of a state so old that it was collected: then only
+        // newer commits help.
+        let stale = self.failures >= STALE_FAILURES && !self.is_ahead();
         self.blocked = false;
         self.held_back.clear();
         match std::mem::replace(&mut self.phase, Phase::Idle) {
@@ -711,6 +722,7 @@ impl Actor {
                 self.output(Output::Publish(prepared));
             }
             Phase::PullLater => self.pull(),
+            Phase::Idle if stale => self.pull(),
             phase @ (Phase::Idle | Phase::Publishing(_) | Phase::Pulling) => self.phase = phase,
         }
     }

@@ -9,6 +9,9 @@
 //! | every outcome is what a serial run gives | [`replay::Plain`] |
 //! | each answer is recorded so | the payloads |
 //! | rows shown of a durable state are the query's answer at that state | [`replay::Plain`] |
+//! | what was collected has a tombstone that says what it was; what is retained is as it was | the archive |
+//! | each fork, opened fresh, equals the replay at its LSN and what was written to it | `family` |
+//! | each checkpoint's ledger is what the log gives at its LSN | the archive |
 //! | the volume, opened fresh, equals the replay and passes `integrity_check` | a dump of both |
 //!
 //! Rows say to which epoch and LSN they belong. Where that epoch published that LSN they are to equal
@@ -16,20 +19,26 @@
 //! several), and the state's last seq of the receiver is to be the one that came with them.
 
 mod dump;
+mod family;
 mod replay;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::FutureExt as _;
+use futures::executor::block_on;
 use graft::format::commit::Head;
-use graft::remote::{MemoryRemote, Remote as _, SharedRemote};
-use graft::{ChainHash, CommitId, Lsn, VolumeId, key};
+use graft::format::tombstone::{Of, Tombstone};
+use graft::remote::{MemoryRemote, Remote, SharedRemote};
+use graft::{ChainHash, CommitId, Lsn, Seq, VolumeId, key};
+use sqlsync_layer::ledger::Ledger;
 use sqlsync_layer::payload::{Mutation, Op, Outcome, Payload};
 
 use self::replay::Plain;
 use super::bank;
 use super::clients;
+use super::keepers::Family;
 use super::truth::{Claim, Shown, Told, Truth};
 
 /// What a clean run holds.
@@ -48,46 +57,109 @@ pub struct Verdict {
 }
 
 /// Checks everything. An error says what does not hold.
-pub fn check(objects: &Arc<MemoryRemote>, volume: VolumeId, truth: &Truth) -> Result<Verdict, String> {
-    let heads = read_log(objects, volume)?;
+///
+/// `archive` is every log entry that ever landed: what is collected is judged by it.
+pub fn check(
+    objects: &Arc<MemoryRemote>,
+    volume: VolumeId,
+    truth: &Truth,
+    archive: &BTreeMap<String, Bytes>,
+    family: &Family,
+) -> Result<Verdict, String> {
+    let remote: SharedRemote = objects.clone();
+    let heads = read_log(objects, archive, volume, Lsn::ZERO, ChainHash::ZERO)?;
+    let mut forks = family::Forks::find(&remote, volume, family)?;
     let mut judge = Judge::new(truth, &heads)?;
+    forks.pass(Lsn::ZERO, judge.plain.connection())?;
     for head in &heads {
         judge.commit(head)?;
+        forks.pass(head.lsn, judge.plain.connection())?;
     }
     judge.answers()?;
-    let remote: SharedRemote = objects.clone();
+    forks.check(&remote, objects, archive, family, &heads)?;
+    check_ledgers(archive, &heads, &forks)?;
     let found = dump::of_volume(&remote, volume)?;
     let expected = dump::of_connection(judge.plain.connection())?;
     dump::compare(&expected, &found)?;
     Ok(judge.verdict)
 }
 
-/// Every log entry, oldest first: no gaps, each naming its predecessor's hash.
-fn read_log(objects: &MemoryRemote, volume: VolumeId) -> Result<Vec<Head>, String> {
+/// Every log entry after `from`, oldest first: no gaps, each naming its predecessor's hash, each stored
+/// as it was or as the tombstone that is left of it.
+fn read_log(
+    objects: &MemoryRemote,
+    archive: &BTreeMap<String, Bytes>,
+    volume: VolumeId,
+    from: Lsn,
+    mut parent: ChainHash,
+) -> Result<Vec<Head>, String> {
     let mut heads: Vec<Head> = Vec::new();
     let prefix = key::log_prefix(volume);
-    let mut entries: Vec<_> =
-        objects.objects().into_iter().filter(|(key, _)| key.starts_with(&prefix)).collect();
+    let remote: &dyn Remote = objects;
+    let floor = block_on(graft::gc::published(remote, volume)).map_err(|error| error.to_string())?.lsn;
+    let entries = archive.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
+    let mut entries: Vec<_> = entries.collect();
     entries.reverse();
-    for (expected, (key, body)) in (1..).zip(entries) {
+    for (expected, (key, body)) in (from.next().0..).zip(entries) {
         let lsn = Lsn(expected);
-        if key != key::log(volume, lsn) {
+        if *key != key::log(volume, lsn) {
             return Err(format!("the log has {key} where lsn {lsn} should be"));
         }
-        let head = Head::decode(volume, lsn, &body).map_err(|error| format!("lsn {lsn}: {error:?}"))?;
-        let parent = heads.last().map_or(ChainHash::ZERO, |head| head.hash);
+        let head = Head::decode(volume, lsn, body).map_err(|error| format!("lsn {lsn}: {error:?}"))?;
         if head.parent != parent {
             return Err(format!("lsn {lsn} names {:?} as its parent, which is {parent:?}", head.parent));
         }
-        for part in 1..=head.segments.len() {
+        let Some(Ok(stored)) = objects.get(key).now_or_never() else {
+            return Err(format!("lsn {lsn} is gone, and no tombstone says what it was"));
+        };
+        if Tombstone::is_one(&stored) {
+            let left = Tombstone::decode(volume, Of::Commit(lsn), &stored);
+            let left = left.map_err(|error| format!("lsn {lsn}: {error}"))?;
+            if lsn > floor || (left.id, left.hash) != (head.id, head.hash) {
+                return Err(format!("lsn {lsn} has a false tombstone: {left:?}; the floor is lsn {floor}"));
+            }
+        } else if stored != *body {
+            return Err(format!("lsn {lsn} is not what it was"));
+        }
+        for part in (1..=head.segments.len()).filter(|_| lsn > floor) {
             let key = key::segment(volume, lsn, head.id, part as u32);
-            if !matches!(objects.get(&key).now_or_never(), Some(Ok(_))) {
+            let stored = matches!(objects.get(&key).now_or_never(), Some(Ok(_)));
+            if !stored {
                 return Err(format!("lsn {lsn} names the segment {key}, which is not stored"));
             }
         }
+        parent = head.hash;
         heads.push(head);
     }
     Ok(heads)
+}
+
+/// Every checkpoint that ever was: its ledger is the one that the log gives. What is written to a fork
+/// records nothing, so that its ledger is the one of the commit that it goes back to.
+fn check_ledgers(
+    archive: &BTreeMap<String, Bytes>,
+    heads: &[Head],
+    forks: &family::Forks,
+) -> Result<(), String> {
+    let past = MemoryRemote::new();
+    archive.iter().for_each(|(key, body)| past.overwrite(key, body.clone()));
+    for volume in forks.volumes() {
+        let base = forks.base(volume)?;
+        let prefix = key::checkpoints_prefix(volume);
+        for (key, _) in archive.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix)) {
+            let seq = Seq::from_key_part(&key[prefix.len()..]).ok_or_else(|| format!("{key}?"))?;
+            let start = block_on(graft::history::read_checkpoint(&past, volume, seq));
+            let start = start.map_err(|error| format!("{key}: {error}"))?;
+            let upto = base.min(start.lsn);
+            let heads: Vec<Head> = heads.iter().take_while(|head| head.lsn <= upto).cloned().collect();
+            let mut expected = Ledger::default();
+            expected.follow(&heads).map_err(|error| error.to_string())?;
+            if Ledger::decode(&start.state).as_ref() != Ok(&expected) {
+                return Err(format!("{key}: its ledger is not that of lsn {}", start.lsn));
+            }
+        }
+    }
+    Ok(())
 }
 
 struct Judge<'a> {

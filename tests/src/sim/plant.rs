@@ -20,11 +20,23 @@ pub enum Plant {
     ImpureReducer,
     /// A direct writer that lost its LSN commits its pages under the next one as they are.
     BlindMerge,
+    /// A collector deletes old log entries and checkpoints where a tombstone should stand.
+    NoTombstone,
+    /// A collector deletes segments of commits whose LSN is not taken.
+    SweepsUploads,
+    /// A collector does not see the pins of forks.
+    IgnoresPins,
+    /// A collector does not end the epoch of a compaction that was given up.
+    EpochGoesOn,
+    /// A checkpoint holds the ledger of a later state.
+    StateOfTheTip,
+    /// A compaction is published in an epoch that it did not begin in.
+    OtherEpoch,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Plant; 7] = [
+    pub const ALL: [Plant; 13] = [
         Plant::ResendRenumbers,
         Plant::StoreOverwrites,
         Plant::StoreLoses,
@@ -32,6 +44,12 @@ impl Plant {
         Plant::NetworkLosesFrame,
         Plant::ImpureReducer,
         Plant::BlindMerge,
+        Plant::NoTombstone,
+        Plant::SweepsUploads,
+        Plant::IgnoresPins,
+        Plant::EpochGoesOn,
+        Plant::StateOfTheTip,
+        Plant::OtherEpoch,
     ];
 
     fn name(self) -> &'static str {
@@ -43,6 +61,12 @@ impl Plant {
             Plant::NetworkLosesFrame => "network-loses-frame",
             Plant::ImpureReducer => "impure-reducer",
             Plant::BlindMerge => "blind-merge",
+            Plant::NoTombstone => "no-tombstone",
+            Plant::SweepsUploads => "sweeps-uploads",
+            Plant::IgnoresPins => "ignores-pins",
+            Plant::EpochGoesOn => "epoch-goes-on",
+            Plant::StateOfTheTip => "state-of-the-tip",
+            Plant::OtherEpoch => "other-epoch",
         }
     }
 }

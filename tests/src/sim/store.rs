@@ -4,6 +4,9 @@
 //! the [`MemoryRemote`]) and be *answered*, at times of their own and in either order; the future
 //! is ready after the answer. A future that is dropped takes nothing back: what it sent may still land.
 //!
+//! Beside the objects there is an *archive*: every log entry and checkpoint that ever landed, as it was. Garbage
+//! collection deletes what the oracle wants to read.
+//!
 //! What a consistent store never does is not here, but for the plants: a listing that is behind, a
 //! read that misses an acknowledged create.
 //!
@@ -21,6 +24,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use graft::fetch::{Fetch, FetchError, fetch};
+use graft::format::tombstone::Tombstone;
 use graft::remote::{Listed, MemoryRemote, Remote, RemoteError, Tag};
 use graft::volume::Volume;
 use graft::{PageSet, snapshot::Snapshot};
@@ -32,6 +36,13 @@ use super::random::Random;
 /// Who asks.
 pub type Asker = usize;
 
+/// From here on askers may *stall*: their process stands still before a request is sent, or before its
+/// answer is heard, for longer than garbage collection waits.
+pub const STALLING: Asker = 1000;
+
+/// From here on askers are collectors of garbage.
+pub const COLLECTORS: Asker = 3000;
+
 /// A request, numbered.
 pub type RequestId = u64;
 
@@ -42,9 +53,9 @@ pub struct Weather {
     pub fail_before: f64,
     /// Takes effect; the answer is lost.
     pub fail_after: f64,
-    /// A create, put or update that is given up and lands up to half a minute later.
+    /// A create, put, update or delete that is given up and lands up to half a minute later.
     pub late: f64,
-    /// A create, put or update that arrives twice; the second answer is heard.
+    /// A create, put, update or delete that arrives twice; the second answer is heard.
     pub duplicate: f64,
     /// Takes seconds.
     pub slow: f64,
@@ -52,6 +63,8 @@ pub struct Weather {
     pub flip: f64,
     /// A page fetch inside SQLite fails.
     pub fetch: f64,
+    /// An asker that may stall does, for up to a quarter of a minute.
+    pub stall: f64,
 }
 
 /// What the store asks the world to bring about.
@@ -99,7 +112,10 @@ enum Fate {
 
 #[derive(Debug)]
 struct InFlight {
+    /// Who waits for the answer.
     asker: Asker,
+    /// Who sent it.
+    sender: Asker,
     request: Request,
     fate: Fate,
     /// Landings to come.
@@ -121,6 +137,9 @@ struct State {
     schedule: Vec<(u64, StoreEvent)>,
     faults: u64,
     lost: u64,
+    stalls: u64,
+    /// See the module.
+    archive: BTreeMap<String, Bytes>,
     plant: Option<Plant>,
 }
 
@@ -143,6 +162,8 @@ impl Bucket {
             schedule: Vec::new(),
             faults: 0,
             lost: 0,
+            stalls: 0,
+            archive: BTreeMap::new(),
             plant,
         };
         Bucket { objects: Arc::default(), state: Arc::new(Mutex::new(state)) }
@@ -178,6 +199,30 @@ impl Bucket {
         self.state.lock().faults
     }
 
+    /// How often an asker stalled so far.
+    pub fn stalls(&self) -> u64 {
+        self.state.lock().stalls
+    }
+
+    /// Keeps the log entries and checkpoints that are stored now; those that land later are kept as they do.
+    pub fn archive_all(&self) {
+        let objects = self.objects.objects().into_iter();
+        let mut state = self.state.lock();
+        for (key, body) in objects.filter(|(key, body)| is_kept(key) && !Tombstone::is_one(body)) {
+            state.archive.entry(key).or_insert(body);
+        }
+    }
+
+    /// Every log entry and checkpoint that ever landed, as it was at first.
+    pub fn archive(&self) -> BTreeMap<String, Bytes> {
+        self.state.lock().archive.clone()
+    }
+
+    /// A log entry that ever landed.
+    pub fn archived(&self, key: &str) -> Option<Bytes> {
+        self.state.lock().archive.get(key).cloned()
+    }
+
     /// Whether no request is under way.
     pub fn is_quiet(&self) -> bool {
         let state = self.state.lock();
@@ -211,13 +256,18 @@ impl Bucket {
         let mut state = self.state.lock();
         match event {
             StoreEvent::Land(id) => {
-                let State { requests, plant, random, schedule, .. } = &mut *state;
+                let State { requests, plant, random, schedule, archive, .. } = &mut *state;
                 let Some(flying) = requests.get_mut(&id) else { return false };
                 flying.landings -= 1;
                 if flying.skip > 0 {
                     flying.skip -= 1;
                 } else {
-                    let effect = serve(&self.objects, &flying.request, *plant);
+                    let effect = serve(&self.objects, &flying.request, *plant, flying.sender);
+                    if let (Request::Create(key, body), Ok(_)) = (&flying.request, &effect)
+                        && is_kept(key)
+                    {
+                        archive.entry(key.clone()).or_insert_with(|| body.clone());
+                    }
                     if *plant == Some(Plant::StoreLoses)
                         && matches!(&flying.request, Request::Create(key, _) if key.contains("/log/"))
                         && effect.is_ok()
@@ -256,8 +306,18 @@ impl Bucket {
     }
 }
 
+/// Whether the archive holds objects with such a key.
+fn is_kept(key: &str) -> bool {
+    key.contains("/log/") || key.contains("/checkpoints/")
+}
+
 /// What a request does to the objects.
-fn serve(objects: &MemoryRemote, request: &Request, plant: Option<Plant>) -> Result<Reply, RemoteError> {
+fn serve(
+    objects: &MemoryRemote,
+    request: &Request,
+    plant: Option<Plant>,
+    sender: Asker,
+) -> Result<Reply, RemoteError> {
     let never = || Err(unavailable("", "the memory store did not answer at once"));
     match request {
         Request::Get(key) => objects.get(key).now_or_never().map_or_else(never, |r| r.map(Reply::Body)),
@@ -267,6 +327,24 @@ fn serve(objects: &MemoryRemote, request: &Request, plant: Option<Plant>) -> Res
         Request::Create(key, body) if plant == Some(Plant::StoreOverwrites) => {
             objects.overwrite(key, body.clone());
             Ok(Reply::Done)
+        }
+        Request::Create(key, _)
+            if plant == Some(Plant::EpochGoesOn) && sender >= COLLECTORS && key.contains("/checkpoints/") =>
+        {
+            Err(RemoteError::AlreadyExists { key: key.clone() })
+        }
+        Request::Put(key, _)
+            if plant == Some(Plant::NoTombstone)
+                && (key.contains("/log/") || key.contains("/checkpoints/")) =>
+        {
+            objects.delete(key).now_or_never().map_or_else(never, |r| r.map(|()| Reply::Done))
+        }
+        Request::List(prefix, _, _)
+            if plant == Some(Plant::IgnoresPins)
+                && sender >= COLLECTORS
+                && (prefix.ends_with("/forks/") || prefix.ends_with("/pins/")) =>
+        {
+            Ok(Reply::Rows(Vec::new()))
         }
         Request::Create(key, body) => {
             objects.create(key, body.clone()).now_or_never().map_or_else(never, |r| r.map(|()| Reply::Done))
@@ -320,10 +398,19 @@ impl State {
         let id = self.next;
         let (weather, random) = (self.weather, &mut self.random);
         let pace = if random.chance(weather.slow) { 200 } else { 1 };
-        let lands = random.between(1, 20) * pace;
-        let answered = lands + random.between(1, 20);
+        let mut lands = random.between(1, 20) * pace;
+        let mut answered = lands + random.between(1, 20);
+        if asker >= STALLING && random.chance(weather.stall) {
+            self.stalls += 1;
+            let stall = random.between(500, 15_000);
+            lands += if random.chance(0.7) { stall } else { 0 };
+            answered += stall;
+        }
         let (create, read) = (
-            matches!(request, Request::Create(..) | Request::Put(..) | Request::Update(..)),
+            matches!(
+                request,
+                Request::Create(..) | Request::Put(..) | Request::Update(..) | Request::Delete(_)
+            ),
             matches!(request, Request::Get(_) | Request::GetRange(..) | Request::GetTagged(_)),
         );
         let mut fate = Fate::Served;
@@ -367,8 +454,17 @@ impl State {
             }
         }
         self.faults += u64::from(fate != Fate::Served) + u64::from(pace > 1);
-        let flying =
-            InFlight { asker, request, fate, landings, skip: 0, effect: None, answered: false, waker: None };
+        let flying = InFlight {
+            asker,
+            sender: asker,
+            request,
+            fate,
+            landings,
+            skip: 0,
+            effect: None,
+            answered: false,
+            waker: None,
+        };
         self.requests.insert(id, flying);
         id
     }
@@ -488,14 +584,14 @@ impl Handle {
 
     fn now(&self, request: &Request) -> Result<Reply, RemoteError> {
         let mut state = self.bucket.state.lock();
-        let State { random, weather, unreachable, faults, .. } = &mut *state;
+        let State { random, weather, unreachable, faults, plant, .. } = &mut *state;
         let fails = random.chance(weather.fetch) || unreachable.contains(&self.asker);
         let flips = random.chance(weather.flip);
         *faults += u64::from(fails) + u64::from(flips);
         if fails {
             return Err(unavailable(request.key(), "fetch failed"));
         }
-        match serve(&self.bucket.objects, request, None)? {
+        match serve(&self.bucket.objects, request, *plant, self.asker)? {
             Reply::Body(body) if flips => Ok(Reply::Body(flip(random, &body))),
             Reply::Tagged(body, tag) if flips => Ok(Reply::Tagged(flip(random, &body), tag)),
             reply => Ok(reply),

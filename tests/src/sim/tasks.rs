@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::task::{Context, Poll};
 
-use futures::future::BoxFuture;
+use futures::future::LocalBoxFuture;
 use futures::task::noop_waker_ref;
 
 /// Running futures, each with the owner that it ends with.
 pub struct Tasks<O, T> {
     next: u64,
-    running: BTreeMap<u64, (O, BoxFuture<'static, T>)>,
+    running: BTreeMap<u64, (O, LocalBoxFuture<'static, T>)>,
 }
 
 impl<O, T> Default for Tasks<O, T> {
@@ -27,7 +27,7 @@ impl<O: fmt::Debug, T> fmt::Debug for Tasks<O, T> {
 
 impl<O: Copy + PartialEq, T> Tasks<O, T> {
     /// Starts a task; it first runs at the next [`Tasks::poll`].
-    pub fn spawn(&mut self, owner: O, task: impl Future<Output = T> + Send + 'static) {
+    pub fn spawn(&mut self, owner: O, task: impl Future<Output = T> + 'static) {
         self.next += 1;
         self.running.insert(self.next, (owner, Box::pin(task)));
     }

@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | [`nodes`] | driving the coordinators' actors |
 //! | [`people`] | driving the clients' sessions, and checking at once what they are told and shown |
+//! | [`upkeep`] | driving those who keep house, and the last collection when all is quiet |
 //! | [`wires`] | frames and the ends of connections |
 //! | [`chaos`] | what goes wrong beside the store, and how much of it a seed has |
 //!
@@ -18,6 +19,7 @@
 pub mod chaos;
 mod nodes;
 mod people;
+mod upkeep;
 mod wires;
 
 use std::sync::Arc;
@@ -35,6 +37,7 @@ use super::bank::{self, Shelf};
 use super::clients::Client;
 use super::coordinators::{Coordinator, Ended};
 use super::history::History;
+use super::keepers::{SharedFamily, Trade};
 use super::network::{ConnId, Network};
 use super::oracle;
 use super::plant::Plant;
@@ -81,6 +84,8 @@ enum Event {
     ClientActs(usize),
     /// Somebody runs SQL beside the coordinators.
     WriterActs(usize),
+    /// Somebody keeps house.
+    KeeperActs(usize),
     /// A client's process starts again.
     StartClient(usize),
     /// A coordinator starts.
@@ -102,6 +107,8 @@ enum Owner {
     Node(usize, u64),
     /// A direct writer.
     Writer(usize),
+    /// Somebody who keeps house.
+    Keeper(usize),
 }
 
 /// How a task ended.
@@ -111,6 +118,8 @@ enum Done {
     Node(Ended),
     /// A direct writer's.
     Writer(String),
+    /// A keeper's.
+    Keeper(String),
 }
 
 /// Who asks the object store on behalf of writer `at`.
@@ -133,6 +142,9 @@ pub struct World {
     nodes: Vec<Coordinator>,
     clients: Vec<Client>,
     writers: Vec<(Desk, bool)>,
+    /// Who keeps house, and whether they are at work.
+    keepers: Vec<(Trade, bool)>,
+    family: SharedFamily,
     network: Network,
     truth: Truth,
     profile: Profile,
@@ -178,6 +190,8 @@ impl World {
             nodes,
             clients,
             writers,
+            keepers: profile.keepers.iter().map(|trade| (*trade, false)).collect(),
+            family: SharedFamily::default(),
             network: Network::default(),
             truth,
             profile,
@@ -216,6 +230,7 @@ impl World {
                 block_on(graft::publish::publish(&*remote, &prepared)).map_err(|error| error.to_string())?;
             }
         }
+        self.bucket.archive_all();
         self.truth.epochs.insert(self.epochs, Lsn::ZERO);
         for node in 0..self.nodes.len() {
             let delay = self.random.below(300);
@@ -229,6 +244,10 @@ impl World {
         for writer in 0..self.writers.len() {
             let delay = self.random.between(500, 5_000);
             self.queue.after(delay, Event::WriterActs(writer));
+        }
+        for keeper in 0..self.keepers.len() {
+            let delay = self.random.between(200, self.profile.keeper_pause_ms);
+            self.queue.after(delay, Event::KeeperActs(keeper));
         }
         self.queue.after(1_000, Event::Chaos);
         Ok(())
@@ -264,6 +283,11 @@ impl World {
             self.rest("with one coordinator left");
             self.show_settled();
         }
+        if self.violation.is_none()
+            && let Err(what) = self.tidy_up()
+        {
+            self.violate(what);
+        }
         self.judge();
     }
 
@@ -285,6 +309,7 @@ impl World {
             Event::Timer { client, life, timer } => self.timer(client, life, timer),
             Event::ClientActs(client) => self.client_acts(client),
             Event::WriterActs(writer) => self.writer_acts(writer),
+            Event::KeeperActs(keeper) => self.keeper_acts(keeper),
             Event::StartClient(client) => self.start_client(client),
             Event::StartNode(node) => self.start_node(node),
             Event::Flush { node, life } => self.flush(node, life),
@@ -301,7 +326,13 @@ impl World {
                         self.writers[writer].1 = false;
                         self.note(format!("writer {writer}: {how}"));
                     }
-                    (Owner::Node(..), Done::Writer(_)) | (Owner::Writer(_), Done::Node(_)) => {
+                    (Owner::Keeper(keeper), Done::Keeper(how)) => {
+                        self.keepers[keeper].1 = false;
+                        self.note(format!("{:?} {keeper}: {how}", self.keepers[keeper].0));
+                    }
+                    (Owner::Node(..), Done::Writer(_) | Done::Keeper(_))
+                    | (Owner::Writer(_), Done::Node(_) | Done::Keeper(_))
+                    | (Owner::Keeper(_), Done::Node(_) | Done::Writer(_)) => {
                         self.violate("a task ended as another's".into());
                     }
                 }
@@ -316,7 +347,7 @@ impl World {
         true
     }
 
-    fn spawn(&mut self, owner: Owner, task: impl Future<Output = Done> + Send + 'static) {
+    fn spawn(&mut self, owner: Owner, task: impl Future<Output = Done> + 'static) {
         self.tasks.spawn(owner, task);
         self.stirred = true;
     }
@@ -328,7 +359,8 @@ impl World {
         self.calm_since = self.queue.now();
         self.bucket.set_weather(Weather::default());
         self.shelf.calm();
-        for asker in (0..self.nodes.len()).chain((0..self.writers.len()).map(writer_asker)) {
+        let keepers = (0..self.keepers.len()).map(|keeper| self.keeper_asker(keeper));
+        for asker in (0..self.nodes.len()).chain((0..self.writers.len()).map(writer_asker)).chain(keepers) {
             self.bucket.set_unreachable(asker, false);
         }
     }
@@ -433,12 +465,22 @@ impl World {
             self.summary.query_runs += metrics.query_runs;
         }
         self.summary.faults = self.bucket.faults();
+        self.summary.stalls = self.bucket.stalls();
+        let family = self.family.lock().clone();
+        let done = |what| family.done.get(what).copied().unwrap_or_default();
+        self.summary.collections = done("collections");
+        self.summary.deleted = done("deleted");
+        self.summary.compactions = done("compactions");
+        self.summary.abandoned = done("abandoned");
+        self.summary.forks = done("forks");
+        self.summary.fork_commits = done("commits in forks");
+        self.summary.checkpoints += done("checkpoints");
         self.summary.virtual_ms = self.queue.now();
         self.summary.shown = self.truth.shown.len() as u64;
         if self.violation.is_some() {
             return;
         }
-        match oracle::check(&self.objects, VOLUME, &self.truth) {
+        match oracle::check(&self.objects, VOLUME, &self.truth, &self.bucket.archive(), &family) {
             Ok(verdict) => {
                 self.summary.lsns = verdict.lsns;
                 self.summary.direct = verdict.direct;

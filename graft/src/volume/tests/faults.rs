@@ -5,6 +5,9 @@
 //! their local store or without. The sites of a round run at the same time, so their requests
 //! interleave wherever one is held up.
 //!
+//! Sites also write checkpoints, compact and collect garbage with no grace at all. A compaction may
+//! be gathered now and published many steps later. Old snapshots may expire then; that they say.
+//!
 //! The oracle is the store itself, without faults, and one note: what a commit of this id must contain.
 //! At every moment a read that succeeds gives what the note says of its snapshot; an error is only
 //! ever seen after a fault. At the end, once faults stop: every acknowledged commit is in the log
@@ -22,7 +25,13 @@ use futures::future::{Either, join_all, select};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::*;
+use crate::checkpoint::{self, CheckpointError, Written};
+use crate::compact::{self, ByNumber, CompactError, Moved, Scope};
+use crate::fetch::FetchError;
+use crate::format::tombstone::{Of, Tombstone};
+use crate::gc::{self, GcError, Retention};
 use crate::ids::key;
+use crate::pull::PullError;
 use crate::remote::{Faults, Faulty, Listed, RemoteError, SharedRemote, Tag};
 use crate::store::MemoryStore;
 
@@ -65,6 +74,8 @@ struct Shared {
     acked: RefCell<Vec<(Lsn, CommitId)>>,
     rejected: RefCell<HashSet<CommitId>>,
     next_id: Cell<u128>,
+    /// Checkpoints, compactions, objects deleted.
+    kept: Cell<(usize, usize, usize)>,
 }
 
 impl Shared {
@@ -72,7 +83,15 @@ impl Shared {
     fn holder(&self, lsn: Lsn) -> Option<CommitId> {
         // Inside an executor already; memory answers at once.
         let bytes = self.truth.get(&key::log(VOLUME, lsn)).now_or_never()?.ok()?;
+        if Tombstone::is_one(&bytes) {
+            return Some(Tombstone::decode(VOLUME, Of::Commit(lsn), &bytes).unwrap().id);
+        }
         Some(Head::decode(VOLUME, lsn, &bytes).unwrap().id)
+    }
+
+    fn count(&self, checkpoints: usize, compactions: usize, deleted: usize) {
+        let (a, b, c) = self.kept.get();
+        self.kept.set((a + checkpoints, b + compactions, c + deleted));
     }
 
     /// What the volume holds at this LSN.
@@ -95,6 +114,8 @@ struct Site {
     /// What the tip must hold.
     tip: Db,
     held: Vec<(Snapshot, Db)>,
+    /// A compaction that is not published yet.
+    moved: Option<Moved>,
     story: Vec<String>,
 }
 
@@ -239,9 +260,16 @@ impl Site {
         let wanted: PageSet =
             (0..self.rng.random_range(1..4)).map(|_| page(self.rng.random_range(1..=db.pages))).collect();
         let injected = self.remote.injected();
-        if let Err(error) = fetch(&*self.remote, volume, &snapshot, &wanted).await {
-            self.excuse(injected, &error);
-        }
+        let expired = match fetch(&*self.remote, volume, &snapshot, &wanted).await {
+            Ok(()) => false,
+            Err(FetchError::Expired { .. }) => true,
+            Err(error) => {
+                self.excuse(injected, &error);
+                false
+            }
+        };
+        // Only garbage collection makes a state expire, and never the newest.
+        assert!(!expired || self.shared.kept.get().2 > 0, "nothing was deleted, and {snapshot:?} expired");
         for idx in wanted.iter() {
             match volume.read(&snapshot, idx) {
                 Ok(bytes) => {
@@ -253,9 +281,84 @@ impl Site {
                         expected[0]
                     );
                 }
+                Err(ReadError::Fault(_)) if expired => {}
                 Err(ReadError::Fault(missing)) => self.excuse(injected, &missing),
                 Err(error) => panic!("{error}"),
             }
+        }
+    }
+
+    /// Cut off in mid-air, now and then.
+    fn turns(&mut self) -> u32 {
+        if self.rng.random_bool(0.2) { self.rng.random_range(0..8) } else { u32::MAX }
+    }
+
+    async fn checkpoint(&mut self) {
+        let turns = self.turns();
+        let Some(volume) = &self.volume else { return };
+        let (injected, base) = (self.remote.injected(), volume.base());
+        match cut_off(turns, checkpoint::write(&*self.remote, volume, &base, Bytes::new())).await {
+            Some(Ok(Written::Stored { .. })) => self.shared.count(1, 0, 0),
+            None | Some(Ok(Written::Lost { .. } | Written::Current { .. })) => {}
+            Some(Err(CheckpointError::Fetch(FetchError::Expired { .. }))) if base.lsn() < self.newest() => {}
+            Some(Err(CheckpointError::Pull(PullError::Expired { .. }))) if base.lsn() < self.newest() => {}
+            Some(Err(error)) => self.excuse(injected, &error),
+        }
+    }
+
+    /// The newest commit in truth.
+    fn newest(&self) -> Lsn {
+        let mut lsn = Lsn::ZERO;
+        while self.shared.holder(lsn.next()).is_some() {
+            lsn = lsn.next();
+        }
+        lsn
+    }
+
+    async fn gather(&mut self) {
+        let turns = self.turns();
+        let scope = if self.rng.random() { Scope::All } else { Scope::Sparse };
+        let id = CommitId(self.rng.random());
+        let Some(volume) = &self.volume else { return };
+        let (injected, base) = (self.remote.injected(), volume.base());
+        let gathered = compact::gather(&*self.remote, volume, &ByNumber, scope, id, &|_, _| {});
+        match cut_off(turns, gathered).await {
+            None => {}
+            Some(Ok(moved)) => self.moved = Some(moved).filter(|moved| moved.pages() > 0),
+            Some(Err(CompactError::Fetch(FetchError::Expired { .. }))) if base.lsn() < self.newest() => {}
+            Some(Err(error)) => self.excuse(injected, &error),
+        }
+    }
+
+    async fn publish_moved(&mut self) {
+        let turns = self.turns();
+        let (Some(volume), Some(moved)) = (&self.volume, &self.moved) else { return };
+        let (injected, base) = (self.remote.injected(), volume.base());
+        match cut_off(turns, compact::publish(&*self.remote, volume, moved, Bytes::new())).await {
+            Some(Ok(Written::Stored { .. })) => {
+                self.shared.count(0, 1, 0);
+                self.moved = None;
+            }
+            Some(Err(CompactError::Abandoned)) => self.moved = None,
+            None | Some(Ok(Written::Lost { .. } | Written::Current { .. })) => {}
+            Some(Err(CompactError::Fetch(FetchError::Expired { .. }))) if base.lsn() < self.newest() => {}
+            Some(Err(CompactError::Checkpoint(CheckpointError::Fetch(FetchError::Expired { .. }))))
+                if base.lsn() < self.newest() => {}
+            Some(Err(error)) => self.excuse(injected, &error),
+        }
+    }
+
+    async fn collect(&mut self) {
+        let turns = self.turns();
+        let keep_commits = self.rng.random_range(0..4);
+        let retention = Retention { keep_ms: 0, keep_commits, grace_ms: 0 };
+        let injected = self.remote.injected();
+        match cut_off(turns, gc::collect(&*self.remote, VOLUME, retention, 1_000_000, &|_, _| {})).await {
+            None => {}
+            Some(Ok(plan)) => self.shared.count(0, 0, plan.doomed.len()),
+            // Another collector was faster.
+            Some(Err(GcError::Pull(PullError::Expired { .. }))) => {}
+            Some(Err(error)) => self.excuse(injected, &error),
         }
     }
 
@@ -277,11 +380,15 @@ impl Site {
         let op = self.rng.random_range(0..100);
         self.story.push(format!("op {op}"));
         match op {
-            0..=29 => self.write(),
-            30..=59 => self.push().await,
-            60..=74 => self.pull().await,
-            75..=89 => self.read().await,
-            90..=93 => self.hold(),
+            0..=25 => self.write(),
+            26..=51 => self.push().await,
+            52..=63 => self.pull().await,
+            64..=76 => self.read().await,
+            77..=80 => self.checkpoint().await,
+            81..=83 => self.gather().await,
+            84..=86 => self.publish_moved().await,
+            87..=90 => self.collect().await,
+            91..=93 => self.hold(),
             _ => self.crash(),
         }
     }
@@ -326,6 +433,9 @@ struct Seen {
     rejected: usize,
     segments: usize,
     faults: u64,
+    checkpoints: usize,
+    compactions: usize,
+    deleted: usize,
 }
 
 /// One world of this seed; `wrap` puts something between the sites' faults and the store.
@@ -339,6 +449,7 @@ fn run(seed: u64, wrap: impl Fn(Arc<MemoryRemote>) -> SharedRemote) -> Seen {
         acked: RefCell::default(),
         rejected: RefCell::default(),
         next_id: Cell::new(0),
+        kept: Cell::default(),
     });
     let mut sites: Vec<Site> = (0..3_u64)
         .map(|at| Site {
@@ -349,11 +460,12 @@ fn run(seed: u64, wrap: impl Fn(Arc<MemoryRemote>) -> SharedRemote) -> Seen {
             volume: None,
             tip: Db::default(),
             held: Vec::new(),
+            moved: None,
             story: Vec::new(),
         })
         .collect();
     block_on(async {
-        for _ in 0..20 {
+        for _ in 0..30 {
             join_all(sites.iter_mut().map(Site::step)).await;
         }
         for site in &sites {
@@ -388,6 +500,9 @@ fn run(seed: u64, wrap: impl Fn(Arc<MemoryRemote>) -> SharedRemote) -> Seen {
             assert!(read(&*truth, volume, &tip, idx) == expected, "page {idx} of {volume:?}");
         }
     }
+    let report = block_on(crate::verify::verify(&*truth, VOLUME, &|_| {})).unwrap();
+    assert!(report.is_sound(), "{:?}", report.findings);
+    let (checkpoints, compactions, deleted) = shared.kept.get();
     let (acked, rejected) = (shared.acked.borrow().len(), shared.rejected.borrow().len());
     Seen {
         commits: log.len(),
@@ -395,6 +510,9 @@ fn run(seed: u64, wrap: impl Fn(Arc<MemoryRemote>) -> SharedRemote) -> Seen {
         rejected,
         segments: truth.objects().iter().filter(|(key, _)| key.contains("/segments/")).count(),
         faults: sites.iter().map(|site| site.remote.injected()).sum(),
+        checkpoints,
+        compactions,
+        deleted,
     }
 }
 
@@ -410,9 +528,16 @@ fn run_all(seeds: Range<u64>) {
         sum.rejected += seen.rejected;
         sum.segments += seen.segments;
         sum.faults += seen.faults;
+        sum.checkpoints += seen.checkpoints;
+        sum.compactions += seen.compactions;
+        sum.deleted += seen.deleted;
     }
     println!("{count} seeds: {sum:?}");
     assert!(sum.commits > 2 * count && sum.acked > 2 * count && sum.rejected > 2 * count, "{sum:?}");
+    assert!(
+        sum.checkpoints > count / 2 && sum.compactions > count / 20 && sum.deleted > count / 20,
+        "{sum:?}"
+    );
     assert!(sum.segments > count / 20 && sum.faults > 5 * count as u64, "{sum:?}");
 }
 

@@ -4,6 +4,7 @@
 //! all the time hides what shows only when one thing fails alone.
 
 use super::{Event, World, writer_asker};
+use crate::sim::keepers::Trade;
 use crate::sim::random::Random;
 use crate::sim::store::Weather;
 
@@ -28,10 +29,14 @@ pub struct Profile {
     pub pause_ms: u64,
     /// The longest pause of a direct writer.
     pub writer_pause_ms: u64,
+    /// Who keeps house.
+    pub keepers: Vec<Trade>,
+    /// The longest pause of one of them.
+    pub keeper_pause_ms: u64,
     /// The longest pause between two misfortunes; none where 0.
     pub misfortune_ms: u64,
     /// Weights of the misfortunes, in the order of [`World::chaos`].
-    weights: [u64; 9],
+    weights: [u64; 10],
 }
 
 impl Profile {
@@ -51,13 +56,20 @@ impl Profile {
             slow: rate(0.03),
             flip: rate(0.01),
             fetch: rate(0.05),
+            stall: rate(0.1),
         };
         let (module_fails, slow_frames) = (rate(0.3), rate(0.1));
-        let mut weights = [0; 9];
+        let mut weights = [0; 10];
         for weight in &mut weights {
             *weight = [0, 1, 1, 3][random.index(4)];
         }
+        // One world in four is without.
+        let some = random.below(4) > 0;
+        let keepers = Trade::ALL.into_iter().chain(Trade::ALL);
+        let keepers = keepers.filter(|_| some && random.chance(0.6)).collect();
         Profile {
+            keepers,
+            keeper_pause_ms: [300, 1_000, 4_000][random.index(3)],
             nodes: random.between(1, 3) as usize,
             clients: random.between(4, 8) as usize,
             writers: random.below(3) as usize,
@@ -100,6 +112,15 @@ impl World {
             }
             Some(6) => self.cut_off(node),
             Some(7) => self.deploy_somewhere(),
+            Some(8) if !self.keepers.is_empty() => {
+                let keeper = self.random.index(self.keepers.len());
+                if self.random.chance(0.5) {
+                    self.crash_keeper(keeper);
+                } else {
+                    let asker = self.keeper_asker(keeper);
+                    self.cut_off(asker);
+                }
+            }
             Some(_) if !self.writers.is_empty() => {
                 let writer = self.random.index(self.writers.len());
                 if self.random.chance(0.5) {

@@ -2,6 +2,7 @@
 //! oracle: what is called durable is stored, nothing is answered twice, no money is made.
 
 use graft::format::commit::Head;
+use graft::format::tombstone::Tombstone;
 use graft::{Lsn, key};
 use sqlsync_layer::payload::{Op, Outcome, Payload};
 use sqlsync_layer::protocol::{ClientMessage, Seed, WireRow, codes};
@@ -301,7 +302,12 @@ impl World {
         use futures::FutureExt as _;
         use graft::remote::Remote as _;
         let log_key = key::log(VOLUME, lsn);
-        let Some(Ok(body)) = self.objects.get(&log_key).now_or_never() else { return false };
+        let Some(Ok(mut body)) = self.objects.get(&log_key).now_or_never() else { return false };
+        if Tombstone::is_one(&body) {
+            // Collected already: what it was, we remember. The oracle compares the two.
+            let Some(before) = self.bucket.archived(&log_key) else { return false };
+            body = before;
+        }
         let Ok(head) = Head::decode(VOLUME, lsn, &body) else { return false };
         let Ok(payload) = Payload::decode(&head) else { return false };
         let id = clients::id(at);

@@ -1,0 +1,330 @@
+//! Who keeps house: collectors of garbage, compactors, checkpointers, and people who fork the volume and
+//! work in the forks. Each job is one future over a store that fails and at which they stall.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use graft::catalog::CatalogError;
+use graft::checkpoint;
+use graft::compact::{self, CompactError, Scope};
+use graft::fork::{self, ForkError};
+use graft::gc::{self, Retention};
+use graft::remote::Remote as _;
+use graft::time::At;
+use graft::volume::{Opened, Options, Pushed, Volume, push};
+use graft::{CommitId, Lsn, VolumeId, VolumeName, key};
+use parking_lot::Mutex;
+use sqlsync_layer::layout::SqliteLayout;
+use sqlsync_layer::ledger::Ledger;
+use sqlsync_layer::payload::Payload;
+use sqlsync_layer::vfs::Database;
+
+use super::plant::Plant;
+use super::random::Random;
+use super::store::{Handle, PageFetch};
+
+/// Times that a publication or a push is tried.
+const TRIES_MAX: u32 = 4;
+/// Forks that one world may have.
+const FORKS_MAX: usize = 6;
+
+/// What somebody does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trade {
+    /// Collects garbage, or says what would go.
+    Collector,
+    /// Rewrites pages into dense segments.
+    Compactor,
+    /// Writes checkpoints beside the coordinators'.
+    Checkpointer,
+    /// Forks the volume or a fork of it, and works in the forks.
+    Forker,
+}
+
+impl Trade {
+    /// All of them.
+    pub const ALL: [Trade; 4] = [Trade::Collector, Trade::Compactor, Trade::Checkpointer, Trade::Forker];
+}
+
+/// What forkers know, and the oracle compares with the store.
+#[derive(Debug, Default, Clone)]
+pub struct Family {
+    /// Forks that were acknowledged.
+    pub forks: Vec<VolumeId>,
+    /// Those whose making ended in an error: they may exist.
+    pub doubtful: Vec<(VolumeId, VolumeName)>,
+    /// What each commit to a fork wrote, whether it won or not.
+    pub notes: BTreeMap<CommitId, Vec<String>>,
+    /// Commits to forks that were acknowledged.
+    pub durable: Vec<(VolumeId, Lsn, CommitId)>,
+    /// How many jobs of each kind ended well.
+    pub done: BTreeMap<&'static str, u64>,
+}
+
+/// The family, shared by its members.
+pub type SharedFamily = Arc<Mutex<Family>>;
+
+/// One job.
+#[derive(Debug)]
+pub struct Job {
+    /// What is to be done.
+    pub trade: Trade,
+    /// The way to the store.
+    pub remote: Handle,
+    /// The volume that everything comes from.
+    pub volume: VolumeId,
+    /// Who was forked and what was written there.
+    pub family: SharedFamily,
+    /// Its chance.
+    pub random: Random,
+    /// Its clock, ms since 1970.
+    pub now_ms: i64,
+    /// A bug.
+    pub plant: Option<Plant>,
+}
+
+fn text(error: impl ToString) -> String {
+    error.to_string()
+}
+
+/// What a collector of these worlds keeps: little.
+fn retention(random: &mut Random) -> Retention {
+    Retention {
+        keep_ms: [0, 500, 2_000, 8_000][random.index(4)],
+        keep_commits: [0, 3, 20][random.index(3)],
+        grace_ms: [200, 1_000, 4_000][random.index(3)],
+    }
+}
+
+impl Job {
+    /// Does it. Answers what became of it.
+    pub async fn run(mut self) -> String {
+        let ended = match self.trade {
+            Trade::Collector => self.collect().await,
+            Trade::Compactor => self.compact().await,
+            Trade::Checkpointer => self.checkpoint().await,
+            Trade::Forker if self.random.chance(0.4) => self.fork().await,
+            Trade::Forker => self.work_in_a_fork().await,
+        };
+        ended.unwrap_or_else(|why| format!("failed: {why}"))
+    }
+
+    fn done(&self, what: &'static str) {
+        *self.family.lock().done.entry(what).or_default() += 1;
+    }
+
+    /// The volume or, less often, a fork of it.
+    fn some_volume(&mut self) -> VolumeId {
+        let family = self.family.lock();
+        if family.forks.is_empty() || self.random.chance(0.7) {
+            return self.volume;
+        }
+        family.forks[self.random.index(family.forks.len())]
+    }
+
+    async fn open(&self, volume: VolumeId) -> Result<(Opened, Ledger), String> {
+        let options = Options { store: None, locals: None, cache_bytes: 1 << 20, ..Options::default() };
+        let opened = Volume::open(&self.remote, volume, options).await.map_err(text)?;
+        let ledger = Ledger::open(&opened.start, &opened.heads).map_err(text)?;
+        Ok((opened, ledger))
+    }
+
+    async fn collect(&mut self) -> Result<String, String> {
+        let (volume, retention) = (self.some_volume(), retention(&mut self.random));
+        if self.plant == Some(Plant::SweepsUploads) {
+            for _ in 0..20 {
+                self.sweep_uploads(volume).await?;
+                self.remote.sleep(50).await;
+            }
+        }
+        if self.random.chance(0.1) {
+            let plan = gc::plan(&self.remote, volume, retention, self.now_ms).await.map_err(text)?;
+            return Ok(format!("would delete {} objects of {volume}", plan.doomed.len()));
+        }
+        let plan = gc::collect(&self.remote, volume, retention, self.now_ms, &|_, _| {}).await;
+        let plan = plan.map_err(text)?;
+        self.done("collections");
+        let (doomed, floor) = (plan.doomed.len(), plan.sweep.lsn);
+        *self.family.lock().done.entry("deleted").or_default() += doomed as u64;
+        Ok(format!("deleted {doomed} objects of {volume} below lsn {floor}; epoch ended: {}", plan.end_epoch))
+    }
+
+    /// The plant: what is not named is taken for garbage, whoever may be about to name it.
+    async fn sweep_uploads(&self, volume: VolumeId) -> Result<(), String> {
+        let log = self.remote.list(&key::log_prefix(volume), None, 1).await.map_err(text)?;
+        let newest = log.first().and_then(|row| Lsn::from_key_part(row.key.rsplit('/').next()?));
+        let segments = self.remote.list(&key::segments_prefix(volume), None, 1000).await.map_err(text)?;
+        for row in segments {
+            let name = row.key.rsplit('/').next().and_then(|name| name.split('-').next());
+            if name.and_then(Lsn::from_key_part) > newest {
+                self.remote.delete(&row.key).await.map_err(text)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn compact(&mut self) -> Result<String, String> {
+        let volume = self.some_volume();
+        let (opened, mut ledger) = self.open(volume).await?;
+        let scope = if self.random.chance(0.3) { Scope::All } else { Scope::Sparse };
+        let id = CommitId(self.random.bytes16());
+        let mut moved = compact::gather(&self.remote, &opened.volume, &SqliteLayout, scope, id, &|_, _| {})
+            .await
+            .map_err(text)?;
+        if moved.pages() == 0 {
+            return Ok(format!("{volume} lies well"));
+        }
+        if self.random.chance(0.5) {
+            // It stands still for longer than any collector waits.
+            self.remote.sleep(self.random.between(100, 20_000)).await;
+        }
+        for tries in 1..=TRIES_MAX {
+            let replica = &opened.volume;
+            if self.plant == Some(Plant::OtherEpoch) {
+                moved = moved.in_the_epoch_of(replica);
+            }
+            match compact::publish(&self.remote, replica, &moved, ledger.encode()).await {
+                Ok(checkpoint::Written::Lost { .. }) | Err(CompactError::Checkpoint(_)) => {}
+                Ok(written) => {
+                    self.done("compactions");
+                    return Ok(format!("moved {} pages of {volume}: {written:?}", moved.pages()));
+                }
+                Err(CompactError::Abandoned) => {
+                    self.done("abandoned");
+                    return Ok(format!("a compaction of {volume} took too long"));
+                }
+                Err(error) if tries == TRIES_MAX => return Err(text(error)),
+                Err(_) => self.remote.sleep(100).await,
+            }
+            let pulled = replica.pull(&self.remote).await.map_err(text)?;
+            if let Some(start) = &pulled.jump {
+                ledger = Ledger::open(start, &[]).map_err(text)?;
+            }
+            ledger.follow(&pulled.heads).map_err(text)?;
+            replica.absorb(pulled).map_err(text)?;
+        }
+        Err("others were faster every time".into())
+    }
+
+    async fn checkpoint(&mut self) -> Result<String, String> {
+        let volume = self.some_volume();
+        let (opened, mut ledger) = self.open(volume).await?;
+        let snapshot = opened.volume.base();
+        if self.random.chance(0.5) {
+            self.remote.sleep(self.random.between(100, 20_000)).await;
+        }
+        if self.plant == Some(Plant::StateOfTheTip) {
+            ledger = self.open(volume).await?.1;
+        }
+        let state = ledger.encode();
+        let written =
+            checkpoint::write(&self.remote, &opened.volume, &snapshot, state).await.map_err(text)?;
+        if let checkpoint::Written::Stored { .. } = written {
+            self.done("checkpoints");
+        }
+        Ok(format!("checkpoint of {volume}: {written:?}"))
+    }
+
+    async fn fork(&mut self) -> Result<String, String> {
+        if self.family.lock().forks.len() >= FORKS_MAX {
+            return self.work_in_a_fork().await;
+        }
+        let parent = self.some_volume();
+        let at = match self.random.below(4) {
+            0 => {
+                let newest = graft::history::newest_lsn(&self.remote, parent).await.map_err(text)?;
+                At::Lsn(Lsn(newest.0.saturating_sub(self.random.below(8))))
+            }
+            1 => At::TimeMs(self.now_ms - self.random.below(4_000) as i64),
+            _ => At::Newest,
+        };
+        let name: VolumeName = format!("fork-{}", VolumeId(self.random.bytes16())).parse().map_err(text)?;
+        let mut tried: Vec<VolumeId> = Vec::new();
+        let mut last = String::new();
+        for _ in 0..TRIES_MAX {
+            // Fresh for each try, as `fork::create` asks for.
+            let child = VolumeId(self.random.bytes16());
+            tried.push(child);
+            match fork::create(&self.remote, parent, at, child, &name).await {
+                Ok(_) => return self.forked(child, parent),
+                // An earlier try of ours was heard at last.
+                Err(ForkError::Catalog(CatalogError::Exists { found, .. })) if tried.contains(&found) => {
+                    return self.forked(found, parent);
+                }
+                Err(error @ (ForkError::Expired { .. } | ForkError::At(_))) => {
+                    self.done("forks refused");
+                    last = text(error);
+                    break;
+                }
+                Err(error) => last = text(error),
+            }
+            self.remote.sleep(self.random.between(10, 3_000)).await;
+        }
+        self.family.lock().doubtful.extend(tried.into_iter().map(|child| (child, name.clone())));
+        Err(format!("no fork of {parent}: {last}"))
+    }
+
+    fn forked(&self, child: VolumeId, parent: VolumeId) -> Result<String, String> {
+        self.family.lock().forks.push(child);
+        self.done("forks");
+        Ok(format!("{child} is a fork of {parent}"))
+    }
+
+    async fn work_in_a_fork(&mut self) -> Result<String, String> {
+        let child = {
+            let family = self.family.lock();
+            if family.forks.is_empty() {
+                return Ok("there is no fork yet".into());
+            }
+            family.forks[self.random.index(family.forks.len())]
+        };
+        let (opened, _) = self.open(child).await?;
+        let database = Database::new(Arc::new(opened.volume), Arc::new(PageFetch(self.remote.clone())));
+        let note = format!("{:016x}", self.random.draw());
+        // Some are too large for a log entry.
+        let words = if self.random.chance(0.2) { 40_000 } else { 0 };
+        let mut bytes = self.random.fork();
+        let noise: String = (0..words).map(|_| format!("{:016x}", bytes.draw())).collect();
+        let lsn = write_note(&database, &note, &noise)?;
+        let (volume, fresh) = (database.volume().clone(), CommitId(self.random.bytes16()));
+        self.family.lock().notes.insert(fresh, vec![note]);
+        for _ in 0..TRIES_MAX {
+            let pushed = push(&self.remote, &volume, Payload::of_locals, || fresh, self.now_ms).await;
+            match pushed {
+                Ok(Pushed::Durable(lsn)) => {
+                    let mut family = self.family.lock();
+                    family.durable.push((child, lsn, fresh));
+                    *family.done.entry("commits in forks").or_default() += 1;
+                    return Ok(format!("lsn {lsn} of the fork {child}"));
+                }
+                Ok(Pushed::Nothing) => return Err("nothing to push".into()),
+                Err(graft::volume::PushError::Publish(graft::publish::PublishError::Rejected { .. })) => {
+                    return Ok(format!("lost lsn {} of {child}", lsn.next()));
+                }
+                Err(_) => self.remote.sleep(self.random.between(10, 3_000)).await,
+            }
+        }
+        Err(format!("gave up a write to {child}"))
+    }
+}
+
+/// Writes one note and dirties pages that the fork has from its parent. Answers what it was written on.
+pub fn write_note(database: &Arc<Database>, note: &str, noise: &str) -> Result<Lsn, String> {
+    let lsn = database.volume().base().lsn();
+    let (connection, control) = database.connect().map_err(text)?;
+    let sql = format!(
+        "begin; create table if not exists heirs(id integer primary key, what text); \
+         insert into heirs(what) values('{noise}'); insert into heirs(what) values('{note}'); commit; \
+         delete from heirs where length(what) <> 16;"
+    );
+    let failed = |error: rusqlite::Error| {
+        control.take_failure().map_or_else(|| error.to_string(), |failure| failure.message)
+    };
+    connection.execute_batch(&sql).map_err(failed)?;
+    let tables = "select count(*) from sqlite_schema where name = 'accounts'";
+    let accounts: i64 = connection.query_row(tables, [], |row| row.get(0)).map_err(failed)?;
+    if accounts > 0 {
+        connection.execute_batch("update accounts set balance = balance;").map_err(failed)?;
+    }
+    Ok(lsn)
+}
