@@ -67,7 +67,16 @@ impl Engine {
     /// Gives an order and waits for the answer.
     pub async fn order(&mut self, order: &str) -> anyhow::Result<Answer> {
         self.input.write_all(format!("{order}\n").as_bytes()).await?;
-        let line = tokio::time::timeout(ORDER_MAX, self.output.next_line()).await;
+        let answered = async {
+            // A foreign library may print where it likes; an answer is an object.
+            loop {
+                match self.output.next_line().await? {
+                    Some(line) if !line.starts_with('{') => {}
+                    line => return anyhow::Ok(line),
+                }
+            }
+        };
+        let line = tokio::time::timeout(ORDER_MAX, answered).await;
         let line = line.map_err(|_| anyhow::anyhow!("`{order}` has no answer after {ORDER_MAX:?}"))??;
         let Some(line) = line else {
             bail!("it ended during `{order}`: {}{}", self.child.wait().await?, self.printed());
