@@ -57,7 +57,11 @@ impl Engine {
         command.envs(variables.iter().map(|(name, value)| (name, value)));
         // Certificates of this machine's choosing, which some clients refuse to take; the store has no TLS.
         command.env_remove("AWS_CA_BUNDLE");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(std::fs::File::create(&log)?).kill_on_drop(true);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(&log)?)
+            .kill_on_drop(true);
         let mut child = command.spawn().with_context(|| format!("{} does not start", program.display()))?;
         let input = child.stdin.take().context("no stdin")?;
         let output = BufReader::new(child.stdout.take().context("no stdout")?).lines();
