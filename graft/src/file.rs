@@ -256,7 +256,7 @@ impl<'a> FileEdit<'a> {
     /// as zeroes. Costs a fetch where a page is changed in part and is not cached.
     pub async fn write(&mut self, fetcher: &Fetcher, offset: u64, bytes: &[u8]) -> Result<(), FileError> {
         let size = self.snapshot.page_size();
-        let end = offset.checked_add(bytes.len() as u64).unwrap_or(u64::MAX);
+        let end = offset.saturating_add(bytes.len() as u64);
         check_length(end, size)?;
         let mut rest = bytes;
         let mut at = offset;

@@ -162,7 +162,7 @@ fn frames_far_apart_are_apart_and_near_ones_together() {
     let reader = open(&remote, in_memory(64 << 20));
     counting.reset();
     // 64 incompressible pages are 256 KiB, more than the gap; 16 frames apart is two requests.
-    assert!(GAP_BYTES_MAX < 256 << 10);
+    const { assert!(GAP_BYTES_MAX < 256 << 10) };
     let pages = PageSet::from_ranges([1..=1, 65..=65, 700..=700]);
     block_on(exactly(&remote).fetch_pages(&reader, &reader.tip(), &pages)).unwrap();
     assert_eq!(counting.reset().ranges, 2);
@@ -402,10 +402,13 @@ fn an_apps_own_function_says_what_comes_along() {
     assert_eq!((metrics.prefetch_issued, metrics.prefetch_used), (64, 11));
 }
 
+/// Who sleeps until when.
+type Sleepers = Vec<(Duration, futures::channel::oneshot::Sender<()>)>;
+
 /// A clock that a test moves; sleepers wake when it passes them.
 #[derive(Debug, Default)]
 struct TestTimer {
-    state: Mutex<(Duration, Vec<(Duration, futures::channel::oneshot::Sender<()>)>)>,
+    state: Mutex<(Duration, Sleepers)>,
 }
 
 impl TestTimer {

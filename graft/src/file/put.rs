@@ -116,7 +116,7 @@ pub async fn put(
     }
     let mut reported = 0;
     while state.done < bytes {
-        if state.done % TABLE_BYTES == 0 {
+        if state.done.is_multiple_of(TABLE_BYTES) {
             let last = page_of((state.done + TABLE_BYTES - 1).min(bytes - 1), size);
             let window = PageSet::from_ranges([page_of(state.done, size).get()..=last.get()]);
             chunks::load(&**remote, volume, &base, &window).await.map_err(FileError::from)?;
