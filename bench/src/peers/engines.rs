@@ -69,7 +69,13 @@ pub async fn turbolite(install: Install) -> anyhow::Result<PathBuf> {
 }
 
 /// What is built of `bench/peers/FOLDER`; only where `may` says so, for that takes many minutes.
-async fn program(folder: &str, binary: &str, name: &str, may: bool, install: Install) -> anyhow::Result<PathBuf> {
+async fn program(
+    folder: &str,
+    binary: &str,
+    name: &str,
+    may: bool,
+    install: Install,
+) -> anyhow::Result<PathBuf> {
     let home = home()?;
     let path = home.join("bin").join(binary);
     if path.exists() {

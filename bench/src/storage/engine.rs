@@ -57,7 +57,11 @@ impl Engine {
         command.envs(variables.iter().map(|(name, value)| (name, value)));
         // Certificates of this machine's choosing, which some clients refuse to take; the store has no TLS.
         command.env_remove("AWS_CA_BUNDLE");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(std::fs::File::create(&log)?).kill_on_drop(true);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(&log)?)
+            .kill_on_drop(true);
         let mut child = command.spawn().with_context(|| format!("{} does not start", program.display()))?;
         let input = child.stdin.take().context("no stdin")?;
         let output = BufReader::new(child.stdout.take().context("no stdout")?).lines();
@@ -67,7 +71,16 @@ impl Engine {
     /// Gives an order and waits for the answer.
     pub async fn order(&mut self, order: &str) -> anyhow::Result<Answer> {
         self.input.write_all(format!("{order}\n").as_bytes()).await?;
-        let line = tokio::time::timeout(ORDER_MAX, self.output.next_line()).await;
+        let answered = async {
+            // A foreign library may print where it likes; an answer is an object.
+            loop {
+                match self.output.next_line().await? {
+                    Some(line) if !line.starts_with('{') => {}
+                    line => return anyhow::Ok(line),
+                }
+            }
+        };
+        let line = tokio::time::timeout(ORDER_MAX, answered).await;
         let line = line.map_err(|_| anyhow::anyhow!("`{order}` has no answer after {ORDER_MAX:?}"))??;
         let Some(line) = line else {
             bail!("it ended during `{order}`: {}{}", self.child.wait().await?, self.printed());

@@ -176,7 +176,7 @@ fn update(system: &mut dyn System, rows: u64, count: u64, seed: u64) -> anyhow::
     for at in 0..count {
         let id = chosen(rows, seed, at);
         let db = system.connection()?;
-        let mut statement = db.prepare_cached("update t set body = ?2 where id = ?1")?;
+        let mut statement = db.prepare("update t set body = ?2 where id = ?1")?;
         if statement.execute((id as i64, updated(id)))? != 1 {
             bail!("row {id} is not there");
         }

@@ -84,7 +84,8 @@ fn speedtest(dir: &Path, library: &str, size: &str) -> anyhow::Result<()> {
 
 fn main() -> anyhow::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let place: serde_json::Value = serde_json::from_str(words.get(1).context("bench-upstream-graft NAME PLACE")?)?;
+    let place: serde_json::Value =
+        serde_json::from_str(words.get(1).context("bench-upstream-graft NAME PLACE")?)?;
     let dir = PathBuf::from(place["dir"].as_str().context("the place has no dir")?);
     let rows = place["rows"].as_u64().context("the place has no rows")?;
     let note = place["note"].as_str().unwrap_or_default().to_owned();
