@@ -191,9 +191,9 @@ pub struct Query {
 /// What to do with changes that another writer was faster than.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum OnConflict {
-    /// Merge what can be merged, put the rest aside.
+    /// Merge what can be merged, make a volume of the rest.
     Merge,
-    /// Put everything aside.
+    /// Make a volume of everything.
     Branch,
 }
 
@@ -214,10 +214,13 @@ pub struct Sql {
     #[arg(long, requires = "data")]
     pub discard_kept: bool,
     /// What becomes of such changes where another writer committed first: `merge` keeps those that nothing
-    /// they read or wrote was changed for, and puts the others aside; `branch` puts all of them aside, in
-    /// the data directory.
+    /// they read or wrote was changed for, and makes a volume of the others; `branch` makes a volume of all
+    /// of them. That volume is a fork of this one, where the changes were made, with them on it.
     #[arg(long, requires_all = ["data", "write"], value_enum, value_name = "HOW", conflicts_with = "discard_kept")]
     pub on_conflict: Option<OnConflict>,
+    /// The name of that volume. [default: VOLUME-branch-ID, where ID is 8 hex digits of the new volume's id]
+    #[arg(long, requires = "on_conflict", value_name = "NAME")]
+    pub branch_name: Option<String>,
     /// A directory for the replica, kept for the next time. [default: a temporary one]
     #[arg(long, env = "GRAFT_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,

@@ -18,7 +18,10 @@ use rusqlite::{Batch, Connection};
 use serde::Serialize;
 use serde_json::Value as Json;
 use sqlsync_layer::actor::{ModuleError, Modules};
-use sqlsync_layer::document::{Config, Event, Progress, RebaseError, Replica};
+use sqlsync_layer::document::replica::publishing;
+use sqlsync_layer::document::{
+    BRANCH_NAMES, BranchError, Config, Event, Progress, RebaseError, Replica, branch_name,
+};
 use sqlsync_layer::ledger::Ledger;
 use sqlsync_layer::payload::Payload;
 use sqlsync_layer::protocol::ClientId;
@@ -49,6 +52,17 @@ struct SqlLine<'a> {
     changes: u64,
     /// The commit that was read, or made.
     lsn: Lsn,
+    /// Volumes that were made of kept changes.
+    #[serde(skip_serializing_if = "<[MadeBranch]>::is_empty")]
+    branches: &'a [MadeBranch],
+}
+
+/// A volume that was made of kept changes.
+#[derive(Debug, Serialize)]
+struct MadeBranch {
+    volume: String,
+    id: String,
+    lsn: Lsn,
 }
 
 pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
@@ -63,16 +77,17 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
         let (lsn, sql) = (database.volume().status().lsn, args.sql.clone());
         let ran = tokio::task::spawn_blocking(move || execute(&database, &sql, false)).await?;
         let answer = ran.with_context(|| format!("volume `{name}` at lsn {lsn}"))?;
-        return print(&answer, lsn, false, args.json);
+        return print(&answer, lsn, &[], &args);
     }
     let store = match &args.data {
         Some(dir) => Some(Arc::new(FjallStore::open(dir)?) as SharedStore),
         None => None,
     };
     let options = Options { store, ..Options::default() };
-    if let Some(how) = args.on_conflict {
-        settle_kept(&name, &remote, id, &options, how).await?;
-    }
+    let branches = match args.on_conflict {
+        Some(how) => settle_kept(&name, &remote, id, &options, how, args.branch_name.as_deref()).await?,
+        None => Vec::new(),
+    };
     let Opened { volume, start, heads } = Volume::open(&*remote, id, options).await?;
     let volume = Arc::new(volume);
     let mut known = Known { ledger: Ledger::open(&start, &heads)? };
@@ -121,7 +136,7 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
     if args.write {
         known.checkpoint(&remote, &volume).await;
     }
-    print(&answer, lsn, args.write, args.json)
+    print(&answer, lsn, &branches, &args)
 }
 
 /// Fetches what every query reads in one request. The query fetches what it lacks, if that fails.
@@ -131,13 +146,14 @@ async fn warm_up(fetch: &RemoteFetch, volume: &Volume) {
     }
 }
 
-fn print(answer: &Answer, lsn: Lsn, write: bool, json: bool) -> anyhow::Result<Outcome> {
-    if json {
+fn print(answer: &Answer, lsn: Lsn, branches: &[MadeBranch], args: &Sql) -> anyhow::Result<Outcome> {
+    if args.json {
         output::json(&SqlLine {
             columns: &answer.columns,
             rows: &answer.rows,
             changes: answer.changes,
             lsn,
+            branches,
         })?;
         return Ok(Outcome::Done);
     }
@@ -145,7 +161,7 @@ fn print(answer: &Answer, lsn: Lsn, write: bool, json: bool) -> anyhow::Result<O
         output::line(&output::table(&answer.columns, &answer.rows))?;
         output::line(&format!("({}, lsn {lsn})", output::count(answer.rows.len(), "row")))?;
     }
-    if write {
+    if args.write {
         output::line(&format!("{} changed, lsn {lsn}", output::count(answer.changes as usize, "row")))?;
     }
     Ok(Outcome::Done)
@@ -193,7 +209,7 @@ async fn push_kept(
         Ok(_) => known.pull(remote, volume).await,
         Err(PushError::Publish(PublishError::Rejected { .. })) => bail!(
             "volume `{name}`: {kept} kept in the data directory cannot be pushed any more, because another writer \
-             committed meanwhile; merge them with --on-conflict merge; or read what you need with `graft sql` and the \
+             committed meanwhile; merge them with --on-conflict merge, or make a volume of them with --on-conflict branch; or read what you need with `graft sql` and the \
              same --data, then drop them with --discard-kept and run the SQL again"
         ),
         Err(error) => {
@@ -203,18 +219,18 @@ async fn push_kept(
 }
 
 /// Pushes what an earlier run could not, on top of what others committed meanwhile. What cannot be put
-/// there is kept in the data directory, beside the replica.
+/// there becomes a volume of its own; until it is one, it is kept in the data directory, beside the
+/// replica, and published by the next run that comes here.
 async fn settle_kept(
     name: &VolumeName,
     remote: &SharedRemote,
     id: VolumeId,
     options: &Options,
     how: OnConflict,
-) -> anyhow::Result<()> {
+    branch_name: Option<&str>,
+) -> anyhow::Result<Vec<MadeBranch>> {
+    let branch_name: Option<VolumeName> = branch_name.map(str::parse).transpose()?;
     let opened = Volume::open(&**remote, id, options.clone()).await?;
-    if opened.volume.status().ahead == 0 {
-        return Ok(());
-    }
     let policy = match how {
         OnConflict::Merge => Policy::Merge,
         OnConflict::Branch => Policy::Fork,
@@ -226,7 +242,11 @@ async fn settle_kept(
     let kept = options.clone();
     let opening = move || Replica::open(opened, &kept, fetch, Arc::new(NoModules), client, config);
     let mut replica = tokio::task::spawn_blocking(opening).await??;
+    let mut settled = replica.status().ahead == 0;
     for _ in 0..TRIES_MAX {
+        if settled {
+            break;
+        }
         let volume = replica.volume().clone();
         let lost = match publish(remote, &volume).await {
             Ok(_) => false,
@@ -247,18 +267,56 @@ async fn settle_kept(
                 Event::Merged { transplanted } => {
                     eprintln!("merged {}", output::count(transplanted, "kept change"));
                 }
-                Event::Forked { to, commits, why } => eprintln!(
-                    "kept {} aside as branch {to} in the data directory: {why}; it can be published once volumes can be forked",
-                    output::count(commits, "change")
-                ),
+                Event::Forked { to, commits, why } => {
+                    eprintln!("put {} aside as branch {to}: {why}", output::count(commits, "change"));
+                }
                 other => eprintln!("{other:?}"),
             }
         }
-        if !lost && replica.status().ahead == 0 {
-            return Ok(());
-        }
+        settled = !lost && replica.status().ahead == 0;
     }
-    bail!("volume `{name}`: other writers committed first {TRIES_MAX} times; run it again")
+    if !settled {
+        bail!("volume `{name}`: other writers committed first {TRIES_MAX} times; run it again");
+    }
+    publish_branches(name, remote, &mut replica, branch_name).await
+}
+
+/// Makes a volume of every branch in the data directory: the first called `wanted`, if anything is.
+async fn publish_branches(
+    name: &VolumeName,
+    remote: &SharedRemote,
+    replica: &mut Replica,
+    mut wanted: Option<VolumeName>,
+) -> anyhow::Result<Vec<MadeBranch>> {
+    let mut made = Vec::new();
+    let numbers: Vec<u64> = replica.branches().keys().copied().collect();
+    for number in numbers {
+        let child = VolumeId(rand::rng().random());
+        let asked = match wanted.take() {
+            Some(wanted) => wanted,
+            None => branch_name(BRANCH_NAMES, name, child)?,
+        };
+        let (to, volume, lsn) = loop {
+            let publication = replica.begin_publication(number, &asked, child, now_ms())?;
+            let result = publishing::publish(&**remote, &publication).await;
+            replica.publication_ended(&publication, &result)?;
+            match result {
+                Ok(lsn) => break (publication.name, publication.volume, lsn),
+                // An earlier run chose that name.
+                Err(BranchError::NameTaken { .. } | BranchError::Overtaken { .. })
+                    if publication.name != asked => {}
+                Err(error) => {
+                    return Err(anyhow!(error).context(format!(
+                        "volume `{name}`: branch {number} stays in the data directory, and is published by the next \
+                         run with --on-conflict"
+                    )));
+                }
+            }
+        };
+        eprintln!("branch {number} is volume `{to}` now, at lsn {lsn}");
+        made.push(MadeBranch { volume: to.to_string(), id: volume.to_string(), lsn });
+    }
+    Ok(made)
 }
 
 /// Plain SQL needs no reducers.

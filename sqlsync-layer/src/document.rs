@@ -37,6 +37,7 @@ mod tests;
 mod timeline;
 
 pub use self::driver::{Document, DocumentError, DocumentStatus, Options, RowsOf};
+pub use self::replica::publishing::{BRANCH_NAMES, BranchError, Publication, branch_name};
 pub use self::replica::{
     Config, Counts, Event, MutateError, Progress, PushError, QueryError, RebaseError, Replica, Route, Status,
 };

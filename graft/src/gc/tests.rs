@@ -743,6 +743,8 @@ mod rev2 {
         block_on(Volume::open(&*remote, VOLUME, options())).unwrap();
         println!("two heads of a few hundred bytes, 40M pages: {:?}", began.elapsed());
     }
+}
+
 /// Found by the simulation (seed 134): a writer that had uploaded a segment lost its LSN, the LSN was
 /// forked, and the segment stayed for as long as the fork.
 #[test]

@@ -7,7 +7,7 @@
 //! Invariants: no call of the app waits for the network but [`Document::open`] on a fresh directory, and
 //! queries of pages that are not here; every channel is bounded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +18,13 @@ use graft::pull::PullError;
 use graft::remote::SharedRemote;
 use graft::store::{SharedStore, StoreError};
 use graft::volume::Volume;
-use graft::{CommitId, Lsn, PageSet, VolumeName, catalog};
+use graft::{CommitId, Lsn, PageSet, VolumeId, VolumeName, catalog};
 use parking_lot::Mutex;
 use rand::Rng as _;
 use reducers_abi::Rows;
 use tokio::sync::{Notify, broadcast, watch};
 
+use super::replica::publishing::{self, BranchError, branch_name};
 use super::replica::{
     self, Event, MutateError, Progress, PushError, QueryError, RebaseError, Replica, Route,
 };
@@ -61,6 +62,10 @@ pub struct Options {
     pub handler: Option<Arc<dyn Handler>>,
     /// By which conditions a merge is judged.
     pub validation: Validation,
+    /// Publishes every branch by itself as a volume of this name, as soon as the store can be reached;
+    /// see [`publishing::BRANCH_NAMES`] for what is replaced in it. `None` leaves branches here, for
+    /// [`Document::publish_branch`].
+    pub branch_names: Option<String>,
     /// Whether every pull also fetches the pages that changed, so that they are here when offline.
     pub follow: bool,
     /// How often the log is looked at where nobody says that it has grown.
@@ -79,6 +84,7 @@ impl Default for Options {
             policy: Policy::Merge,
             handler: None,
             validation: Validation::READS,
+            branch_names: None,
             follow: false,
             poll: Duration::from_secs(5),
             background: true,
@@ -124,6 +130,12 @@ pub enum DocumentError {
     /// The coordinator cannot be used.
     #[error(transparent)]
     Connect(#[from] crate::client::ConnectError),
+    /// A branch was not published; it is still here.
+    #[error(transparent)]
+    Branch(#[from] BranchError),
+    /// [`Options::branch_names`] does not make names.
+    #[error("the pattern for names of branches cannot be used: {0}")]
+    BranchNames(graft::ids::InvalidName),
     /// Mutations are to go through a coordinator, and none was named.
     #[error("Route::Coordinator needs the coordinator's address; set Options::coordinator")]
     NoCoordinator,
@@ -191,6 +203,10 @@ impl RowsOf {
 struct Inner {
     replica: Mutex<Replica>,
     volume: Arc<Volume>,
+    name: VolumeName,
+    branch_names: Option<String>,
+    /// Branches that cannot be published, ever: they are not tried again.
+    stuck: Mutex<BTreeSet<u64>>,
     remote: SharedRemote,
     fetch: Arc<dyn Fetch>,
     follow: bool,
@@ -236,6 +252,9 @@ impl Document {
     ) -> Result<Document, DocumentError> {
         if options.route == Route::Coordinator && options.coordinator.is_none() {
             return Err(DocumentError::NoCoordinator);
+        }
+        if let Some(pattern) = &options.branch_names {
+            branch_name(pattern, volume, VolumeId([0; 16])).map_err(DocumentError::BranchNames)?;
         }
         let kept = graft::volume::Options {
             store: store.clone(),
@@ -288,6 +307,9 @@ impl Document {
         let inner = Arc::new(Inner {
             volume: replica.volume().clone(),
             replica: Mutex::new(replica),
+            name: volume.clone(),
+            branch_names: options.branch_names.clone(),
+            stuck: Mutex::default(),
             remote,
             fetch,
             follow: options.follow,
@@ -391,6 +413,19 @@ impl Document {
         while self.inner.round().await? {}
         Ok(())
     }
+
+    /// Makes a volume called `name` of a branch: a fork at the commit that its work was made on, with
+    /// that work on it. Then, and only then, the branch is dropped here. Answers the volume's name, which
+    /// is another where the branch's publication was begun before under that one. May be called again
+    /// after any failure or crash.
+    ///
+    /// # Errors
+    ///
+    /// Any [`BranchError`]: the branch is still here.
+    pub async fn publish_branch(&self, number: u64, name: &VolumeName) -> Result<VolumeName, BranchError> {
+        let _one = self.inner.syncing.lock().await;
+        self.inner.publish_branch(number, name, VolumeId(rand::rng().random())).await
+    }
 }
 
 impl Inner {
@@ -475,11 +510,67 @@ impl Inner {
             let (fetch, volume) = (self.fetch.clone(), self.volume.clone());
             blocking(move || fetch.fetch(&volume, &base, &changed)).await??;
         }
+        self.publish_branches().await?;
         let (ended, ahead) = self.with(|replica| (replica.ended().cloned(), replica.status().ahead)).await;
         match ended {
             Some(reason) => Err(DocumentError::Ended(reason)),
             None => Ok(ahead > 0 && self.route == Route::Direct),
         }
+    }
+
+    async fn publish_branch(
+        self: &Arc<Self>,
+        number: u64,
+        name: &VolumeName,
+        child: VolumeId,
+    ) -> Result<VolumeName, BranchError> {
+        loop {
+            let (asked, now) = (name.clone(), now_ms());
+            let begun = self.with(move |replica| replica.begin_publication(number, &asked, child, now)).await;
+            let publication = begun?;
+            let to = publication.name.clone();
+            let result = publishing::publish(&*self.remote, &publication).await;
+            let told = result.clone();
+            self.with(move |replica| replica.publication_ended(&publication, &told)).await?;
+            match result {
+                Ok(lsn) => {
+                    tracing::info!(branch = number, volume = %to, %lsn, "a branch is a volume now");
+                    return Ok(to);
+                }
+                // It was begun under another name than the one that is asked for now.
+                Err(BranchError::NameTaken { .. } | BranchError::Overtaken { .. }) if to != *name => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Publishes every branch, where the app wants that.
+    async fn publish_branches(self: &Arc<Self>) -> Result<(), DocumentError> {
+        let Some(pattern) = &self.branch_names else { return Ok(()) };
+        let branches: Vec<u64> = self.with(|replica| replica.branches().keys().copied().collect()).await;
+        self.stuck.lock().retain(|number| branches.contains(number));
+        for number in branches {
+            if self.stuck.lock().contains(&number) {
+                continue;
+            }
+            let child = VolumeId(rand::rng().random());
+            let name = branch_name(pattern, &self.name, child).map_err(DocumentError::BranchNames)?;
+            match self.publish_branch(number, &name, child).await {
+                Ok(_) => {}
+                Err(error) if error.is_passing() => return Err(error.into()),
+                // The next round takes another name.
+                Err(error @ (BranchError::NameTaken { .. } | BranchError::Overtaken { .. }))
+                    if pattern.contains("{id}") =>
+                {
+                    return Err(error.into());
+                }
+                Err(error) => {
+                    tracing::error!(branch = number, %error, "a branch cannot be published; it stays here");
+                    self.stuck.lock().insert(number);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Gives mutations to the session that it does not have yet.

@@ -26,11 +26,11 @@ use graft::format::Damaged;
 use graft::publish::{Prepared, PublishError, Published};
 use graft::store::{Batch, StoreError};
 use graft::volume::{Change, CommitError, LocalCommit, Opened, Options, Volume};
-use graft::{CommitId, Lsn, ModuleHash};
+use graft::{CommitId, Lsn, ModuleHash, VolumeId, VolumeName};
 use reducers_abi::{Rows, Value};
 use serde_json::{Map, Value as Json};
 
-use super::timeline::{self, Branch, Kept, Me, Timeline, TimelineError};
+use super::timeline::{self, Branch, Kept, Me, Planned, Timeline, TimelineError};
 use crate::actor::batch::{Blocked, Writer};
 use crate::actor::core::{apply_payload, content_of};
 use crate::actor::queries::{QueryFailure, Reader};
@@ -45,6 +45,7 @@ use crate::rebase::{Handler, Pending, Policy, Work};
 use crate::value::Params;
 use crate::vfs::{ConnectError, Database, IoFailure, Note, WriteSet};
 
+pub mod publishing;
 mod rebasing;
 pub use self::rebasing::{Progress, RebaseError};
 
@@ -138,6 +139,17 @@ pub enum Event {
         commits: usize,
         /// Why.
         why: String,
+    },
+    /// A branch is a volume of its own now, and is not kept here any more.
+    Published {
+        /// The branch's number.
+        branch: u64,
+        /// The volume's name.
+        to: VolumeName,
+        /// Its id.
+        volume: VolumeId,
+        /// Its newest commit.
+        lsn: Lsn,
     },
     /// The log has another mutation under its seq: two copies of this client id are at work.
     Refused {
@@ -268,6 +280,8 @@ pub struct Replica {
     me: Me,
     kept: BTreeMap<u64, Kept>,
     branches: BTreeMap<u64, Branch>,
+    /// Publications of branches that were begun.
+    planned: BTreeMap<u64, Planned>,
     ledger: Ledger,
     /// Module and schema at the tip.
     tip: (Option<ModuleHash>, u32),
@@ -358,7 +372,7 @@ impl Replica {
         let volume = Arc::new(opened.volume);
         let ledger = Ledger::open(&opened.start, &opened.heads)?;
         let timeline = Timeline::new(options.store.clone(), volume.id());
-        let timeline::Found { me, kept, branches } = timeline.read()?;
+        let timeline::Found { me, kept, branches, planned } = timeline.read()?;
         let me = match me {
             Some(me) => me,
             None => {
@@ -384,6 +398,7 @@ impl Replica {
             me,
             kept,
             branches,
+            planned,
             ledger,
             live: LiveQueries::default(),
             next_subscription: 1,
@@ -486,11 +501,13 @@ impl Replica {
         self.branches.get(&number)
     }
 
-    /// Drops a branch for good.
+    /// Drops a branch for good. What was published of it already stays where it is.
     pub fn drop_branch(&mut self, number: u64) -> Result<bool, StoreError> {
         let mut batch = Batch::default();
+        self.timeline.remove_planned(&mut batch, number);
         self.timeline.remove_branch(&mut batch, number);
         self.timeline.write(batch)?;
+        self.planned.remove(&number);
         Ok(self.branches.remove(&number).is_some())
     }
 

@@ -29,6 +29,7 @@ use crate::value::Params;
 mod direct;
 mod driver;
 mod policies;
+mod publishing;
 
 const VOLUME: VolumeId = VolumeId([9; 16]);
 

@@ -8,11 +8,13 @@
 //! | `vid ‖ 'c'` | [`Me`]: client id, next seq, the LSN at which the id was made |
 //! | `vid ‖ 'm' ‖ seq` | a [`Kept`] mutation without a final answer, or rejected and not yet dealt with |
 //! | `vid ‖ 'b' ‖ number` | a [`Branch`]: local work that found no place in the history |
+//! | `vid ‖ 'p' ‖ number` | a [`Planned`]: under which id and name the branch of that number is published |
 //! | `name/` ‖ name | the volume that a name led to, and its page size, for opening it offline |
 //!
 //! Invariants: a mutation is here from the batch that stores its local commit until its outcome is in the
 //! log (or the app dealt with its rejection); a branch is stored in the batch that takes its commits off
-//! the stack.
+//! the stack, and removed, with the plan for its publication, when all of it is in another volume's log or
+//! the app drops it.
 
 use std::collections::BTreeMap;
 
@@ -67,6 +69,19 @@ struct StoredCommit {
     payload: Vec<u8>,
 }
 
+/// How a branch is published: decided once, so that every try makes the same volume.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Planned {
+    /// The branch's number.
+    pub(super) number: u64,
+    /// The new volume's id.
+    pub(super) child: [u8; 16],
+    /// Its name.
+    pub(super) name: String,
+    /// The time that its commits carry, ms since 1970.
+    pub(super) time_ms: i64,
+}
+
 impl Branch {
     pub(super) fn new(number: u64, base: Lsn, why: String, commits: &[LocalCommit]) -> Branch {
         let stored = |local: &LocalCommit| StoredCommit {
@@ -119,6 +134,7 @@ pub(super) struct Found {
     pub(super) me: Option<Me>,
     pub(super) kept: BTreeMap<u64, Kept>,
     pub(super) branches: BTreeMap<u64, Branch>,
+    pub(super) planned: BTreeMap<u64, Planned>,
 }
 
 /// What a timeline holds cannot be read.
@@ -172,6 +188,14 @@ impl Timeline {
         batch.remove(Space::Timeline, self.key(b'b', Some(number)));
     }
 
+    pub(super) fn put_planned(&self, batch: &mut Batch, planned: &Planned) {
+        batch.put(Space::Timeline, self.key(b'p', Some(planned.number)), encode(planned));
+    }
+
+    pub(super) fn remove_planned(&self, batch: &mut Batch, number: u64) {
+        batch.remove(Space::Timeline, self.key(b'p', Some(number)));
+    }
+
     /// Writes changes that belong to no local commit.
     pub(super) fn write(&self, batch: Batch) -> Result<(), StoreError> {
         match &self.store {
@@ -195,6 +219,10 @@ impl Timeline {
                 Some(b'b') => {
                     let branch: Branch = decode(&value).ok_or_else(damaged)?;
                     found.branches.insert(branch.number, branch);
+                }
+                Some(b'p') => {
+                    let planned: Planned = decode(&value).ok_or_else(damaged)?;
+                    found.planned.insert(planned.number, planned);
                 }
                 Some(_) | None => return Err(damaged()),
             }

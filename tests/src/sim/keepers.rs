@@ -183,7 +183,7 @@ impl Job {
             if self.plant == Some(Plant::OtherEpoch) {
                 moved = moved.in_the_epoch_of(replica);
             }
-            match compact::publish(&self.remote, replica, &moved, ledger.encode()).await {
+            match compact::publish(&self.remote, replica, &replica.base(), &moved, ledger.encode()).await {
                 Ok(checkpoint::Written::Lost { .. }) | Err(CompactError::Checkpoint(_)) => {}
                 Ok(written) => {
                     self.done("compactions");

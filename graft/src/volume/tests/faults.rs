@@ -334,7 +334,9 @@ impl Site {
         let turns = self.turns();
         let (Some(volume), Some(moved)) = (&self.volume, &self.moved) else { return };
         let (injected, base) = (self.remote.injected(), volume.base());
-        match cut_off(turns, compact::publish(&*self.remote, volume, moved, Bytes::new())).await {
+        match cut_off(turns, compact::publish(&*self.remote, volume, &volume.base(), moved, Bytes::new()))
+            .await
+        {
             Some(Ok(Written::Stored { .. })) => {
                 self.shared.count(0, 1, 0);
                 self.moved = None;
