@@ -210,7 +210,7 @@ impl System for Local {
     fn publish(&mut self) -> anyhow::Result<()> {
         let (_, database, remote) = self.open.as_ref().context("it is not open")?;
         let id = || CommitId(rand::random());
-        futures::executor::block_on(push(&**remote, database.volume(), Payload::of_plain_sql, id, 0))?;
+        futures::executor::block_on(push(&**remote, database.volume(), Payload::of_locals, id, 0))?;
         Ok(())
     }
 }
