@@ -39,6 +39,8 @@ pub enum Reducers {
     Wasm,
     /// The same statements, called in this process.
     Native,
+    /// As `Native`, but `tasks` is an ordinary table: its inner pages hold no rows.
+    NativeRowid,
 }
 
 impl Reducers {
@@ -47,6 +49,7 @@ impl Reducers {
         match self {
             Reducers::Wasm => "wasm",
             Reducers::Native => "native",
+            Reducers::NativeRowid => "native, rowid",
         }
     }
 
@@ -60,7 +63,8 @@ impl Reducers {
                 let module = Host::new(HostLimits::default())?.load(&bytes)?;
                 Ok((ModuleHash(module.hash()), module))
             }
-            Reducers::Native => Ok((ModuleHash([1; 32]), Arc::new(Native::new()))),
+            Reducers::Native => Ok((ModuleHash([1; 32]), Arc::new(Native::new(" WITHOUT ROWID")))),
+            Reducers::NativeRowid => Ok((ModuleHash([2; 32]), Arc::new(Native::new("")))),
         }
     }
 }
@@ -80,20 +84,24 @@ impl Modules for One {
 
 /// `set_done` of the to-do example without a sandbox.
 #[derive(Debug)]
-struct Native(Description);
+struct Native {
+    description: Description,
+    /// How the definition of `tasks` ends.
+    table: &'static str,
+}
 
 impl Native {
-    fn new() -> Native {
+    fn new(table: &'static str) -> Native {
         let param = |name: &str, ty| Param { name: name.into(), ty, optional: false };
         let params = vec![param("id", Type::Text), param("done", Type::Boolean)];
         let reducer = Reducer { name: "set_done".into(), params, doc: String::new() };
-        Native(Description { reducers: vec![reducer], migrations: vec![1] })
+        Native { description: Description { reducers: vec![reducer], migrations: vec![1] }, table }
     }
 }
 
 impl Runtime for Native {
     fn description(&self) -> &Description {
-        &self.0
+        &self.description
     }
 
     fn run(&self, call: &Call<'_>, sql: &mut dyn Sql) -> Result<(), Failure> {
@@ -102,16 +110,17 @@ impl Runtime for Native {
         };
         match call.entry {
             Entry::Migration { .. } => {
-                execute(
+                let table = format!(
                     "CREATE TABLE tasks(
                         id TEXT PRIMARY KEY NOT NULL,
                         list TEXT NOT NULL,
                         title TEXT NOT NULL,
                         done INTEGER NOT NULL DEFAULT 0 CHECK (done IN (0, 1)),
                         position REAL NOT NULL
-                    ) WITHOUT ROWID",
-                    &[],
-                )?;
+                    ){}",
+                    self.table
+                );
+                execute(&table, &[])?;
                 execute("CREATE INDEX tasks_by_position ON tasks(list, position)", &[]).map(drop)
             }
             Entry::Reducer { name: "set_done", args: [id, done] } => {
