@@ -19,6 +19,8 @@
 //! Invariants: whatever was started is stopped, also on an error and on Ctrl-C; a peer that cannot be had
 //! is left out aloud; a system whose data is wrong at the end fails the run.
 
+#![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock, and waits for foreign servers")]
+
 mod fanout;
 mod peers;
 mod process;
