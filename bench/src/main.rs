@@ -11,6 +11,7 @@
 //! | [`throughput`] | durable mutations per second of the to-do example |
 //! | [`fanout`] | from a write to the other subscribers |
 //! | [`transfers`] | two-row transfers per second |
+//! | [`rebase`] | pending mutations on a pulled change, by merge and by replay |
 //! | [`storage`] | the storage engine, cold over a slow store and warm on this disk |
 //! | [`peers`] | the systems beside ours: how they come here, how they are started |
 //! | [`process`], [`server`] | processes that end with the bench; ours among them |
@@ -18,9 +19,12 @@
 //! Invariants: whatever was started is stopped, also on an error and on Ctrl-C; a peer that cannot be had
 //! is left out aloud; a system whose data is wrong at the end fails the run.
 
+#![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock, and waits for foreign servers")]
+
 mod fanout;
 mod peers;
 mod process;
+mod rebase;
 mod server;
 mod storage;
 mod table;
@@ -39,6 +43,7 @@ cargo xtask bench [NAME…] [OPTIONS]
   throughput   durable mutations per second, beside plain SQLite
   fanout       from a write to other subscribers: y-websocket, zero, spacetimedb
   transfers    two-row transfers per second: spacetimedb, postgres, sqlite, zero
+  rebase       pending mutations on a pulled change, in memory: replicache
   storage      the storage engine; or one part of it:
     cold         30 ms for each request: upstream-graft, litestream, turbolite
     warm         local transactions and reads, and the directory's size, beside SQLite
@@ -49,6 +54,7 @@ Without a NAME, all of them.
 
   --seconds N              how long each measurement lasts (default 3)
   --accounts N             accounts that transfers are between (default 10000)
+  --pending N              mutations that rebase brings over (default 10000)
   --peers A,B              only these peers; `--peers none` for ours alone (default: all)
   --no-install             use only what is installed
   --install-spacetimedb    build SpacetimeDB's server if it is missing: half an hour
@@ -63,7 +69,7 @@ Of storage:
   --json FILE              write the figures
   --markdown FILE          write the tables as the README has them";
 
-const NAMES: [&str; 4] = ["throughput", "fanout", "transfers", "storage"];
+const NAMES: [&str; 5] = ["throughput", "fanout", "transfers", "rebase", "storage"];
 
 /// What is to be measured, and how long.
 #[derive(Debug)]
@@ -73,6 +79,8 @@ pub struct Order {
     pub seconds: u64,
     /// Accounts that transfers are between; at least 2.
     pub accounts: usize,
+    /// Mutations that are pending in the rebase benchmark; at least 1.
+    pub pending: u64,
     /// Rows of the storage benchmark's table; at least 1.
     pub rows: u64,
     /// Pushes of the history that it opens.
@@ -103,6 +111,7 @@ fn parse(args: impl Iterator<Item = String>) -> anyhow::Result<Option<Order>> {
         names: Vec::new(),
         seconds: 3,
         accounts: 10_000,
+        pending: 10_000,
         rows: 100_000,
         pushes: 1_000,
         delay_ms: 30,
@@ -119,6 +128,7 @@ fn parse(args: impl Iterator<Item = String>) -> anyhow::Result<Option<Order>> {
             "--help" | "-h" => return Ok(None),
             "--seconds" => order.seconds = number(&arg, &value()?, 1)?,
             "--accounts" => order.accounts = number(&arg, &value()?, 2)? as usize,
+            "--pending" => order.pending = rebase::pending(number(&arg, &value()?, 1)?)?,
             "--peers" => {
                 let list = value()?;
                 let names = list.split(',').filter(|name| *name != "none");
@@ -189,6 +199,9 @@ async fn run(order: &Order) -> anyhow::Result<()> {
     if wanted("transfers") {
         transfers::run(order, &mut peers).await?;
     }
+    if wanted("rebase") {
+        rebase::run(order, &mut peers).await?;
+    }
     if wanted("storage") || storage::PARTS.iter().any(|part| order.names.iter().any(|asked| asked == part)) {
         storage::run(order, &mut peers).await?;
     }
@@ -224,6 +237,8 @@ mod tests {
             "--no-install --install-spacetimedb",
             "--no-install --install-turbolite",
             "--rows 0",
+            "--pending 0",
+            "--pending 30001",
         ] {
             assert!(parsed(wrong).is_err(), "{wrong}");
         }

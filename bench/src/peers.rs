@@ -33,6 +33,8 @@ pub enum Peer {
     Postgres,
     /// SpacetimeDB, standalone.
     SpacetimeDb,
+    /// Replicache's client, alone.
+    Replicache,
     /// SQLite in the bench's own process.
     Sqlite,
     /// Upstream Graft's VFS.
@@ -45,11 +47,12 @@ pub enum Peer {
 
 impl Peer {
     /// All of them, in the order of the tables.
-    pub const ALL: [Peer; 8] = [
+    pub const ALL: [Peer; 9] = [
         Peer::YWebsocket,
         Peer::Zero,
         Peer::Postgres,
         Peer::SpacetimeDb,
+        Peer::Replicache,
         Peer::Sqlite,
         Peer::UpstreamGraft,
         Peer::Litestream,
@@ -63,6 +66,7 @@ impl Peer {
             Peer::Zero => "zero",
             Peer::Postgres => "postgres",
             Peer::SpacetimeDb => "spacetimedb",
+            Peer::Replicache => "replicache",
             Peer::Sqlite => "sqlite",
             Peer::UpstreamGraft => "upstream-graft",
             Peer::Litestream => "litestream",
@@ -81,6 +85,7 @@ impl Peer {
             Peer::SpacetimeDb => {
                 "applied in memory; its log is fsynced later, so a crash of the machine can lose it"
             }
+            Peer::Replicache => "nothing here: its mutations stay pending, in memory",
             Peer::Sqlite => {
                 "committed, its log fsynced (WAL, synchronous=FULL); no network, no sandbox, no server"
             }
@@ -148,7 +153,7 @@ impl Peers {
         }
         let found = match peer {
             Peer::Sqlite => Ok(()),
-            Peer::YWebsocket => self.need_node().await,
+            Peer::YWebsocket | Peer::Replicache => self.need_node().await,
             Peer::Postgres => postgres::find_or_install(self.install).await,
             Peer::Zero => match self.need_node().await {
                 Ok(()) => postgres::find_or_install(self.install).await,
@@ -180,7 +185,12 @@ impl Peers {
             Peer::UpstreamGraft => engines::upstream(self.install).await,
             Peer::Litestream => engines::litestream(self.install).await,
             Peer::Turbolite => engines::turbolite(self.install).await,
-            Peer::YWebsocket | Peer::Zero | Peer::Postgres | Peer::SpacetimeDb | Peer::Sqlite => return None,
+            Peer::YWebsocket
+            | Peer::Zero
+            | Peer::Postgres
+            | Peer::SpacetimeDb
+            | Peer::Replicache
+            | Peer::Sqlite => return None,
         };
         found.map_err(|error| skipped(peer.name(), &error)).ok()
     }

@@ -1,7 +1,8 @@
 //! `cargo xtask bench`: builds what the benchmarks run, then runs `bench/` with its arguments.
 //!
-//! Built here: the loadable extension for the storage benchmarks; `graft` in release, the examples' reducers, `bench/reducer`, and, where they can be had,
-//! SpacetimeDB's module and our TypeScript client. The peers themselves are `bench/src/peers.rs`'s.
+//! Built here, as far as it is needed: the loadable extension for the storage benchmarks; `graft` in
+//! release, the examples' reducers, `bench/reducer`, and, where they can be had, SpacetimeDB's module and
+//! our TypeScript client. The peers themselves are `bench/src/peers.rs`'s.
 //!
 //! Invariant: what only peers need never fails the run; it is said aloud, and the bench leaves that out.
 
@@ -54,10 +55,14 @@ pub fn run(root: &Path, args: &[String]) -> anyhow::Result<()> {
             return bench.check();
         }
     }
-    let graft = artifacts::graft(&tools, true)?;
     let reducers = artifacts::reducers(&tools)?;
-    module(&tools, &OURS)?;
-    if wants(args, "spacetimedb")
+    bench = bench.env("GRAFT_REDUCERS", reducers);
+    if needs_server(args) {
+        bench = bench.env("GRAFT_BIN", artifacts::graft(&tools, true)?);
+        module(&tools, &OURS)?;
+    }
+    if needs_server(args)
+        && wants(args, "spacetimedb")
         && let Err(error) = module(&tools, &SPACETIMEDB)
     {
         println!("\nWithout SpacetimeDB's module: {error:#}");
@@ -66,27 +71,32 @@ pub fn run(root: &Path, args: &[String]) -> anyhow::Result<()> {
     if let Err(error) = client(root) {
         println!("\nWithout the TypeScript client: {error:#}");
     }
-    bench
-        .env("GRAFT_BIN", graft)
-        .env("GRAFT_REDUCERS", reducers)
-        .env("GRAFT_BENCH_MODULES", root.join("target/bench-modules"))
-        .check()
+    bench.env("GRAFT_BENCH_MODULES", root.join("target/bench-modules")).check()
 }
 
-/// The names of benchmarks that need the product's server, and those that need the extension alone.
+/// The names of benchmarks that need the product's server, the one that needs the examples' reducers
+/// alone, and those that need the extension alone.
 const SERVED: [&str; 3] = ["throughput", "fanout", "transfers"];
+const REBASE: [&str; 1] = ["rebase"];
 const STORAGE: [&str; 5] = ["storage", "cold", "warm", "speedtest1", "memory"];
+
+fn named(args: &[String], names: &[&str]) -> bool {
+    args.iter().any(|arg| names.contains(&arg.as_str()))
+}
 
 /// Whether a benchmark of storage is asked for, as it is where none is named.
 fn wants_storage(args: &[String]) -> bool {
-    let named = |names: &[&str]| args.iter().any(|arg| names.contains(&arg.as_str()));
-    named(&STORAGE) || !named(&SERVED)
+    named(args, &STORAGE) || !(named(args, &SERVED) || named(args, &REBASE))
 }
 
 /// Whether nothing else is.
 fn only_storage(args: &[String]) -> bool {
-    let named = |names: &[&str]| args.iter().any(|arg| names.contains(&arg.as_str()));
-    named(&STORAGE) && !named(&SERVED)
+    named(args, &STORAGE) && !(named(args, &SERVED) || named(args, &REBASE))
+}
+
+/// Whether one is asked for that needs the product's server, as it is where none is named.
+fn needs_server(args: &[String]) -> bool {
+    named(args, &SERVED) || !(named(args, &STORAGE) || named(args, &REBASE))
 }
 
 /// Whether `--peers` asks for `peer`, as it does by default.
@@ -135,5 +145,13 @@ mod tests {
         assert!(only_storage(&args("cold --rows 10")));
         assert!(!wants_storage(&args("fanout")));
         assert!(!only_storage(&args("warm transfers")));
+        assert!(!only_storage(&args("warm rebase")) && !wants_storage(&args("rebase --pending 10")));
+    }
+
+    #[test]
+    fn rebase_needs_no_server() {
+        let args = |line: &str| line.split(' ').map(String::from).collect::<Vec<_>>();
+        assert!(!needs_server(&args("rebase --pending 10")) && !needs_server(&args("rebase cold")));
+        assert!(needs_server(&args("rebase fanout")) && needs_server(&args("--seconds 1")));
     }
 }

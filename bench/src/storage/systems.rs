@@ -50,7 +50,7 @@ pub fn run(name: &str, place: &str) -> anyhow::Result<()> {
     serve(system.as_mut(), rows)
 }
 
-fn opened<'a>(db: &'a mut Option<Connection>) -> anyhow::Result<&'a mut Connection> {
+fn opened(db: &mut Option<Connection>) -> anyhow::Result<&mut Connection> {
     db.as_mut().context("it is not open")
 }
 
