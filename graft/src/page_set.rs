@@ -13,6 +13,8 @@
 //! Property tests hold the two against each other in both directions; the reasons and figures are in
 //! `docs/decisions/0003-page-sets-as-runs.md`.
 //!
+//! A set that is only asked, not computed with, need not be decoded: [`EncodedSet`] reads it in place.
+//!
 //! Invariants: runs are not empty, ascend, and do not touch; 0 is in none. Equal sets are equal
 //! values, and on one target equal bytes.
 
@@ -25,6 +27,10 @@ use bytes::Bytes;
 use crate::ids::PageIdx;
 
 mod codec;
+mod encoded;
+
+pub use self::encoded::EncodedSet;
+pub(crate) use self::encoded::{Summary, check};
 
 /// A set with more pages is encoded by our own codec, whose cost does not grow with them.
 #[cfg(target_pointer_width = "64")]
@@ -221,7 +227,13 @@ impl PageSet {
     ///
     /// The bytes are no splinter, or one that names page 0.
     pub fn decode(bytes: &[u8]) -> Result<PageSet, PageSetError> {
-        Ok(PageSet { runs: codec::decode(bytes)?.into_iter().collect() })
+        check(bytes)?;
+        Ok(PageSet { runs: encoded::runs(bytes).collect() })
+    }
+
+    /// The first run that ends at `from` or after it. O(log n).
+    fn run_from(&self, from: u32) -> Option<(u32, u32)> {
+        self.overlaps(from, u32::MAX).next()
     }
 
     /// The runs that share a page with `first..=last`, ascending.

@@ -157,7 +157,7 @@ pub async fn read_entry(remote: &dyn Remote, volume: VolumeId, lsn: Lsn) -> Resu
         return Ok(Entry::Gone(Tombstone::decode(volume, Of::Commit(lsn), &bytes)?));
     }
     loop {
-        match Head::decode(volume, lsn, &bytes) {
+        match Head::decode_in_place(volume, lsn, &bytes) {
             Ok(head) => return Ok(Entry::Commit(Box::new(head))),
             Err(HeadError::Damaged(damaged)) => return Err(damaged.into()),
             Err(HeadError::Incomplete { need }) => {

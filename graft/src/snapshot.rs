@@ -311,12 +311,11 @@ fn frame_refs(head: &Head) -> impl Iterator<Item = FrameRef> + '_ {
 }
 
 /// The graft between two page counts and a write set: the pages written, and those cut off.
-pub fn graft(set: &PageSet, pages_before: u32, pages_after: u32) -> PageSet {
-    let mut graft = set.clone();
+pub fn graft(mut set: PageSet, pages_before: u32, pages_after: u32) -> PageSet {
     if let Some(first_cut) = pages_after.checked_add(1) {
-        graft.insert_range(first_cut, pages_before);
+        set.insert_range(first_cut, pages_before);
     }
-    graft
+    set
 }
 
 #[cfg(test)]

@@ -85,7 +85,7 @@ pub struct LocalCommit {
 impl LocalCommit {
     /// The pages that read differently after it: those written and those cut off.
     pub fn graft(&self) -> PageSet {
-        graft(&self.changes.keys().copied().collect(), self.pages_before, self.pages_after)
+        graft(self.changes.keys().copied().collect(), self.pages_before, self.pages_after)
     }
 }
 

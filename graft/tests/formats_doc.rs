@@ -83,15 +83,15 @@ fn a_commit() {
         time_ms: TIME,
         checkpoint: Lsn(4),
         pages: 9,
-        set: PageSet::from_iter([page]),
-        hashes: vec![PageHash::of(page, b"x")],
+        set: (&PageSet::from_iter([page])).into(),
+        hashes: [PageHash::of(page, b"x")].into_iter().collect(),
         frames: vec![FrameEntry { segment: 1, offset: 8, bytes: 7, pages: 1 }],
         segments: vec![15],
         payload: Bytes::from_static(b"payload"),
         encoded: Bytes::new(),
     };
     let written = head.encode();
-    let set = head.set.encode();
+    let set = head.set.bytes();
     let expected = [
         ("magic", b"GFC1".to_vec()),
         ("pages", 9u32.to_le_bytes().into()),
@@ -110,7 +110,7 @@ fn a_commit() {
     ];
     check("A commit", include_str!("../src/format/commit.rs"), &written, &expected);
     let mut rest = set.to_vec();
-    rest.extend(head.hashes[0].0);
+    rest.extend(head.hashes.bytes());
     rest.extend([1u32.to_le_bytes().to_vec(), 8u64.to_le_bytes().into()].concat());
     rest.extend([7u32.to_le_bytes(), 1u32.to_le_bytes()].concat());
     rest.extend(15u64.to_le_bytes());

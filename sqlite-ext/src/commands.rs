@@ -290,7 +290,7 @@ fn look(open: Option<&Open>, _: &[Option<String>]) -> Rows {
     let pulled = runtime()?.block_on(session.volume.pull(&*session.remote)).map_err(text)?;
     let lsn = session.volume.status().lsn;
     let mut changed = PageSet::new();
-    pulled.heads.iter().for_each(|head| changed.union_with(&head.set));
+    pulled.heads.iter().for_each(|head| changed.union_with(&head.set.to_set()));
     let newest = pulled.heads.last().map(|head| head.lsn).or(pulled.jump.as_ref().map(|start| start.lsn));
     let remote_lsn = newest.unwrap_or(lsn);
     // Far behind, the commits in between are passed over, and which pages they changed is not known.

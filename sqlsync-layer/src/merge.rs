@@ -117,7 +117,7 @@ impl Writes {
         let first = head.set.contains(PageIdx::FIRST);
         let mut marks = if first { payload.marks() } else { Marks::default() };
         marks.schema |= payload.records.iter().any(deploys);
-        Writes::new(head.set.clone(), marks, (pages_before, head.pages), validation)
+        Writes::new(head.set.to_set(), marks, (pages_before, head.pages), validation)
     }
 
     /// Of commits that were not read one by one, up to a volume of `pages` pages: they may have changed
@@ -131,7 +131,7 @@ impl Writes {
     fn new(set: PageSet, marks: Marks, (before, after): (u32, u32), validation: Validation) -> Writes {
         let first = set.contains(PageIdx::FIRST);
         let mut pages =
-            if validation.checks(Condition::Truncation) { graft(&set, before, after) } else { set };
+            if validation.checks(Condition::Truncation) { graft(set, before, after) } else { set };
         pages.remove(PageIdx::FIRST);
         Writes { pages, marks, first, resized: before != after }
     }

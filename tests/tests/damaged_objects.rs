@@ -263,10 +263,14 @@ fn claims_beyond_all_bounds_are_damage() {
             let (first, second) = (head.frames[0].offset, head.frames[1].offset);
             (head.frames[0].offset, head.frames[1].offset) = (second, first);
         }),
-        ("another page's hash", |head| head.hashes.swap(0, 1)),
+        ("another page's hash", |head| {
+            let mut hashes: Vec<_> = head.hashes.iter().collect();
+            hashes.swap(0, 1);
+            head.hashes = hashes.into_iter().collect();
+        }),
         ("pages for 16 TiB", |head| {
             head.pages = u32::MAX;
-            head.set = PageSet::from_ranges([1..=119, u32::MAX..=u32::MAX]);
+            head.set = (&PageSet::from_ranges([1..=119, u32::MAX..=u32::MAX])).into();
         }),
     ];
     for (lie, tell) in lies {

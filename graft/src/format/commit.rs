@@ -28,15 +28,18 @@
 //! covers the parent's hash, the page count, the write set, every page's hash and the payload, it
 //! chains the volume's whole history and content.
 //!
+//! A decoded head is its bytes: write set, page hashes and payload are slices of them, read in place, so
+//! that a head of many pages costs a check of its bytes and three allocations at most.
+//!
 //! Invariants of a decoded head: no page of the write set is beyond `pages`; the frames' pages add
 //! up to the write set's; no frame has more than [`FRAME_PAGES_MAX`] pages.
 
 use bytes::{Bytes, BytesMut};
 
-use super::frame::{FRAME_PAGES_MAX, PageHash};
+use super::frame::{FRAME_PAGES_MAX, PageHash, PageHashes};
 use super::{Damaged, Reader, Short};
 use crate::ids::{ChainHash, CommitId, Lsn, PageIdx, VolumeId, key};
-use crate::page_set::PageSet;
+use crate::page_set::{self, EncodedSet};
 
 const MAGIC: [u8; 4] = *b"GFC1";
 /// Bytes of the fixed header.
@@ -81,26 +84,25 @@ pub struct Head {
     /// The volume's page count after it.
     pub pages: u32,
     /// The pages it holds.
-    pub set: PageSet,
+    pub set: EncodedSet,
     /// Their hashes, in page order.
-    pub hashes: Vec<PageHash>,
+    pub hashes: PageHashes,
     /// Their frames, in page order.
     pub frames: Vec<FrameEntry>,
     /// The length of each of its segments.
     pub segments: Vec<u64>,
     /// What the layer above stored with it.
     pub payload: Bytes,
-    /// Its exact bytes, in front of the object's body; filled in by `encode`. Its hash is over these:
-    /// a set has more than one valid encoding, so encoding the parts again may give another hash.
+    /// Its exact bytes, in front of the object's body; filled in by `encode`. Its hash is over these.
     pub encoded: Bytes,
 }
 
 impl Head {
     /// The head's bytes; fills in `self.hash` and `self.encoded`.
     pub fn encode(&mut self) -> Bytes {
-        let set = self.set.encode();
+        let set = self.set.bytes();
         let mut out = BytesMut::with_capacity(
-            HEADER_BYTES + set.len() + self.hashes.len() * 16 + self.payload.len() + 64,
+            HEADER_BYTES + set.len() + self.hashes.bytes().len() + self.payload.len() + 64,
         );
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&self.pages.to_le_bytes());
@@ -115,10 +117,8 @@ impl Head {
             out.extend_from_slice(&length.to_le_bytes());
         }
         out.extend_from_slice(&[0; 48]);
-        out.extend_from_slice(&set);
-        for hash in &self.hashes {
-            out.extend_from_slice(&hash.0);
-        }
+        out.extend_from_slice(set);
+        out.extend_from_slice(self.hashes.bytes());
         for frame in &self.frames {
             out.extend_from_slice(&frame.segment.to_le_bytes());
             out.extend_from_slice(&frame.offset.to_le_bytes());
@@ -135,13 +135,35 @@ impl Head {
         self.encoded.clone()
     }
 
-    /// Reads a head from the first bytes of the object of `volume` at `lsn`. Safe on hostile bytes.
+    /// Reads a head from the first bytes of the object of `volume` at `lsn`, and copies those that are
+    /// the head's. Safe on hostile bytes.
     ///
     /// # Errors
     ///
     /// [`HeadError::Incomplete`]: the bytes end before the head does; ask for as many as it says.
     /// [`HeadError::Damaged`]: no number of further bytes would make it a commit of this key.
     pub fn decode(volume: VolumeId, lsn: Lsn, bytes: &[u8]) -> Result<Head, HeadError> {
+        Head::read(volume, lsn, bytes, Bytes::copy_from_slice)
+    }
+
+    /// As [`decode`](Head::decode), but the head shares `bytes` with the caller where it is at least
+    /// half of them; where it is less it is copied, so that it does not keep the rest in memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`decode`](Head::decode).
+    pub fn decode_in_place(volume: VolumeId, lsn: Lsn, bytes: &Bytes) -> Result<Head, HeadError> {
+        Head::read(volume, lsn, bytes, |head| {
+            if head.len() >= bytes.len() / 2 { bytes.slice_ref(head) } else { Bytes::copy_from_slice(head) }
+        })
+    }
+
+    fn read(
+        volume: VolumeId,
+        lsn: Lsn,
+        bytes: &[u8],
+        keep: impl FnOnce(&[u8]) -> Bytes,
+    ) -> Result<Head, HeadError> {
         let damaged = |reason: String| HeadError::Damaged(Damaged::new(&key::log(volume, lsn), reason));
         let header = Header::decode(bytes).map_err(|e| damaged(e.0))?;
         if header.volume != volume || header.lsn != lsn {
@@ -151,12 +173,12 @@ impl Head {
         if head_bytes > HEAD_BYTES_MAX {
             return Err(damaged(format!("its head claims {head_bytes} bytes")));
         }
-        // The write set must be read to know how many hashes follow it.
+        // The write set must be checked to know how many hashes follow it.
         let Some(set) = bytes.get(HEADER_BYTES..HEADER_BYTES + header.set as usize) else {
             return Err(HeadError::Incomplete { need: head_bytes });
         };
-        let set = PageSet::decode(set).map_err(|e| damaged(format!("its write set: {e}")))?;
-        let need = head_bytes.saturating_add(set.len().saturating_mul(16));
+        let set = page_set::check(set).map_err(|e| damaged(format!("its write set: {e}")))?;
+        let need = head_bytes.saturating_add(set.len.saturating_mul(PageHashes::EACH as u64));
         if need > HEAD_BYTES_MAX {
             return Err(damaged(format!("its head claims {need} bytes")));
         }
@@ -167,7 +189,7 @@ impl Head {
         if hash_of(bytes) != header.hash {
             return Err(damaged("its head does not match its hash".into()));
         }
-        header.body(set, bytes).map_err(damaged)
+        header.body(set, keep(bytes)).map_err(damaged)
     }
 
     /// The pages of each frame, with their hashes.
@@ -176,7 +198,7 @@ impl Head {
         let mut hashes = self.hashes.iter();
         let frames = self.frames.iter().map(|frame| {
             let count = frame.pages as usize;
-            (*frame, pages.by_ref().take(count).collect(), hashes.by_ref().take(count).copied().collect())
+            (*frame, pages.by_ref().take(count).collect(), hashes.by_ref().take(count).collect())
         });
         frames.collect()
     }
@@ -260,16 +282,16 @@ impl Header {
             + u64::from(self.payload)
     }
 
-    fn body(&self, set: PageSet, head: &[u8]) -> Result<Head, String> {
+    /// Reads what follows the header. `set` is what the check of the write set found.
+    fn body(&self, set: page_set::Summary, encoded: Bytes) -> Result<Head, String> {
         let short = |short: Short| format!("it ends before its {}", short.0);
-        let mut reader = Reader::new(&head[HEADER_BYTES + self.set as usize..]);
-        if set.last().is_some_and(|last| last.get() > self.pages) {
+        let mut reader = Reader::new(encoded.get(HEADER_BYTES..).unwrap_or_default());
+        if set.last.is_some_and(|last| last.get() > self.pages) {
             return Err("its write set has pages beyond its page count".into());
         }
-        let mut hashes = Vec::with_capacity(set.len() as usize);
-        for _ in 0..set.len() {
-            hashes.push(PageHash(reader.array("page hashes").map_err(short)?));
-        }
+        let write_set = encoded.slice_ref(reader.take(self.set as usize, "write set").map_err(short)?);
+        let hashes = set.len as usize * PageHashes::EACH;
+        let hashes = encoded.slice_ref(reader.take(hashes, "page hashes").map_err(short)?);
         let mut frames = Vec::with_capacity(self.frames as usize);
         let mut framed = 0u64;
         for _ in 0..self.frames {
@@ -288,15 +310,14 @@ impl Header {
             }
             frames.push(frame);
         }
-        if framed != set.len() {
-            return Err(format!("its frames hold {framed} pages, its write set {}", set.len()));
+        if framed != set.len {
+            return Err(format!("its frames hold {framed} pages, its write set {}", set.len));
         }
         let mut segments = Vec::with_capacity(self.segments as usize);
         for _ in 0..self.segments {
             segments.push(reader.u64("segment sizes").map_err(short)?);
         }
-        let encoded = Bytes::copy_from_slice(head);
-        let payload = encoded.slice_ref(&encoded[head.len() - self.payload as usize..]);
+        let payload = encoded.slice_ref(reader.take(self.payload as usize, "payload").map_err(short)?);
         Ok(Head {
             volume: self.volume,
             lsn: self.lsn,
@@ -306,8 +327,8 @@ impl Header {
             time_ms: self.time_ms,
             checkpoint: self.checkpoint,
             pages: self.pages,
-            set,
-            hashes,
+            set: EncodedSet::checked(write_set, set),
+            hashes: PageHashes::of(hashes),
             frames,
             segments,
             payload,

@@ -5,6 +5,8 @@
 //! checkpoint's chunks. A
 //! page's hash covers its index too, so that two swapped pages do not pass.
 
+use std::fmt;
+
 use bytes::Bytes;
 
 use super::chunk::Slot;
@@ -29,6 +31,52 @@ impl PageHash {
         let mut hash = [0; 16];
         hash.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
         PageHash(hash)
+    }
+}
+
+/// Hashes of pages one after another, as a commit's head has them. Clones share the bytes.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct PageHashes(Bytes);
+
+impl PageHashes {
+    /// Bytes of each.
+    pub const EACH: usize = 16;
+
+    /// The hashes that `bytes` hold; what is left over at the end is none.
+    pub(crate) fn of(bytes: Bytes) -> PageHashes {
+        PageHashes(bytes)
+    }
+
+    /// All of them.
+    pub fn bytes(&self) -> &Bytes {
+        &self.0
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.0.len() / PageHashes::EACH
+    }
+
+    /// None.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// One after another.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = PageHash> + '_ {
+        self.0.as_chunks().0.iter().copied().map(PageHash)
+    }
+}
+
+impl FromIterator<PageHash> for PageHashes {
+    fn from_iter<I: IntoIterator<Item = PageHash>>(hashes: I) -> PageHashes {
+        PageHashes(hashes.into_iter().flat_map(|hash| hash.0).collect())
+    }
+}
+
+impl fmt::Debug for PageHashes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
     }
 }
 

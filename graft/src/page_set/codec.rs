@@ -24,8 +24,8 @@
 //! ascending if n ≤ 32, nothing if n = 256, else a bitmap of 32); n less 1 (1 byte).
 //!
 //! [`encode`] writes the smallest form there is; at equal sizes tree, vec, bitmap, run in this
-//! order. [`decode`] takes any form that describes the set without contradiction, is total, and
-//! takes time and memory in proportion to the bytes: at most four runs for each.
+//! order. [`check`] takes any form that describes the set without contradiction, is total, takes time
+//! in proportion to the bytes, and no memory. Reading checked bytes in place is [`super::encoded`]'s.
 
 use std::ops::RangeInclusive;
 
@@ -47,14 +47,14 @@ const TREE: u8 = 5;
 const BLOCK_BITMAP_BYTES: usize = 32;
 
 /// A run within a partition: its first and last number.
-type Run = (u32, u32);
+pub(super) type Run = (u32, u32);
 
 /// The last number that `width` bytes can hold.
-fn number_max(width: usize) -> u32 {
+pub(super) fn number_max(width: usize) -> u32 {
     u32::MAX >> (32 - 8 * width)
 }
 
-fn damaged<T>(reason: &'static str) -> Result<T, PageSetError> {
+pub(super) fn damaged<T>(reason: &'static str) -> Result<T, PageSetError> {
     Err(PageSetError { reason })
 }
 
@@ -225,9 +225,116 @@ fn set_bits(bits: &mut [u8], runs: &[Run]) {
     }
 }
 
-/// Reads the runs, ascending and not touching.
-pub(super) fn decode(bytes: &[u8]) -> Result<Vec<Run>, PageSetError> {
-    let Some((body, footer)) = bytes.len().checked_sub(FOOTER_BYTES).map(|at| bytes.split_at(at)) else {
+/// A partition: its kind and the parts before it, each of the length that its counts tell.
+#[derive(Clone, Copy)]
+pub(super) enum Part<'a> {
+    /// All numbers.
+    Full,
+    /// A bit for each number.
+    Bitmap(&'a [u8]),
+    /// The numbers.
+    Vec(&'a [u8]),
+    /// First and last of each run.
+    Run(&'a [u8]),
+    /// Children.
+    Tree(Tree<'a>),
+}
+
+/// A tree's index, and the bytes that end in its last child.
+#[derive(Clone, Copy)]
+pub(super) struct Tree<'a> {
+    width: usize,
+    children: usize,
+    segments: &'a [u8],
+    counts: &'a [u8],
+    distances: &'a [u8],
+    bytes: &'a [u8],
+}
+
+impl<'a> Part<'a> {
+    /// The partition of numbers of `width` bytes that `bytes` ends in, and the bytes before it; for a
+    /// tree, those before its index, which its children end. O(1).
+    pub(super) fn at_end(width: usize, bytes: &'a [u8]) -> Result<(Part<'a>, &'a [u8]), PageSetError> {
+        let Some((kind, bytes)) = bytes.split_last() else {
+            return damaged("a partition without a kind");
+        };
+        match *kind {
+            FULL => Ok((Part::Full, bytes)),
+            BITMAP => {
+                let (rest, bits) = split_end(bytes, number_max(width) as usize / 8 + 1)?;
+                Ok((Part::Bitmap(bits), rest))
+            }
+            VEC => read_counted(width, 1, bytes).map(|(rest, numbers)| (Part::Vec(numbers), rest)),
+            RUN => read_counted(width, 2, bytes).map(|(rest, numbers)| (Part::Run(numbers), rest)),
+            TREE if width > 1 => {
+                let (bytes, children) = read_less_1(1, bytes)?;
+                let (bytes, segments) = split_end(bytes, segments_bytes(children))?;
+                let (bytes, counts) = split_end(bytes, children * width)?;
+                let (bytes, distances) = split_end(bytes, children * width)?;
+                Ok((Part::Tree(Tree { width, children, segments, counts, distances, bytes }), bytes))
+            }
+            EMPTY => damaged("an empty partition below the root"),
+            _ => damaged("unknown partition kind"),
+        }
+    }
+}
+
+impl<'a> Tree<'a> {
+    /// The place and first byte of the first child whose first byte is not below `from`.
+    pub(super) fn seek(&self, from: u32) -> Option<(usize, u32)> {
+        let (at, segment) = if self.segments.is_empty() {
+            (from as usize, from)
+        } else if self.children <= BLOCK_BITMAP_BYTES {
+            let at = self.segments.partition_point(|segment| u32::from(*segment) < from);
+            (at, u32::from(*self.segments.get(at)?))
+        } else {
+            let segment = next_bit(self.segments, u64::from(from))? as usize;
+            let (before, there) = self.segments.split_at_checked(segment / 8)?;
+            let below = there.first()? & !(u8::MAX << (segment % 8));
+            let at = before.iter().map(|byte| byte.count_ones()).sum::<u32>() + below.count_ones();
+            (at as usize, segment as u32)
+        };
+        (at < self.children).then_some((at, segment))
+    }
+
+    /// The place and first byte of the last child.
+    pub(super) fn seek_last(&self) -> Option<(usize, u32)> {
+        let segment = if self.segments.is_empty() {
+            u8::MAX
+        } else if self.children <= BLOCK_BITMAP_BYTES {
+            *self.segments.last()?
+        } else {
+            let at = self.segments.iter().rposition(|byte| *byte != 0)?;
+            at as u8 * 8 + self.segments.get(at)?.ilog2() as u8
+        };
+        Some((self.children.checked_sub(1)?, u32::from(segment)))
+    }
+
+    /// The bytes that the child at place `at` ends.
+    pub(super) fn child(&self, at: usize) -> Option<&'a [u8]> {
+        self.bytes.get(..self.bytes.len().checked_sub(number(self.distances, self.width, at)? as usize)?)
+    }
+
+    /// How many numbers the children before place `at` hold.
+    fn count_before(&self, at: usize) -> Option<u64> {
+        match at.checked_sub(1) {
+            None => Some(0),
+            Some(last) => Some(u64::from(number(self.counts, self.width, last)?) + 1),
+        }
+    }
+
+    /// As many first bytes as children, ascending.
+    fn has_segments(&self) -> bool {
+        if self.segments.is_empty() || self.children <= BLOCK_BITMAP_BYTES {
+            return self.segments.is_sorted_by(|a, b| a < b);
+        }
+        self.segments.iter().map(|byte| byte.count_ones() as usize).sum::<usize>() == self.children
+    }
+}
+
+/// The body of an encoded set, where footer and checksum are right; none for the empty set.
+pub(super) fn body(bytes: &[u8]) -> Result<Option<&[u8]>, PageSetError> {
+    let Some((body, footer)) = split_footer(bytes) else {
         return damaged("shorter than its footer");
     };
     let (checksum, magic) = footer.split_at(8);
@@ -237,141 +344,78 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Vec<Run>, PageSetError> {
     if checksum != crc64_nvme(body).to_le_bytes() {
         return damaged("checksum");
     }
-    if body == [EMPTY] {
-        return Ok(Vec::new());
-    }
-    let mut runs = Vec::new();
-    let rest = read_partition(4, body, 0, &mut runs)?;
-    if !rest.is_empty() {
-        return damaged("bytes before the root");
-    }
-    match runs.first() {
-        Some((0, _)) => damaged("page 0"),
-        _ => Ok(runs),
-    }
+    Ok((body != [EMPTY]).then_some(body))
 }
 
-/// Reads the partition that `bytes` ends in, adds its numbers, each plus `base`, to `runs`, and
-/// gives the bytes before it.
-fn read_partition<'a>(
-    width: usize,
-    bytes: &'a [u8],
-    base: u32,
-    runs: &mut Vec<Run>,
-) -> Result<&'a [u8], PageSetError> {
-    let Some((kind, bytes)) = bytes.split_last() else {
-        return damaged("a partition without a kind");
-    };
-    match *kind {
-        FULL => {
-            push(runs, base, base + number_max(width));
-            Ok(bytes)
-        }
-        BITMAP => {
-            let (rest, bits) = split_end(bytes, number_max(width) as usize / 8 + 1)?;
-            if bits.iter().all(|byte| *byte == 0) {
-                return damaged("an empty bitmap");
+/// The body of an encoded set whose footer was checked before. O(1).
+pub(super) fn checked_body(bytes: &[u8]) -> Option<&[u8]> {
+    split_footer(bytes).map(|(body, _)| body).filter(|body| *body != [EMPTY])
+}
+
+fn split_footer(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    bytes.split_at_checked(bytes.len().checked_sub(FOOTER_BYTES)?)
+}
+
+/// Checks the partition of numbers of `width` bytes that `bytes` ends in; answers how many numbers it
+/// holds, and the bytes before it. O(bytes) in time; allocates nothing.
+pub(super) fn check(width: usize, bytes: &[u8]) -> Result<(u64, &[u8]), PageSetError> {
+    let (part, mut rest) = Part::at_end(width, bytes)?;
+    let count = match part {
+        Part::Full => u64::from(number_max(width)) + 1,
+        Part::Bitmap(bits) => match bits.iter().map(|byte| u64::from(byte.count_ones())).sum() {
+            0 => return damaged("an empty bitmap"),
+            count => count,
+        },
+        Part::Vec(numbers) => {
+            if !numbers.chunks_exact(width).is_sorted_by(|a, b| a < b) {
+                return damaged("numbers do not ascend");
             }
-            read_bits(bits, |number| push(runs, base + number, base + number));
-            Ok(rest)
+            (numbers.len() / width) as u64
         }
-        VEC => {
-            let (rest, numbers) = read_counted(width, 1, bytes)?;
-            let mut before = None;
-            for number in numbers {
-                if before.is_some_and(|before| number <= before) {
-                    return damaged("numbers do not ascend");
-                }
-                push(runs, base + number, base + number);
-                before = Some(number);
-            }
-            Ok(rest)
-        }
-        RUN => {
-            let (rest, mut numbers) = read_counted(width, 2, bytes)?;
-            let mut before: Option<u32> = None;
-            while let (Some(first), Some(last)) = (numbers.next(), numbers.next()) {
-                let apart = before.is_none_or(|before| before < first && before + 1 < first);
+        Part::Run(runs) => {
+            let (mut count, mut before) = (0, None);
+            for run in runs.chunks_exact(2 * width) {
+                let (first, last) = run.split_at(width);
+                let (first, last) = (get(first), get(last));
+                let apart = before.is_none_or(|before: u32| before < first && before + 1 < first);
                 if first > last || !apart {
                     return damaged("runs do not ascend or touch");
                 }
-                push(runs, base + first, base + last);
+                count += u64::from(last - first) + 1;
                 before = Some(last);
             }
-            Ok(rest)
+            count
         }
-        TREE if width > 1 => read_tree(width, bytes, base, runs),
-        EMPTY => damaged("an empty partition below the root"),
-        _ => damaged("unknown partition kind"),
-    }
-}
-
-fn read_tree<'a>(
-    width: usize,
-    bytes: &'a [u8],
-    base: u32,
-    runs: &mut Vec<Run>,
-) -> Result<&'a [u8], PageSetError> {
-    let (bytes, children) = read_less_1(1, bytes)?;
-    let (bytes, segments) = split_end(bytes, segments_bytes(children))?;
-    let segments = read_segments(children, segments)?;
-    let (bytes, counts) = split_end(bytes, children * width)?;
-    let (mut rest, distances) = split_end(bytes, children * width)?;
-    // Children end one before the other, so they are read from the last to the first; the runs of
-    // each are put in order at the end.
-    let end = rest.len();
-    let mut parts = Vec::with_capacity(children);
-    let entries = segments.iter().zip(distances.chunks_exact(width)).rev();
-    for (segment, distance) in entries {
-        if end.checked_sub(get(distance) as usize) != Some(rest.len()) {
-            return damaged("children have gaps or overlap");
-        }
-        let mut part = Vec::new();
-        rest = read_partition(width - 1, rest, base + (u32::from(*segment) << (8 * (width - 1))), &mut part)?;
-        parts.push(part);
-    }
-    let mut count = 0;
-    for (part, told) in parts.into_iter().rev().zip(counts.chunks_exact(width)) {
-        for (first, last) in part {
-            count += u64::from(last - first) + 1;
-            push(runs, first, last);
-        }
-        if count != u64::from(get(told)) + 1 {
-            return damaged("children hold more or fewer numbers than the index says");
-        }
-    }
-    Ok(rest)
-}
-
-/// The first bytes of `children` children, ascending.
-fn read_segments(children: usize, bytes: &[u8]) -> Result<Vec<u8>, PageSetError> {
-    let segments: Vec<u8> = match bytes.len() {
-        0 => (0..=u8::MAX).collect(),
-        _ if children <= BLOCK_BITMAP_BYTES => bytes.to_vec(),
-        _ => {
-            let mut segments = Vec::with_capacity(children);
-            read_bits(bytes, |segment| segments.push(segment as u8));
-            segments
+        Part::Tree(tree) => {
+            if !tree.has_segments() {
+                return damaged("first bytes of children");
+            }
+            // Children end one before the other, so they are checked from the last to the first.
+            for at in (0..tree.children).rev() {
+                if tree.child(at).map(<[u8]>::len) != Some(rest.len()) {
+                    return damaged("children have gaps or overlap");
+                }
+                let (count, before) = check(width - 1, rest)?;
+                let told = tree.count_before(at).and_then(|low| tree.count_before(at + 1)?.checked_sub(low));
+                if told != Some(count) {
+                    return damaged("children hold more or fewer numbers than the index says");
+                }
+                rest = before;
+            }
+            tree.count_before(tree.children).unwrap_or_default()
         }
     };
-    if segments.len() != children || !segments.is_sorted_by(|a, b| a < b) {
-        return damaged("first bytes of children");
-    }
-    Ok(segments)
+    Ok((count, rest))
 }
 
-/// The numbers before a count of groups of `group` numbers, and the bytes before those.
-fn read_counted(
-    width: usize,
-    group: usize,
-    bytes: &[u8],
-) -> Result<(&[u8], impl Iterator<Item = u32> + '_), PageSetError> {
+/// The numbers before a count of groups of `group` numbers, and the bytes before those: the latter
+/// first.
+fn read_counted(width: usize, group: usize, bytes: &[u8]) -> Result<(&[u8], &[u8]), PageSetError> {
     let (bytes, count) = read_less_1(width, bytes)?;
     let Some(wanted) = count.checked_mul(group * width) else {
         return damaged("a count beyond its bytes");
     };
-    let (rest, numbers) = split_end(bytes, wanted)?;
-    Ok((rest, numbers.chunks_exact(width).map(get)))
+    split_end(bytes, wanted)
 }
 
 fn read_less_1(width: usize, bytes: &[u8]) -> Result<(&[u8], usize), PageSetError> {
@@ -394,22 +438,22 @@ fn get(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0, |number, byte| number << 8 | u32::from(*byte))
 }
 
-fn read_bits(bytes: &[u8], mut each: impl FnMut(u32)) {
-    for (at, byte) in bytes.iter().enumerate() {
-        let mut left = *byte;
-        while left != 0 {
-            each(at as u32 * 8 + left.trailing_zeros());
-            left &= left - 1;
-        }
-    }
+/// The number at place `at` of numbers of `width` bytes.
+pub(super) fn number(numbers: &[u8], width: usize, at: usize) -> Option<u32> {
+    let from = at.checked_mul(width)?;
+    numbers.get(from..from.checked_add(width)?).map(get)
 }
 
-/// Adds a run that begins after all others end, merging it with the last where they touch.
-fn push(runs: &mut Vec<Run>, first: u32, last: u32) {
-    match runs.last_mut() {
-        Some((_, end)) if end.checked_add(1) == Some(first) => *end = last,
-        _ => runs.push((first, last)),
+/// The first bit set that is not below `from`.
+pub(super) fn next_bit(bits: &[u8], from: u64) -> Option<u64> {
+    let at = usize::try_from(from / 8).ok()?;
+    let here = bits.get(at)? & (u8::MAX << (from % 8));
+    if here != 0 {
+        return Some(at as u64 * 8 + u64::from(here.trailing_zeros()));
     }
+    let beyond = bits.get(at + 1..)?;
+    let skipped = beyond.iter().position(|byte| *byte != 0)?;
+    Some((at + 1 + skipped) as u64 * 8 + u64::from(beyond.get(skipped)?.trailing_zeros()))
 }
 
 /// CRC-64/NVME: reflected polynomial 9A6C9329AC4BC9B5, all ones in and out.
@@ -434,4 +478,6 @@ const CRC_TABLE: [u64; 256] = {
 };
 
 #[cfg(test)]
-mod tests;
+pub(super) mod builder;
+#[cfg(test)]
+pub(super) mod tests;

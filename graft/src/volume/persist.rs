@@ -552,7 +552,7 @@ fn decode_pending(volume: VolumeId, lsn: Lsn, value: &Bytes) -> Option<Prepared>
     let mut parse = || -> Result<Option<Prepared>, Short> {
         let (locals, body, segments) = (reader.u32("locals")?, reader.u32("body")?, reader.u32("segments")?);
         let body = value.slice_ref(reader.take(body as usize, "body")?);
-        let Ok(head) = Head::decode(volume, lsn, &body) else { return Ok(None) };
+        let Ok(head) = Head::decode_in_place(volume, lsn, &body) else { return Ok(None) };
         let mut prepared = Prepared { head, body, segments: Vec::new(), locals: locals as usize };
         for _ in 0..segments {
             let (key, bytes) = (reader.u32("key")?, reader.u32("segment")?);

@@ -82,7 +82,7 @@ impl State {
     pub(super) fn advance(&mut self, moved: Moved, cache: Option<&PageCache>) -> PageSet {
         let mut changed = PageSet::new();
         for (base, head) in moved.bases.iter().zip(&moved.heads) {
-            changed.union_with(&graft(&head.set, base.pages(), head.pages));
+            changed.union_with(&graft(head.set.to_set(), base.pages(), head.pages));
             if let Some(cache) = cache {
                 cache.replaced(base, head);
             }

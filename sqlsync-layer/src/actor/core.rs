@@ -901,7 +901,7 @@ impl Actor {
 
 /// What a pulled commit changed, as live queries see it.
 fn write_set(head: &Head, payload: &Payload, pages_before: u32) -> WriteSet {
-    let mut pages = graft(&head.set, pages_before, head.pages);
+    let mut pages = graft(head.set.to_set(), pages_before, head.pages);
     let marks = if head.set.contains(PageIdx::FIRST) { payload.marks() } else { Marks::default() };
     pages.remove(PageIdx::FIRST);
     WriteSet { pages, marks }

@@ -496,7 +496,7 @@ impl Inner {
         }
         let pulled = self.volume.pull(&*self.remote).await?;
         let changed = pulled.heads.iter().fold(PageSet::new(), |mut changed, head| {
-            changed.union_with(&head.set);
+            changed.union_with(&head.set.to_set());
             changed
         });
         let mut progress = self.with(move |replica| replica.pulled(pulled)).await?;

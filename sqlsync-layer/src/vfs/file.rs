@@ -651,7 +651,7 @@ impl VolumeFile {
         }
         let mut written: PageSet = change.changes.keys().copied().collect();
         written.remove(PageIdx::FIRST);
-        let written = graft::snapshot::graft(&written, snapshot.pages(), pages);
+        let written = graft::snapshot::graft(written, snapshot.pages(), pages);
         let changed = !change.changes.is_empty() || pages != snapshot.pages();
         change.payload = self.control.state.lock().note(marks).encode();
         Ok((changed.then_some(change), WriteSet { pages: written, marks }))

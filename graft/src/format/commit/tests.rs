@@ -1,6 +1,7 @@
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::*;
+use crate::page_set::PageSet;
 
 fn head(seed: u64) -> Head {
     let mut rng = StdRng::seed_from_u64(seed);
@@ -27,7 +28,7 @@ fn head(seed: u64) -> Head {
         time_ms: rng.random(),
         checkpoint: Lsn(0),
         pages,
-        set,
+        set: (&set).into(),
         hashes,
         frames,
         segments: vec![5; rng.random_range(0..3)],
@@ -111,4 +112,64 @@ fn a_well_hashed_lie_is_refused() {
         let bytes = head.encode();
         assert!(matches!(Head::decode(head.volume, head.lsn, &bytes), Err(HeadError::Damaged(_))), "{what}");
     }
+}
+
+/// A head of `count` pages among twice as many.
+fn wide(count: u32) -> Head {
+    let mut rng = StdRng::seed_from_u64(7);
+    let set: PageSet = (1..=count).filter_map(|n| PageIdx::new(2 * n - rng.random_range(0..2))).collect();
+    let each = FRAME_PAGES_MAX as u32;
+    let sizes = (0..count.div_ceil(each)).map(|n| each.min(count - n * each));
+    Head {
+        pages: 2 * count,
+        hashes: set.iter().map(|page| PageHash::of(page, b"")).collect(),
+        set: (&set).into(),
+        frames: sizes.map(|pages| FrameEntry { segment: 0, offset: 0, bytes: 7, pages }).collect(),
+        ..head(1)
+    }
+}
+
+/// Write set, hashes and payload of a decoded head are parts of the bytes it was decoded from, so
+/// nothing of it is allocated for each page.
+#[test]
+fn a_head_is_read_in_the_bytes_it_was_fetched_in() {
+    let mut head = wide(3_000);
+    let bytes = head.encode();
+    let read = Head::decode_in_place(head.volume, head.lsn, &bytes).unwrap();
+    assert_eq!(read, head);
+    let within = |whole: &Bytes, part: &Bytes| {
+        let (whole, part) = (whole.as_ptr_range(), part.as_ptr_range());
+        assert!(whole.start <= part.start && part.end <= whole.end && part.start < part.end);
+    };
+    for part in [&read.encoded, read.set.bytes(), read.hashes.bytes(), &read.payload] {
+        within(&bytes, part);
+    }
+    // A head with a large body behind it does not keep the body.
+    let longer: Bytes = [&bytes[..], &vec![1; 3 * bytes.len()]].concat().into();
+    let read = Head::decode_in_place(head.volume, head.lsn, &longer).unwrap();
+    assert_eq!(read, head);
+    assert!(!longer.as_ptr_range().contains(&read.encoded.as_ptr()));
+    within(&read.encoded, read.set.bytes());
+    within(&read.encoded, read.hashes.bytes());
+}
+
+/// Prints the time; `cargo test --release -p graft --lib how_long -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+#[allow(clippy::disallowed_methods, reason = "it measures time")]
+fn how_long_a_head_of_60_000_pages_takes() {
+    let mut head = wide(60_000);
+    let bytes = head.encode();
+    let start = std::time::Instant::now();
+    for _ in 0..100 {
+        assert!(Head::decode(head.volume, head.lsn, &bytes).is_ok());
+    }
+    eprintln!("{} bytes, in place: {:?} each", bytes.len(), start.elapsed() / 100);
+    // What decoding did besides before sets and hashes were read in place.
+    let start = std::time::Instant::now();
+    for _ in 0..100 {
+        let (set, hashes) = (PageSet::decode(head.set.bytes()), head.hashes.iter().collect::<Vec<_>>());
+        assert!(set.is_ok() && hashes.len() == 60_000);
+    }
+    eprintln!("a set and a list of hashes: {:?} more", start.elapsed() / 100);
 }

@@ -5,6 +5,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use super::super::PageSet;
+use super::builder::decode;
 use super::*;
 
 fn bytes_of(ranges: &[RangeInclusive<u32>]) -> Bytes {
@@ -12,12 +13,12 @@ fn bytes_of(ranges: &[RangeInclusive<u32>]) -> Bytes {
 }
 
 /// `body` with a right checksum and magic.
-fn sealed(body: &[u8]) -> Vec<u8> {
+pub(in crate::page_set) fn sealed(body: &[u8]) -> Vec<u8> {
     [body, &crc64_nvme(body).to_le_bytes(), &MAGIC].concat()
 }
 
 /// Sets of every shape that the format has a form for, and mixtures.
-fn shaped(rng: &mut SmallRng) -> PageSet {
+pub(in crate::page_set) fn shaped(rng: &mut SmallRng) -> PageSet {
     let mut set = PageSet::new();
     for _ in 0..rng.random_range(1..4) {
         let places =
