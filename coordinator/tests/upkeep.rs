@@ -13,7 +13,7 @@ use coordinator::Config;
 use graft::compact::Policy;
 use graft::gc::Retention;
 use graft::ids::key;
-use graft::remote::{DirectoryRemote, Remote, SharedRemote};
+use graft::remote::{DirectoryRemote, SharedRemote};
 use graft::{VolumeId, VolumeName, catalog, verify};
 use sqlsync_layer::protocol::ServerMessage;
 
@@ -126,7 +126,7 @@ async fn a_kill_in_the_middle_loses_nothing() {
         .unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let mut durable = 0;
-    while let Some(line) = lines.next() {
+    for line in lines.by_ref() {
         if let Some(n) = line.unwrap().strip_prefix("durable ") {
             durable = n.parse::<i64>().unwrap() + 1;
             // At every eighth something is under way; where exactly is left to chance.

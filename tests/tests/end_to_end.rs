@@ -117,8 +117,19 @@ fn two_subscribers_see_what_a_third_process_does() {
     assert_eq!(ls, json!({ "volumes": [{ "name": "todo", "id": id }] }));
     assert_eq!(id.len(), 32);
     let info = server.stored(&["volume", "info", "todo", "--json"]).json();
-    let expected =
-        ["checkpoint", "id", "lsn", "module", "mutations", "name", "page_size", "pages", "schema", "store", "time_ms"];
+    let expected = [
+        "checkpoint",
+        "id",
+        "lsn",
+        "module",
+        "mutations",
+        "name",
+        "page_size",
+        "pages",
+        "schema",
+        "store",
+        "time_ms",
+    ];
     assert_eq!(keys(&info), expected);
     let place = (&info["name"], &info["id"], &info["lsn"], &info["module"], &info["page_size"]);
     assert_eq!(place, (&json!("todo"), &json!(id), &json!(10), &deployed["module"], &json!(4096)));

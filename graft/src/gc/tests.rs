@@ -449,7 +449,7 @@ fn no_history_of_stalls_and_sweeps_changes_what_is_read() {
     }
 }
 
-mod rev {
+mod long_lives {
     use super::*;
 
     fn keep_little() -> Retention {
@@ -471,7 +471,7 @@ mod rev {
 
     /// A fork of a state that more than 512 checkpoints lie behind.
     #[test]
-    fn rev_old_fork_stays_readable() {
+    fn old_fork_stays_readable() {
         let mut w = World::new(1);
         let parent = w.open();
         put_page(&mut w, &parent, 1, 7);
@@ -493,7 +493,7 @@ mod rev {
 
     /// Retention that reaches further back than the 512 checkpoints that the newest names.
     #[test]
-    fn rev_gc_publishes_a_floor_on_a_busy_volume() {
+    fn gc_publishes_a_floor_on_a_busy_volume() {
         let mut w = World::new(1);
         let parent = w.open();
         for n in 0..540u32 {
@@ -510,7 +510,7 @@ mod rev {
 
     /// A replica of a fork that is open while its parent is compacted at the very LSN and swept.
     #[test]
-    fn rev_open_fork_reads_on_after_its_parent_was_compacted() {
+    fn open_fork_reads_on_after_its_parent_was_compacted() {
         let mut w = World::new(1);
         let parent = w.open();
         for n in 1..=20 {
@@ -552,7 +552,7 @@ mod rev {
 
     /// `remove` that failed half-way, then a collector.
     #[test]
-    fn rev_a_failed_remove_does_not_let_gc_eat_the_volume() {
+    fn a_failed_remove_does_not_let_gc_eat_the_volume() {
         let mut w = World::new(1);
         let parent = w.open();
         for n in 1..=20 {
@@ -570,7 +570,7 @@ mod rev {
     }
 }
 
-mod rev2 {
+mod tables {
     use super::*;
 
     fn world512() -> (Arc<MemoryRemote>, Volume) {
@@ -616,7 +616,7 @@ mod rev2 {
     }
 
     #[test]
-    fn rev_first_read_of_a_newest_state_after_gc() {
+    fn first_read_of_a_newest_state_after_gc() {
         let (remote, replica) = stale();
         let set: PageSet = [page(7900)].into_iter().collect();
         let first = block_on(fetch(&*remote, &replica, &replica.base(), &set));
@@ -626,7 +626,7 @@ mod rev2 {
     }
 
     #[test]
-    fn rev_hydrate_and_checkpoint_after_gc() {
+    fn hydrate_and_checkpoint_after_gc() {
         let (remote, replica) = stale();
         let fetcher = crate::fetch::Fetcher::new(remote.clone());
         for _ in 0..3 {
@@ -665,7 +665,7 @@ mod rev2 {
     }
 
     #[test]
-    fn rev_compaction_with_a_cache_smaller_than_the_interior_pages() {
+    fn compaction_with_a_cache_smaller_than_the_interior_pages() {
         let (remote, writer) = world512();
         write(&remote, &writer, 1..=4000, 1);
         let small = Options { cache_bytes: 512 * 512, ..options() };
@@ -676,30 +676,9 @@ mod rev2 {
         g.unwrap();
     }
 
-    #[test]
-    fn rev_compaction_cost_with_a_small_cache() {
-        let (remote, writer) = world512();
-        write(&remote, &writer, 1..=4000, 1);
-        let small = Options { cache_bytes: 512 * 512, ..options() };
-        let replica = block_on(Volume::open(&*remote, VOLUME, small)).unwrap().volume;
-        let g = block_on(compact::gather(
-            &*remote,
-            &replica,
-            &ByNumber,
-            Scope::All,
-            CommitId([3; 16]),
-            &|_, _| {},
-        ));
-        println!("small {:?}; {:?}", g.map(|_| ()), replica.metrics().requests);
-        let large = block_on(Volume::open(&*remote, VOLUME, options())).unwrap().volume;
-        let g =
-            block_on(compact::gather(&*remote, &large, &ByNumber, Scope::All, CommitId([4; 16]), &|_, _| {}));
-        println!("large {:?}; {:?}", g.map(|_| ()), large.metrics().requests);
-    }
-
     /// A checkpoint that stays for one chunk alone names chunks that are gone.
     #[test]
-    fn rev_verify_after_gc_kept_a_checkpoint_for_one_chunk() {
+    fn verify_after_gc_kept_a_checkpoint_for_one_chunk() {
         let (remote, writer) = world512();
         let mark =
             |_: ()| block_on(checkpoint::write(&*remote, &writer, &writer.base(), Bytes::new())).unwrap();
@@ -728,20 +707,6 @@ mod rev2 {
         let report = block_on(crate::verify::verify(&*remote, VOLUME, &|_| {})).unwrap();
         println!("after: {:?}", report.findings);
         assert!(report.is_sound());
-    }
-
-    #[test]
-    fn rev_cutting_off_pages_that_never_were_is_cheap() {
-        let (remote, writer) = world512();
-        let pages = 40_000_000;
-        for (n, pages) in [(1u128, pages), (2, 1)] {
-            let changes = BTreeMap::from([(page(1), Bytes::from(vec![n as u8; 512]))]);
-            writer.commit(&writer.tip(), Change { changes, pages, payload: Bytes::new() }).unwrap();
-            block_on(push(&*remote, &writer, |_| Bytes::new(), || CommitId(n.to_be_bytes()), 1)).unwrap();
-        }
-        let began = std::time::Instant::now();
-        block_on(Volume::open(&*remote, VOLUME, options())).unwrap();
-        println!("two heads of a few hundred bytes, 40M pages: {:?}", began.elapsed());
     }
 }
 
