@@ -273,7 +273,7 @@ fn every_state_of_a_backup_is_one_that_was_committed_whoever_is_killed() {
     assert_eq!(once.stdout, "", "there was nothing left to ship");
     let info = graft(["volume", "info", "bank", "--store", &store, "--json"]).json();
     let newest = info["lsn"].as_u64().unwrap();
-    assert!(newest > 8, "seed {seed}: {newest} commits");
+    assert!(newest > 3, "seed {seed}: {newest} commits");
     let mut before = 0;
     // All of them where they are few.
     for lsn in (1..=newest).step_by(usize::try_from(newest / 40 + 1).unwrap()) {

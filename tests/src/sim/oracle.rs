@@ -77,7 +77,7 @@ pub fn check(
     }
     judge.answers()?;
     forks.check(&remote, objects, archive, family, &heads)?;
-    check_ledgers(archive, &heads, &forks)?;
+    check_ledgers(archive, &forks)?;
     let found = dump::of_volume(&remote, volume)?;
     let expected = dump::of_connection(judge.plain.connection())?;
     dump::compare(&expected, &found)?;
@@ -134,26 +134,26 @@ fn read_log(
     Ok(heads)
 }
 
-/// Every checkpoint that ever was: its ledger is the one that the log gives. What is written to a fork
-/// records nothing, so that its ledger is the one of the commit that it goes back to.
-fn check_ledgers(
-    archive: &BTreeMap<String, Bytes>,
-    heads: &[Head],
-    forks: &family::Forks,
-) -> Result<(), String> {
+/// Every checkpoint that ever was: its ledger is the one that the log gives, a fork's the one of its
+/// ancestors' logs and its own.
+fn check_ledgers(archive: &BTreeMap<String, Bytes>, forks: &family::Forks) -> Result<(), String> {
     let past = MemoryRemote::new();
     archive.iter().for_each(|(key, body)| past.overwrite(key, body.clone()));
     for volume in forks.volumes() {
-        let base = forks.base(volume)?;
         let prefix = key::checkpoints_prefix(volume);
         for (key, _) in archive.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix)) {
             let seq = Seq::from_key_part(&key[prefix.len()..]).ok_or_else(|| format!("{key}?"))?;
             let start = block_on(graft::history::read_checkpoint(&past, volume, seq));
             let start = start.map_err(|error| format!("{key}: {error}"))?;
-            let upto = base.min(start.lsn);
-            let heads: Vec<Head> = heads.iter().take_while(|head| head.lsn <= upto).cloned().collect();
+            let Some(root) = &start.checkpoint else { return Err(format!("{key} is empty")) };
             let mut expected = Ledger::default();
-            expected.follow(&heads).map_err(|error| error.to_string())?;
+            for lsn in (1..=start.lsn.0).map(Lsn) {
+                let entry = key::log(root.lineage.origin(lsn), lsn);
+                let body = archive.get(&entry).ok_or_else(|| format!("{entry} never was"))?;
+                let head = Head::decode(root.lineage.origin(lsn), lsn, body);
+                let head = head.map_err(|error| format!("{entry}: {error:?}"))?;
+                expected.follow(&[head]).map_err(|error| error.to_string())?;
+            }
             if Ledger::decode(&start.state).as_ref() != Ok(&expected) {
                 return Err(format!("{key}: its ledger is not that of lsn {}", start.lsn));
             }
