@@ -20,7 +20,7 @@ use crate::ids::{Lsn, Seq};
 use crate::page_set::PageSet;
 use crate::pull::PullError;
 use crate::remote::{Remote, RemoteError};
-use crate::snapshot::{Location, Snapshot};
+use crate::snapshot::{FrameRef, Location, Snapshot};
 use crate::volume::Volume;
 
 /// Times that a table is read anew because it was collected meanwhile.
@@ -78,17 +78,17 @@ pub(crate) async fn elsewhere(
     chunks::load(remote, volume, &fresh, &missing).await?;
     let mut moved = BTreeMap::new();
     for page in missing.iter() {
+        let place = |frame: &FrameRef| {
+            let at = frame.slots.iter().position(|slot| slot.page == page)?;
+            u8::try_from(at).ok()
+        };
         match (snapshot.location(page), fresh.location(page)) {
             (Location::Frame(_, then), Location::Frame(frame, now)) if then.lsn == now.lsn => {
-                let place = frame.slots.iter().position(|slot| slot.page == page);
-                let place = place.and_then(|place| u8::try_from(place).ok());
-                moved.insert(page, (frame.clone(), place.ok_or_else(expired)?));
+                moved.insert(page, (frame.clone(), place(frame).ok_or_else(expired)?));
             }
             // Not written since the checkpoint that the unread part is of.
             (Location::Unknown(_), Location::Frame(frame, now)) if now.lsn <= known => {
-                let place = frame.slots.iter().position(|slot| slot.page == page);
-                let place = place.and_then(|place| u8::try_from(place).ok());
-                moved.insert(page, (frame.clone(), place.ok_or_else(expired)?));
+                moved.insert(page, (frame.clone(), place(frame).ok_or_else(expired)?));
             }
             // Written after the checkpoint: its place cannot have gone.
             (Location::Frame(frame, then), _) if then.lsn > root.lsn && *frame.key != *key => {}
