@@ -4,36 +4,15 @@
  * the same by the page's own panel.
  */
 
-import { access } from "node:fs/promises";
-import { join } from "node:path";
 
-import type { Browser, BrowserContextOptions, Locator } from "playwright-core";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import type { BrowserContextOptions, Locator } from "playwright-core";
+import { expect, test } from "vitest";
 
-import { Server, Wire, temporaryStore } from "../../client/test/support/server.js";
-import { PATIENCE, Person, ROOT, launch } from "./person.js";
+import { Wire } from "../../client/test/support/server.js";
+import { PATIENCE, Person } from "./person.js";
+import { browser, server, stage } from "./stage.js";
 
-const WEB = join(ROOT, "examples/todo/web/dist");
-
-let browser: Browser;
-let server: Server;
-let place: Awaited<ReturnType<typeof temporaryStore>>;
-
-beforeAll(async () => {
-  await access(join(WEB, "index.html")).catch(() => {
-    throw new Error(`${WEB} holds no page; \`npm run build -w client -w examples/todo/web\` makes it`);
-  });
-  process.env["GRAFT_WEB"] = WEB;
-  place = await temporaryStore();
-  server = await Server.start(place.store);
-  browser = await launch();
-});
-
-afterAll(async () => {
-  await browser?.close();
-  await server?.kill();
-  await place?.remove();
-});
+stage();
 
 /** Names a person before the page asks who this is. */
 function called(name: string, ...urls: string[]): BrowserContextOptions {

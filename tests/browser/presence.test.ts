@@ -1,35 +1,12 @@
 /** Who is on the page: windows of several people, the built page, the real coordinator. */
 
-import { access } from "node:fs/promises";
-import { join } from "node:path";
 
-import type { Browser } from "playwright-core";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { expect, test } from "vitest";
 
-import { Server, temporaryStore } from "../../client/test/support/server.js";
-import { PATIENCE, Person, ROOT, launch } from "./person.js";
+import { PATIENCE, Person } from "./person.js";
+import { browser, restart, server, stage } from "./stage.js";
 
-const WEB = join(ROOT, "examples/todo/web/dist");
-
-let browser: Browser;
-let server: Server;
-let place: Awaited<ReturnType<typeof temporaryStore>>;
-
-beforeAll(async () => {
-  await access(join(WEB, "index.html")).catch(() => {
-    throw new Error(`${WEB} holds no page; \`npm run build -w client -w examples/todo/web\` makes it`);
-  });
-  process.env["GRAFT_WEB"] = WEB;
-  place = await temporaryStore();
-  server = await Server.start(place.store);
-  browser = await launch();
-});
-
-afterAll(async () => {
-  await browser?.close();
-  await server?.kill();
-  await place?.remove();
-});
+stage();
 
 /** Waits until a window shows so many people, by the name of its button. */
 async function counts(person: Person, count: number): Promise<void> {
@@ -136,7 +113,7 @@ test("while the server is gone nobody else is known; when it is back everybody i
   await Promise.all([a.state("offline"), b.state("offline")]);
   await a.page.getByRole("button", { name: "Who else is here is not known now", exact: true }).waitFor();
   expect(await names(a)).toEqual(seen.slice(0, 1));
-  server = await Server.start(place.store, server.listen);
+  await restart();
   await Promise.all([counts(a, 2), counts(b, 2)]);
   await sees(a, ...seen);
   await a.leave();

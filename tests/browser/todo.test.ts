@@ -4,36 +4,14 @@
  * `cargo xtask test` does it all.
  */
 
-import { access } from "node:fs/promises";
-import { join } from "node:path";
 
-import type { Browser } from "playwright-core";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { expect, test } from "vitest";
 
 import { Server, Wire, temporaryStore } from "../../client/test/support/server.js";
-import { Person, ROOT, launch } from "./person.js";
+import { Person } from "./person.js";
+import { browser, restart, server, stage } from "./stage.js";
 
-const WEB = join(ROOT, "examples/todo/web/dist");
-
-let browser: Browser;
-let server: Server;
-let place: Awaited<ReturnType<typeof temporaryStore>>;
-
-beforeAll(async () => {
-  await access(join(WEB, "index.html")).catch(() => {
-    throw new Error(`${WEB} holds no page; \`npm run build -w client -w examples/todo/web\` makes it`);
-  });
-  process.env["GRAFT_WEB"] = WEB;
-  place = await temporaryStore();
-  server = await Server.start(place.store);
-  browser = await launch();
-});
-
-afterAll(async () => {
-  await browser?.close();
-  await server?.kill();
-  await place?.remove();
-});
+stage();
 
 /** A volume of its own for each test, with one list; and the URL of that list. */
 async function alice(volume: string, list: string): Promise<{ alice: Person; shared: URL }> {
@@ -195,7 +173,7 @@ test("the server is killed and started again; nobody reloads", async () => {
     await a.add(`From A ${round}`);
     await b.add(`From B ${round}`);
     await a.page.getByText(/wait on this device/).or(a.page.getByText(/waits on this device/)).waitFor();
-    server = await Server.start(place.store, server.listen);
+    await restart();
     await a.settled();
     await b.settled();
     const seen = await a.shown();
