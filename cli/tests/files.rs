@@ -1,32 +1,17 @@
 //! `graft volume put`, `get` and `hydrate` as processes: what they print, what they leave, and that
 //! they go on after a kill -9.
 
+mod common;
+
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use common::{graft, ok, run};
+
 const DOC: &str = include_str!("../../docs/cli.md");
-
-fn graft(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_graft"));
-    for name in ["GRAFT_STORE", "GRAFT_DATA", "GRAFT_DISK_BYTES", "RUST_LOG"] {
-        command.env_remove(name);
-    }
-    command.args(args).stdin(Stdio::null());
-    command
-}
-
-fn run(args: &[&str]) -> Output {
-    graft(args).output().unwrap()
-}
-
-fn ok(args: &[&str]) -> Value {
-    let output = run(args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
 
 fn fails(args: &[&str]) -> String {
     let output = run(args);

@@ -1,35 +1,20 @@
 //! `graft volume compact`, `gc` and `verify` as processes: what they print, what they leave, and that a
 //! kill -9 in the middle of them costs nothing but running them again.
 
+mod common;
+
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 
 use rusqlite::Connection;
 use serde_json::Value;
 
+use common::{graft, ok, run};
+
 const DOC: &str = include_str!("../../docs/cli.md");
 /// Single-row transactions after the import.
 const WRITES: u64 = 30;
-
-fn graft(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_graft"));
-    for name in ["GRAFT_STORE", "GRAFT_DATA", "GRAFT_VOLUME", "RUST_LOG"] {
-        command.env_remove(name);
-    }
-    command.args(args).stdin(Stdio::null());
-    command
-}
-
-fn run(args: &[&str]) -> Output {
-    graft(args).output().unwrap()
-}
-
-fn ok(args: &[&str]) -> Value {
-    let output = run(args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
 
 /// The names in `line`, and in the first row of each list of objects, are those shown under `tag`.
 fn is_documented(tag: &str, line: &Value) {

@@ -165,7 +165,7 @@ pub enum GcError {
     /// The store failed; safe to try again.
     #[error(transparent)]
     Remote(#[from] RemoteError),
-    /// A commit or checkpoint could not be read, so it is not known what it names. Nothing is deleted.
+    /// A commit or checkpoint could not be read, so it is not known what it names. What it may name is not deleted.
     #[error(transparent)]
     Pull(#[from] PullError),
     /// It is being removed, or removing it failed half-way.
@@ -174,7 +174,7 @@ pub enum GcError {
         /// Which volume.
         volume: VolumeId,
     },
-    /// A pin or a part of a page table is damaged. Nothing is deleted: `graft volume verify` says more.
+    /// A pin or a part of a page table is damaged. What it may keep is not deleted: `graft volume verify` says more.
     #[error(transparent)]
     Damaged(#[from] Damaged),
 }
