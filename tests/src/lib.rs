@@ -10,6 +10,7 @@
 //! | [`raw`] | HTTP and frames by hand, and whether a server is still well |
 //! | `tests/tests/end_to_end.rs` | the whole path by the command line |
 //! | `tests/tests/crash.rs` | durability under `kill -9` |
+//! | `tests/tests/power_loss.rs` | a local commit is synced before it is acknowledged, in a trace |
 //! | `tests/tests/s3.rs` | the whole path on a real S3 server, and `kill -9` of both |
 //! | `tests/tests/bad_input.rs`, `bad_modules.rs`, `bad_stores.rs` | hostile clients, modules and stores |
 //! | `tests/tests/sqlite_files.rs` | SQLite files imported, exported and backed up, under `kill -9` |
