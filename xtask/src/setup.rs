@@ -18,7 +18,6 @@ mod ceph;
 pub mod chromium;
 mod libclang;
 mod programs;
-
 mod wasm;
 
 use std::path::{Path, PathBuf};
