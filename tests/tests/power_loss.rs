@@ -15,7 +15,14 @@ use std::collections::HashMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
+use graft::fetch::RemoteFetch;
+use graft::remote::MemoryRemote;
+use graft::store::FjallStore;
+use graft::volume::{Options, Volume};
+use graft::{PageSize, VolumeId};
+use sqlsync_layer::vfs::Database;
 use tests::places;
 
 /// Calls that move bytes into files, or files to disk.
@@ -261,6 +268,65 @@ fn sql_on_the_command_line_syncs_the_local_commit() {
     let sent = sent.expect("the commit was written to the store");
     assert!(sent < told);
     println!("{}", durable(&calls, &dir, &row, sent).unwrap());
+}
+
+/// What a data directory holds: its rows, in order. `None` where there is no table yet.
+fn kept(dir: &Path) -> Option<Vec<String>> {
+    let store = FjallStore::open(dir).unwrap();
+    let options = Options { store: Some(Arc::new(store)), ..Options::default() };
+    let volume = Volume::load(VolumeId([1; 16]), PageSize::DEFAULT, options).unwrap().volume;
+    let fetch = RemoteFetch::new(Arc::new(MemoryRemote::new()));
+    let (connection, _) = Database::new(Arc::new(volume), Arc::new(fetch)).connect().unwrap();
+    let check: String = connection.query_row("pragma integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(check, "ok");
+    let mut rows = connection.prepare("select v from t order by rowid").ok()?;
+    Some(rows.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect())
+}
+
+/// Each call that writes or syncs is a step of opening the directory or of a commit. The program is killed
+/// when it begins the n-th of one thread, before that does anything.
+#[test]
+fn a_local_commit_that_is_killed_at_any_call_is_whole_or_not_at_all() {
+    let Some(trace) = Trace::begin() else { return };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _entered = runtime.enter();
+    let rows = rows(24);
+    let (mut kills, mut between, mut acknowledged) = (0, 0, 0);
+    // Opening makes a few hundred calls; the commits are the last of them.
+    for at in (1..).step_by(7) {
+        let dir = trace.path(&format!("data-{at}"));
+        let mut command = Command::new(&trace.strace);
+        command.args(["-f", "-o", "/dev/null", "-e"]).arg(format!("trace={TRACED}"));
+        command.arg("-e").arg(format!("inject={TRACED}:signal=KILL:when={at}"));
+        command.arg(env!("CARGO_BIN_EXE_commits")).arg(&dir).arg("sync");
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        // It may be gone before it has read this.
+        drop(child.stdin.take().unwrap().write_all((rows.join("\n") + "\n").as_bytes()));
+        let output = child.wait_with_output().unwrap();
+        let told = String::from_utf8(output.stdout).unwrap();
+        let told: Vec<&str> = told.lines().filter_map(|line| line.strip_prefix("committed ")).collect();
+        let found = kept(&dir).unwrap_or_default();
+        assert!(
+            found.len() <= told.len() + 1,
+            "killed at call {at}: {told:?} were told, {found:?} are there"
+        );
+        assert!(
+            rows.starts_with(&found) && found.len() >= told.len(),
+            "killed at call {at}: {found:?}, {told:?}"
+        );
+        if output.status.success() {
+            assert_eq!(found, rows);
+            break;
+        }
+        kills += 1;
+        between += usize::from((1..rows.len()).contains(&told.len()));
+        acknowledged += told.len();
+    }
+    println!(
+        "{kills} kills, {between} of them between two commits, {acknowledged} commits were acknowledged"
+    );
+    assert!(between >= 3 && kills > between, "{kills} kills, {between} between two commits");
 }
 
 /// The reading of a trace, on lines as strace prints them.
