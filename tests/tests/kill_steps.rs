@@ -247,11 +247,7 @@ impl Template {
     }
 
     fn store(&self) -> Arc<MemoryRemote> {
-        let truth = Arc::new(MemoryRemote::new());
-        for (key, body) in &self.objects {
-            truth.overwrite(key, body.clone());
-        }
-        truth
+        store_of(&self.objects)
     }
 
     /// A fresh copy of the data directory.
@@ -263,6 +259,14 @@ impl Template {
         copy_folder(&self.folder.path().join("data"), &copy);
         copy
     }
+}
+
+fn store_of(objects: &[(String, Bytes)]) -> Arc<MemoryRemote> {
+    let truth = Arc::new(MemoryRemote::new());
+    for (key, body) in objects {
+        truth.overwrite(key, body.clone());
+    }
+    truth
 }
 
 fn copy_folder(from: &Path, to: &Path) {
@@ -421,38 +425,55 @@ async fn a_push_of_segments_that_is_killed_at_any_step_is_whole_or_not_at_all() 
     loses_nothing(&format!("insert into t values({ADDED}, randomblob(600000))")).await;
 }
 
+/// An operation that makes the volume `new` in a store that has `objects`: its name is there only with all
+/// of it.
+async fn makes_a_volume(objects: &[(String, Bytes)], what: &[&str], expected: &[i64]) {
+    let what = args(what);
+    let whole = store_of(objects);
+    let total = ok(&whole, &what).await.1;
+    let made_of = content(&whole, "new", "at first").await;
+    assert_eq!(made_of.0, expected);
+    let (mut kills, mut made) = (0, 0);
+    for (at, held) in steps(total) {
+        let truth = store_of(objects);
+        let Some(killed) = kill_at(&truth, &what, at, held).await else { continue };
+        kills += 1;
+        let told = format!("{what:?} killed with request {at} of {total}, {held:?} {}", killed.request);
+        if catalog::resolve(&*truth, &"new".parse().unwrap()).await.is_ok() {
+            made += 1;
+            let (again, _) = run(&truth, &what).await;
+            let said = String::from_utf8_lossy(&again.stderr).into_owned();
+            assert!(said.contains("`new` exists already"), "{told}: {said}");
+        } else {
+            ok(&truth, &what).await;
+        }
+        assert!(content(&truth, "new", &told).await == made_of, "{told}");
+        killed.arrive(&truth).await;
+        assert!(content(&truth, "new", &told).await == made_of, "{told}, and arrived late");
+    }
+    println!("{what:?}: {kills} kills at {total} requests, {made} after the name was there");
+    assert!(kills >= total.min(STEPS) && (1..kills).contains(&made), "{kills} kills, {made} made");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_import_that_is_killed_at_any_step_is_whole_or_not_at_all() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("in.db");
     let source = Connection::open(&file).unwrap();
-    source.execute_batch("create table t(id integer primary key, v); insert into t values(1, randomblob(1000000)), (2, 'two')").unwrap();
-    let import = args(&["import", file.to_str().unwrap(), "--volume", "new", "--json"]);
-    let whole = Arc::new(MemoryRemote::new());
-    let total = ok(&whole, &import).await.1;
-    let expected = content(&whole, "new", "at first").await;
-    assert_eq!(expected.0, [1, 2]);
-    let (mut kills, mut made) = (0, 0);
-    for (at, held) in steps(total) {
-        let truth = Arc::new(MemoryRemote::new());
-        let Some(killed) = kill_at(&truth, &import, at, held).await else { continue };
-        kills += 1;
-        let told = format!("import killed with request {at} of {total}, {held:?} {}", killed.request);
-        // Its name is there only with all of it.
-        if catalog::resolve(&*truth, &"new".parse().unwrap()).await.is_ok() {
-            made += 1;
-            let (again, _) = run(&truth, &import).await;
-            let said = String::from_utf8_lossy(&again.stderr).into_owned();
-            assert!(said.contains("`new` exists already"), "{told}: {said}");
-        } else {
-            ok(&truth, &import).await;
-        }
-        assert!(content(&truth, "new", &told).await == expected, "{told}");
-        killed.arrive(&truth).await;
-        assert!(content(&truth, "new", &told).await == expected, "{told}, and arrived late");
-    }
-    println!("import: {kills} kills at {total} requests, {made} after the name was there");
-    assert!(kills >= total.min(STEPS) && (1..kills).contains(&made), "{kills} kills, {made} made");
+    source
+        .execute_batch(
+            "create table t(id integer primary key, v);
+             insert into t values(1, randomblob(1000000)), (2, 'two')",
+        )
+        .unwrap();
+    makes_a_volume(&[], &["import", file.to_str().unwrap(), "--volume", "new", "--json"], &[1, 2]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fork_that_is_killed_at_any_step_is_whole_or_not_at_all() {
+    let template = tokio::task::spawn_blocking(Template::new).await.unwrap();
+    let early: Vec<i64> = (1..=30).collect();
+    makes_a_volume(&template.objects, &["volume", "fork", "new", "--from", "v", "--at", "30"], &early).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
