@@ -127,7 +127,7 @@ impl App {
                 Ok(()) => {}
                 Err(error) if output::is_broken_pipe(&error) => return Err(error),
                 Err(error) => {
-                    eprintln!("error: {error:#}");
+                    eprintln!("error: {}", output::reason(&error));
                     eprintln!("waiting for the next save");
                 }
             }

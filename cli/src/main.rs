@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     };
     if let Err(error) = output::start_logging(args.log.as_deref(), matches!(args.command, Command::Serve(_)))
     {
-        eprintln!("error: {error:#}");
+        eprintln!("error: {}", output::reason(&error));
         return ExitCode::FAILURE;
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
         // The reader of our output has seen enough (`graft … | head`).
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", output::reason(&error));
             ExitCode::FAILURE
         }
     }
