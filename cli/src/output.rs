@@ -20,6 +20,7 @@ pub fn start_logging(filter: Option<&str>, serving: bool) -> anyhow::Result<()> 
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
+        .log_internal_errors(false)
         .init();
     Ok(())
 }
@@ -30,6 +31,11 @@ pub fn line(text: &str) -> io::Result<()> {
     out.write_all(text.as_bytes())?;
     out.write_all(b"\n")?;
     out.flush()
+}
+
+/// Prints a line to stderr where somebody reads it. Use it as `say!`.
+pub fn say(text: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
 /// Prints one JSON object on a line.
