@@ -322,7 +322,7 @@ fn stored(truth: &MemoryRemote) -> Vec<(String, Bytes)> {
 /// The requests at which an operation of `total` is killed.
 fn steps(total: u64) -> impl Iterator<Item = (u64, Held)> {
     let stride = total.div_ceil(STEPS).max(1);
-    let last = (total > 1 && (total - 1) % stride != 0).then_some(total);
+    let last = (total > 1 && !(total - 1).is_multiple_of(stride)).then_some(total);
     let at = (1..=total).step_by(stride as usize).chain(last);
     at.flat_map(|at| [(at, Held::Before), (at, Held::After)])
 }
