@@ -476,6 +476,38 @@ async fn a_fork_that_is_killed_at_any_step_is_whole_or_not_at_all() {
     makes_a_volume(&template.objects, &["volume", "fork", "new", "--from", "v", "--at", "30"], &early).await;
 }
 
+/// While its name is there, a volume that was to be removed is whole, whatever else is done to it, and can
+/// be removed again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removal_that_is_killed_at_any_step_leaves_the_volume_or_no_name() {
+    let template = tokio::task::spawn_blocking(Template::new).await.unwrap();
+    let remove = args(&["volume", "rm", "v"]);
+    let total = ok(&template.store(), &remove).await.1;
+    let before = content(&template.store(), "v", "at first").await;
+    let (mut kills, mut whole) = (0, 0);
+    // The name goes in the first few; then nothing is left to look at.
+    for (at, held) in (1..=total.min(10)).flat_map(|at| [(at, Held::Before), (at, Held::After)]) {
+        let truth = template.store();
+        let Some(killed) = kill_at(&truth, &remove, at, held).await else { continue };
+        kills += 1;
+        let told = format!("rm killed with request {at} of {total}, {held:?} {}", killed.request);
+        if catalog::resolve(&*truth, &"v".parse().unwrap()).await.is_err() {
+            continue;
+        }
+        whole += 1;
+        assert!(content(&truth, "v", &told).await == before, "{told}: other rows");
+        ok(&truth, &args(&["volume", "compact", "v", "--all"])).await;
+        let now = ["volume", "gc", "v", "--keep-days", "0", "--keep-commits", "0", "--grace", "0"];
+        drop(run(&truth, &args(&now)).await);
+        drop(run(&truth, &args(&now)).await);
+        assert!(content(&truth, "v", &told).await == before, "{told}, and collected: other rows");
+        ok(&truth, &remove).await;
+        assert!(stored(&truth).is_empty(), "{told}: {:?}", stored(&truth));
+    }
+    println!("rm: {kills} kills at {total} requests, {whole} before the name was gone");
+    assert!(kills == 20 && (1..kills).contains(&whole), "{kills} kills, {whole} whole");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hydration_that_is_killed_at_any_step_goes_on() {
     let template = tokio::task::spawn_blocking(Template::new).await.unwrap();
