@@ -243,6 +243,14 @@ fn the_extension_syncs_each_commit_before_it_returns() {
     let calls = trace.run(command, &script);
     for (number, row) in rows.iter().enumerate() {
         let told = told_at(&calls, &format!("committed {number}\n")).unwrap();
+        // It says so at once, and not at its end.
+        if let Some(next) = rows.get(number + 1) {
+            let next = told_at(&calls, next).unwrap();
+            assert!(
+                told < next,
+                "{number} was acknowledged at line {told}, after the next was written at {next}"
+            );
+        }
         println!("{}", durable(&calls, &dir, row, told).unwrap());
     }
 }
