@@ -7,7 +7,7 @@
 //!
 //! | offset | bytes | holds |
 //! |-------:|------:|-------|
-//! |      0 |  4096 | what was withdrawn: magic `GJW1`, zero u32, number u64, 16 bytes of BLAKE3 over these; or zeroes |
+//! |      0 |  4096 | what was withdrawn: magic `GJW1`, zero u32, number u64, salt u64, 16 bytes of BLAKE3 over these; or zeroes |
 //! |   4096 |  half | records |
 //! | 4096 + half | half | records |
 //!
@@ -40,7 +40,8 @@
 //!   table loses it, what follows in the journal does not count.
 //! - *What is on disk is never written again* until its half is used anew: the next record takes the
 //!   next block, so that a power cut in the middle of it cannot reach what was acknowledged.
-//! - *A half is used anew only when the table has all of it on disk.*
+//! - *A half is used anew only when the table has all of it*, on disk if anything in it was synced; and
+//!   nothing is synced while anything that is in neither half is in the table and not on its disk.
 //! - *What was not believed once is never believed later.* `check` covers `before` and the salt, so a
 //!   record of an earlier opening follows nothing that is written now. Where that is not enough (at
 //!   the end of what is known, and at the beginning of the other half) it is erased on disk before
@@ -48,13 +49,15 @@
 //! - *A torn end and damage are told apart by `durable`*: if any whole header says that a batch was on
 //!   disk which is not known now, it was acknowledged, and opening is refused. Only damage to the last
 //!   synced batches, after which nothing was written, looks like a torn end.
-//! - *A batch whose fsync failed is withdrawn*: its number is put into the first block and synced; at
-//!   the next opening it and what follows do not count. If that fails as well, nothing on this disk
-//!   can tell, and the error says that the outcome is unknown. What was read back from the system's
-//!   cache after a failed fsync may not be on disk, though a new fsync succeeds; so then everything
-//!   that counts is written once more before the withdrawal is taken away.
+//! - *A batch whose write or fsync failed is withdrawn*: its number and this opening's salt are put into
+//!   the first block and synced; from then on it and what this opening wrote after it do not count. If
+//!   that fails as well, nothing on this disk can tell, and the error says that the outcome is unknown.
+//!   What is read back from the system's cache after a failed fsync may not be on disk, though a new
+//!   fsync succeeds; so at the next opening everything that counts is written once more before the
+//!   withdrawal is taken away. (Taking it away may fail in the same manner, which does no harm: other
+//!   openings have other salts.)
 //!
-//! A failed fsync ends all writing here; the caller keeps to that.
+//! A failed write or fsync ends all writing here; the caller keeps to that.
 
 use std::ops::Range;
 
@@ -181,9 +184,23 @@ struct Header {
     body: usize,
     number: u64,
     durable: u64,
+    salt: u64,
     before: Check,
     hash: Check,
     check: Check,
+}
+
+impl Header {
+    fn is_withdrawn(&self, withdrawn: Option<Withdrawn>) -> bool {
+        withdrawn.is_some_and(|withdrawn| self.salt == withdrawn.salt && self.number >= withdrawn.number)
+    }
+}
+
+/// From batch `number` on, what the opening of this salt wrote does not count.
+#[derive(Debug, Clone, Copy)]
+struct Withdrawn {
+    number: u64,
+    salt: u64,
 }
 
 /// The header at `at`, if there is one and it is whole.
@@ -198,6 +215,7 @@ fn header(half: &[u8], at: usize) -> Option<Header> {
         body: u32::from_le_bytes(*bytes[4..].first_chunk()?) as usize,
         number: u64_at(8)?,
         durable: u64_at(16)?,
+        salt: u64_at(24)?,
         before: check_at(32)?,
         hash: check_at(48)?,
         check: check_at(64)?,
@@ -262,7 +280,7 @@ pub(crate) struct Journal<F> {
     check: Check,
     /// Every batch up to this number is on disk.
     durable: u64,
-    /// Whether anything was written since the last sync.
+    /// Whether anything may have been written since the last sync.
     dirty: bool,
 }
 
@@ -286,11 +304,12 @@ impl<F: JournalFile> Journal<F> {
             last: applied,
             check: Check::default(),
             durable: 0,
-            dirty: false,
+            // What an earlier process wrote may be in the system's cache alone.
+            dirty: true,
         };
         let halves = [journal.read_half(0)?, journal.read_half(1)?];
         let withdrawn = journal.read_withdrawn()?;
-        let walk = Walk::new(&halves, applied, withdrawn.unwrap_or(u64::MAX))?;
+        let walk = Walk::new(&halves, applied, withdrawn)?;
         journal.last = walk.last;
         (journal.half, journal.at, journal.check) = (walk.half, walk.at as u64, walk.check);
         let durable = halves.iter().flat_map(|half| {
@@ -325,11 +344,13 @@ impl<F: JournalFile> Journal<F> {
         Ok(into)
     }
 
-    fn read_withdrawn(&self) -> Result<Option<u64>, StoreError> {
-        let mut block = [0; 32];
+    fn read_withdrawn(&self) -> Result<Option<Withdrawn>, StoreError> {
+        let mut block = [0; 40];
         self.file.read(0, &mut block)?;
-        let whole = block[..4] == WITHDRAWN && check(&block[..16]) == block[16..];
-        Ok(block[8..].first_chunk().filter(|_| whole).map(|bytes| u64::from_le_bytes(*bytes)))
+        let whole = block[..4] == WITHDRAWN && check(&block[..24]) == block[24..];
+        let u64_at = |at: usize| block[at..].first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+        let withdrawn = u64_at(8).zip(u64_at(16)).map(|(number, salt)| Withdrawn { number, salt });
+        Ok(withdrawn.filter(|_| whole))
     }
 
     /// Erases later batches that do not count, where a reader could come to think that they do.
@@ -359,11 +380,16 @@ impl<F: JournalFile> Journal<F> {
         (self.half, self.at) = (1 - self.half, 0);
     }
 
-    /// Writes `record` without waiting for the disk; there must be room. On an error nothing changed:
-    /// the next one goes to the same place.
+    /// Makes the file long enough for a record of `bytes` in the half in use. On an error nothing
+    /// changed.
+    pub(crate) fn make_room(&mut self, bytes: u64) -> Result<(), StoreError> {
+        self.grow(self.offset(self.half) + self.at + bytes)
+    }
+
+    /// Writes `record` without waiting for the disk; there must be room. On an error it may be there
+    /// nevertheless, or on the disk: only its withdrawal makes that sure.
     pub(crate) fn append(&mut self, record: &mut Record) -> Result<(), StoreError> {
         let at = self.offset(self.half) + self.at;
-        self.grow(at + record.bytes())?;
         let sealed = record.seal(self.last + 1, self.durable, self.salt, &self.check);
         self.dirty = true;
         self.file.write(at, &record.bytes)?;
@@ -394,14 +420,15 @@ impl<F: JournalFile> Journal<F> {
         Ok(())
     }
 
-    /// After a failed sync: batch `number` and what is after it will not count when this is opened
+    /// After a failed append or sync: batch `number` and what is after it will not count when this is opened
     /// again.
     pub(crate) fn withdraw(&self, number: u64) -> Result<(), StoreError> {
         let mut block = [0; BLOCK as usize];
         block[..4].copy_from_slice(&WITHDRAWN);
         block[8..16].copy_from_slice(&number.to_le_bytes());
-        let sealed = check(&block[..16]);
-        block[16..32].copy_from_slice(&sealed);
+        block[16..24].copy_from_slice(&self.salt.to_le_bytes());
+        let sealed = check(&block[..24]);
+        block[24..40].copy_from_slice(&sealed);
         self.file.write(0, &block)?;
         self.file.sync()
     }
@@ -434,7 +461,7 @@ struct Walk {
 }
 
 impl Walk {
-    fn new(halves: &[Vec<u8>; 2], applied: u64, withdrawn: u64) -> Result<Walk, JournalError> {
+    fn new(halves: &[Vec<u8>; 2], applied: u64, withdrawn: Option<Withdrawn>) -> Result<Walk, JournalError> {
         let mut walk = Walk {
             applied,
             batches: Vec::new(),
@@ -447,7 +474,7 @@ impl Walk {
         };
         let first = |half: usize| {
             let first = record(&halves[half], 0)?.0;
-            (first.number <= applied + 1 && first.number < withdrawn).then_some((first.number, half, first.before))
+            (first.number <= applied + 1 && !first.is_withdrawn(withdrawn)).then_some((first.number, half, first.before))
         };
         let Some((_, half, before)) = first(0).max(first(1)) else { return Ok(walk) };
         (walk.half, walk.check) = (half, before);
@@ -462,10 +489,13 @@ impl Walk {
     }
 
     /// Takes the record at `at` of `half`, if it counts.
-    fn step(&mut self, bytes: &[u8], half: usize, at: usize, withdrawn: u64) -> Result<bool, JournalError> {
+    fn step(&mut self, bytes: &[u8], half: usize, at: usize, withdrawn: Option<Withdrawn>) -> Result<bool, JournalError> {
         let Some((header, body)) = record(bytes, at) else { return Ok(false) };
         let next = header.number == self.last + 1;
-        if header.before != self.check || header.number >= withdrawn || !(header.number <= self.applied || next) {
+        if header.before != self.check
+            || header.is_withdrawn(withdrawn)
+            || !(header.number <= self.applied || next)
+        {
             return Ok(false);
         }
         if next {
@@ -480,3 +510,4 @@ impl Walk {
 
 #[cfg(test)]
 mod tests;
+

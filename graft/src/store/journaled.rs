@@ -9,17 +9,22 @@
 //! A batch is appended to the [`Journal`], synced if it is durable, and put into the *active* layer.
 //! When a half of the journal is full, the active layer becomes the *frozen* one and writing goes on in
 //! the other half, while a *checkpoint* in the background puts the frozen layer into the table, as one
-//! batch with the number of the last batch in it, and waits for the disk. Only the last value of each
-//! key goes there, so what was written and removed in between (a local commit that was pushed) never
-//! does. A batch that would take more than an eighth of a half goes to the table alone, after everything before it.
+//! batch with the number of the last batch in it. Only the last value of each key goes there, so what
+//! was written and removed in between (a local commit that was pushed) never does. A batch that would
+//! take more than an eighth of a half goes to the table alone, after everything before it.
+//!
+//! The table waits for the disk no more than what was promised needs: before a half is used anew that
+//! has batches which may have been acknowledged as durable, and before a durable batch is acknowledged
+//! while the journal has no longer all that the table has not on disk. So a store of buffered batches
+//! never waits, and one of durable ones waits in the background.
 //!
 //! The table is made when it is needed first: a small replica is its journal, and a new directory costs
 //! no more than that.
 //!
-//! Invariants: the layers, newest first, hold every batch, and every half that is used anew is in the
-//! table on disk before ([`super::journal`] has the rest). A reader sees whole batches: it takes its
+//! Invariants: the layers, newest first, hold every batch. A half is used anew when the table has all of
+//! it, on disk if any of it was promised ([`super::journal`] has the rest). A reader sees whole batches: it takes its
 //! view of all layers under one lock, and a layer leaves memory only when the table has it. After a
-//! failed sync no write succeeds until the store is opened again. A checkpoint that failed is tried
+//! failed write to the journal none succeeds until the store is opened again. A checkpoint that failed is tried
 //! again when its half is needed; until then its layer stays in memory, and its batches in the journal.
 
 use std::collections::BTreeMap;
@@ -121,7 +126,7 @@ pub(crate) trait TableView {
 pub(crate) trait Place: Send + Sync + 'static {
     type Table: Table;
 
-    /// The table, if it was made.
+    /// The table, if it was made. What it has is on disk.
     fn find(&self) -> Result<Option<Self::Table>, StoreError>;
 
     /// Makes it. What an earlier attempt left there is replaced.
@@ -172,6 +177,8 @@ struct Frozen {
     layer: Arc<Layer>,
     /// The last batch in it.
     number: u64,
+    /// Whether the checkpoint waits for the disk.
+    persist: bool,
 }
 
 struct Shared<P: Place> {
@@ -189,24 +196,33 @@ impl<P: Place> Shared<P> {
         Ok(table)
     }
 
-    /// Puts the frozen layer, if there is one, into the table and on disk.
+    /// Puts the frozen layer, if there is one, into the table.
     fn checkpoint(&self) -> Result<(), StoreError> {
         let Some(frozen) = self.layers.read().frozen.clone() else { return Ok(()) };
         let table = self.table()?;
         table.apply(&frozen.layer, frozen.number)?;
-        table.persist()?;
+        if frozen.persist {
+            table.persist()?;
+        }
         self.layers.write().frozen = None;
         Ok(())
     }
 }
 
+/// Numbers of batches: `persisted <= applied <= journal.last()`.
 struct Writer<F> {
     journal: Journal<F>,
-    /// The batch that the layer now in the background ends with.
-    freezing: Option<u64>,
-    /// Whether the table may have something that is not on disk.
-    table_is_loose: bool,
-    /// A sync failed.
+    /// What is frozen, until it is known to be in the table.
+    freezing: Option<Frozen>,
+    /// The table has everything up to here.
+    applied: u64,
+    /// The table has everything up to here on disk.
+    persisted: u64,
+    /// What the journal may have no more: `gone <= applied`.
+    gone: u64,
+    /// What may have been acknowledged as durable.
+    promised: u64,
+    /// A write failed.
     stopped: bool,
 }
 
@@ -244,35 +260,44 @@ impl<F: JournalFile, P: Place> JournaledStore<F, P> {
         })?;
         let mut active = Layer::default();
         batches.into_iter().flatten().for_each(|change| active.insert(change));
-        let table_is_loose = table.is_some();
+        let last = journal.last();
         let layers = Layers { active, frozen: None, table: table.map(Arc::new) };
         let store = JournaledStore {
             dir,
             direct_bytes: half_bytes / DIRECT,
-            writer: Mutex::new(Writer { journal, freezing: None, table_is_loose, stopped: false }),
+            writer: Mutex::new(Writer {
+                journal,
+                freezing: None,
+                applied,
+                persisted: applied,
+                gone: applied,
+                promised: last,
+                stopped: false,
+            }),
             shared: Arc::new(Shared { layers: RwLock::new(layers), place }),
             background,
         };
         if in_both {
             // The other half is not free before this ends.
-            store.freeze(&mut store.writer.lock());
+            store.freeze(&mut store.writer.lock(), true);
         }
         Ok(store)
     }
 
     /// Makes the active layer the frozen one, and begins its checkpoint. None is frozen before.
-    fn freeze(&self, writer: &mut Writer<F>) {
-        let number = writer.journal.last();
-        {
+    fn freeze(&self, writer: &mut Writer<F>, persist: bool) {
+        let frozen = {
             let mut layers = self.shared.layers.write();
             if layers.active.is_empty() {
-                // The table has every batch, so that there is nothing to number either.
+                // The table has every batch.
                 return;
             }
             let layer = Arc::new(std::mem::take(&mut layers.active));
-            layers.frozen = Some(Frozen { layer, number });
-        }
-        writer.freezing = Some(number);
+            let frozen = Frozen { layer, number: writer.journal.last(), persist };
+            layers.frozen = Some(frozen.clone());
+            frozen
+        };
+        writer.freezing = Some(frozen);
         let (shared, dir) = (self.shared.clone(), self.dir.clone());
         self.background.start(Box::new(move || {
             if let Err(error) = shared.checkpoint() {
@@ -281,38 +306,46 @@ impl<F: JournalFile, P: Place> JournaledStore<F, P> {
         }));
     }
 
-    /// Waits until no layer is frozen and everything in the table is on disk.
+    /// Waits until no layer is frozen.
     fn settle(&self, writer: &mut Writer<F>) -> Result<(), StoreError> {
-        if let Some(number) = writer.freezing {
+        if writer.freezing.is_some() {
             self.background.finish();
             // Does nothing, unless that failed.
             self.shared.checkpoint()?;
-            writer.journal.table_is_durable(number);
-            (writer.freezing, writer.table_is_loose) = (None, false);
         }
-        self.persist(writer)
+        if let Some(frozen) = writer.freezing.take() {
+            writer.applied = frozen.number;
+            if frozen.persist {
+                writer.persisted = frozen.number;
+                writer.journal.table_is_durable(frozen.number);
+            }
+        }
+        Ok(())
     }
 
+    /// Waits until everything that is known to be in the table is on disk.
     fn persist(&self, writer: &mut Writer<F>) -> Result<(), StoreError> {
-        if writer.table_is_loose {
+        if writer.persisted < writer.applied {
             self.shared.table()?.persist()?;
-            writer.table_is_loose = false;
+            writer.persisted = writer.applied;
+            writer.journal.table_is_durable(writer.applied);
         }
         Ok(())
     }
 
     fn append(&self, writer: &mut Writer<F>, mut record: Record, durability: Durability) -> Result<(), StoreError> {
-        if durability == Durability::Sync {
+        if !writer.journal.has_room(record.bytes()) {
+            self.switch(writer)?;
+        }
+        if durability == Durability::Sync && writer.persisted < writer.gone {
             self.persist(writer)?;
         }
-        if !writer.journal.has_room(record.bytes()) {
-            self.settle(writer)?;
-            self.freeze(writer);
-            writer.journal.switch();
+        writer.journal.make_room(record.bytes())?;
+        let number = writer.journal.last() + 1;
+        if let Err(error) = writer.journal.append(&mut record) {
+            return Err(self.stop(writer, number, &error));
         }
-        writer.journal.append(&mut record)?;
         if durability == Durability::Sync {
-            let number = writer.journal.last();
             self.sync(writer, number)?;
         }
         let mut layers = self.shared.layers.write();
@@ -320,22 +353,44 @@ impl<F: JournalFile, P: Place> JournaledStore<F, P> {
         Ok(())
     }
 
-    /// Waits for the journal's disk. If that fails, nothing from batch `withdrawn` on will be there
-    /// after the next opening.
+    /// Goes on in the other half of the journal.
+    fn switch(&self, writer: &mut Writer<F>) -> Result<(), StoreError> {
+        self.settle(writer)?;
+        if writer.promised > writer.persisted {
+            self.persist(writer)?;
+        }
+        // The other half has nothing that is later.
+        writer.gone = writer.applied;
+        let persist = writer.promised > writer.persisted;
+        self.freeze(writer, persist);
+        writer.journal.switch();
+        Ok(())
+    }
+
+    /// Waits for the journal's disk. If that fails, batch `withdrawn` will not be there after the next
+    /// opening.
     fn sync(&self, writer: &mut Writer<F>, withdrawn: u64) -> Result<(), StoreError> {
-        let Err(error) = writer.journal.sync() else { return Ok(()) };
+        match writer.journal.sync() {
+            Ok(()) => writer.promised = writer.journal.last(),
+            Err(error) => return Err(self.stop(writer, withdrawn, &error)),
+        }
+        Ok(())
+    }
+
+    /// Ends all writing, and takes back batch `withdrawn`.
+    fn stop(&self, writer: &mut Writer<F>, withdrawn: u64, error: &StoreError) -> StoreError {
         writer.stopped = true;
         let dir = self.dir.clone();
-        Err(match writer.journal.withdraw(withdrawn) {
+        match writer.journal.withdraw(withdrawn) {
             Ok(()) => StoreError::Failed { dir, message: format!("{error}; open it again before writing") },
             Err(_) => StoreError::Unknown { dir, message: error.to_string() },
-        })
+        }
     }
 
     /// Puts a large batch into the table, after everything before it.
     fn write_to_table(&self, writer: &mut Writer<F>, batch: Batch, durability: Durability) -> Result<(), StoreError> {
         self.settle(writer)?;
-        self.freeze(writer);
+        self.freeze(writer, false);
         self.settle(writer)?;
         let table = self.shared.table()?;
         let mut layer = Layer::default();
@@ -350,9 +405,10 @@ impl<F: JournalFile, P: Place> JournaledStore<F, P> {
             writer.stopped = true;
             return Err(StoreError::Unknown { dir: self.dir.clone(), message: error.to_string() });
         }
-        match durability {
-            Durability::Sync => writer.journal.table_is_durable(number),
-            Durability::Buffered => writer.table_is_loose = true,
+        (writer.applied, writer.gone) = (number, number);
+        if durability == Durability::Sync {
+            (writer.persisted, writer.promised) = (number, number);
+            writer.journal.table_is_durable(number);
         }
         Ok(())
     }
@@ -415,7 +471,9 @@ impl<F: JournalFile, P: Place> ReplicaStore for JournaledStore<F, P> {
             let mut writer = self.writer()?;
             return match durability {
                 Durability::Sync => {
-                    self.persist(&mut writer)?;
+                    if writer.persisted < writer.gone {
+                        self.persist(&mut writer)?;
+                    }
                     let next = writer.journal.last() + 1;
                     self.sync(&mut writer, next)
                 }
@@ -432,5 +490,7 @@ impl<F: JournalFile, P: Place> ReplicaStore for JournaledStore<F, P> {
     }
 }
 
+#[cfg(test)]
+mod simulated;
 #[cfg(test)]
 mod tests;

@@ -207,3 +207,40 @@ fn a_durable_write_is_an_fsync() {
     }
     assert_eq!(acks, 10, "{trace}");
 }
+
+/// What a transaction of one row costs here; run it alone, optimised:
+/// `cargo test -p graft --config 'profile.dev.package.graft.opt-level=3' --lib -- --ignored --nocapture what_a_batch_costs`.
+#[test]
+#[ignore = "a measurement"]
+fn what_a_batch_costs() {
+    let target = std::env::current_exe().unwrap();
+    let folder = tempfile::tempdir_in(target.parent().unwrap()).unwrap();
+    for round in 0..3 {
+        let begun = std::time::Instant::now();
+        let store = FjallStore::open(&folder.path().join(format!("new-{round}"))).unwrap();
+        println!("a new directory: {:?}", begun.elapsed());
+        drop(store);
+    }
+    let store = FjallStore::open(folder.path()).unwrap_err();
+    println!("{store}");
+    for (durability, count) in [(Durability::Sync, 2_000_u32), (Durability::Buffered, 20_000)] {
+        let dir = folder.path().join(format!("{durability:?}"));
+        let store = FjallStore::open(&dir).unwrap();
+        for round in 0..4 {
+            let begun = std::time::Instant::now();
+            for i in 0..count {
+                let mut batch = Batch::default();
+                batch.put(Space::Local, (round * count + i).to_be_bytes().to_vec(), vec![i as u8; 2 * 4096 + 200]);
+                store.write(batch, durability).unwrap();
+            }
+            println!("{durability:?}: {:?} for each of {count}", begun.elapsed() / count);
+        }
+        drop(store);
+        let begun = std::time::Instant::now();
+        let store = FjallStore::open(&dir).unwrap();
+        println!("opening it again: {:?}", begun.elapsed());
+        drop(store);
+        let du = Command::new("du").args(["-sm"]).arg(&dir).output().unwrap();
+        println!("{}", String::from_utf8_lossy(&du.stdout));
+    }
+}
