@@ -397,21 +397,7 @@ impl Volume {
 
     /// The pages of `pages` that a read of `snapshot` would fault on. No I/O.
     pub fn missing(&self, snapshot: &Snapshot, pages: &PageSet) -> Result<PageSet, StoreError> {
-        let mut missing = PageSet::new();
-        for page in pages.iter() {
-            match snapshot.location(page) {
-                Location::Zero | Location::Local(_) => {}
-                Location::Frame(_, slot) => {
-                    if !self.cache.contains((page, slot.lsn)) {
-                        missing.insert(page);
-                    }
-                }
-                Location::Unknown(_) => {
-                    missing.insert(page);
-                }
-            }
-        }
-        Ok(missing)
+        Ok(self.cache.missing(snapshot, pages))
     }
 
     /// Commits a change on top of the tip, if the tip is still the snapshot it was made on.

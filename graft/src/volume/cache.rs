@@ -19,6 +19,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
+use futures::channel::oneshot;
 use parking_lot::Mutex;
 
 use self::clock::{Clock, Version};
@@ -31,6 +32,7 @@ use crate::format::{Damaged, frame};
 use crate::ids::{PageIdx, PageSize, VolumeId};
 use crate::page_set::PageSet;
 use crate::prefetch::Leap;
+use crate::prefetch::spread::Spread;
 use crate::snapshot::{FrameRef, Location, Snapshot};
 use crate::store::StoreError;
 use crate::store::pages::PageFile;
@@ -99,6 +101,8 @@ struct Memory {
     touched: VecDeque<PageIdx>,
     /// Those that were forgotten for newer ones.
     touched_before: u32,
+    /// Whom to tell after so many more first reads.
+    marker: Option<(u32, oneshot::Sender<()>)>,
     counts: Metrics,
 }
 
@@ -109,6 +113,15 @@ impl Memory {
             self.touched_before = self.touched_before.saturating_add(1);
         }
         self.touched.push_back(version.0);
+        if let Some((left, _)) = &mut self.marker {
+            *left = left.saturating_sub(1);
+            if *left == 0
+                && let Some((_, waiting)) = self.marker.take()
+            {
+                // Nobody waits any more where it cannot be told.
+                _ = waiting.send(());
+            }
+        }
         if self.ahead.remove(&version) {
             self.counts.prefetch_used += 1;
         }
@@ -159,6 +172,7 @@ pub(crate) struct PageCache {
     pub(crate) counters: Counters,
     pub(crate) flights: Mutex<Flights>,
     pub(crate) leap: Mutex<Leap>,
+    pub(crate) spread: Mutex<Spread>,
 }
 
 impl PageCache {
@@ -182,6 +196,7 @@ impl PageCache {
             ahead: HashSet::new(),
             touched: VecDeque::new(),
             touched_before: 0,
+            marker: None,
             counts: Metrics::default(),
         };
         Ok(PageCache {
@@ -191,6 +206,7 @@ impl PageCache {
             counters: Counters::default(),
             flights: Mutex::default(),
             leap: Mutex::default(),
+            spread: Mutex::default(),
         })
     }
 
@@ -226,12 +242,6 @@ impl PageCache {
             None => memory.counts.misses += 1,
         }
         Ok(found)
-    }
-
-    /// Whether the page is here, as far as the indexes know. No I/O.
-    pub(super) fn contains(&self, version: Version) -> bool {
-        self.memory.lock().clock.find(version).is_some()
-            || self.disk.as_ref().is_some_and(|disk| disk.contains(version))
     }
 
     /// Keeps pages. Those that `asked` names are the last to go.
@@ -325,11 +335,55 @@ impl PageCache {
         touched.into_iter().for_each(|page| leap.hit(page));
     }
 
+    /// Is ready after so many more first reads of pages that came unasked; never, if another one is asked
+    /// for first.
+    pub(crate) fn after_first_reads(&self, count: u32) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        let before = self.memory.lock().marker.replace((count, sender));
+        // Wakes who waited for it: outside of the lock.
+        drop(before);
+        receiver
+    }
+
+    /// Reads of durable pages so far, and the pages fetched ahead that were among them.
+    pub(crate) fn reads(&self) -> (u64, u64) {
+        let counts = self.memory.lock().counts;
+        (counts.memory_hits + counts.disk_hits + counts.misses, counts.prefetch_used)
+    }
+
     /// How many pages may be fetched ahead at once without driving out what is here.
     pub(crate) fn room_ahead(&self) -> u32 {
         let slots = self.capacity_pages() / 4;
         let bytes = crate::fetch::AHEAD_BYTES_MAX / self.page_size.bytes();
         u32::try_from(slots.min(bytes)).unwrap_or(u32::MAX)
+    }
+
+    /// How many bytes of pages fit.
+    pub(crate) fn room_bytes(&self) -> u64 {
+        self.capacity_pages() as u64 * self.page_size.bytes() as u64
+    }
+
+    /// The pages of `pages` that a read of `snapshot` would fault on. No I/O.
+    pub(crate) fn missing(&self, snapshot: &Snapshot, pages: &PageSet) -> PageSet {
+        let mut missing = PageSet::new();
+        let memory = self.memory.lock();
+        for page in pages.iter() {
+            match snapshot.location(page) {
+                Location::Zero | Location::Local(_) => {}
+                Location::Frame(_, slot) => {
+                    let version = (page, slot.lsn);
+                    let here = memory.clock.find(version).is_some()
+                        || self.disk.as_ref().is_some_and(|disk| disk.contains(version));
+                    if !here {
+                        missing.insert(page);
+                    }
+                }
+                Location::Unknown(_) => {
+                    missing.insert(page);
+                }
+            }
+        }
+        missing
     }
 
     /// How many pages fit into memory.
