@@ -51,12 +51,13 @@ use self::permits::Permits;
 use self::plan::{Frames, around, cost, frames_of, ranges};
 use crate::chunks;
 use crate::format::Damaged;
+use crate::ids::PageIdx;
 use crate::page_set::PageSet;
 use crate::prefetch::Prefetch;
 use crate::prefetch::spread::Standing;
 use crate::remote::{Remote, RemoteError, SharedRemote};
 use crate::replan;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Location, Snapshot};
 use crate::store::StoreError;
 use crate::volume::Volume;
 use crate::volume::cache::{Coming, PageCache};
@@ -327,9 +328,11 @@ impl Fetcher {
             (Ahead::Nothing, _) | (Ahead::Leap, None) => return (PageSet::new(), false),
             (Ahead::App(app), _) => (app.next(pages, snapshot), false),
             (Ahead::Leap, Some(page)) => {
+                let under_way = is_under_way(cache, snapshot, page);
                 let mut leap = cache.leap.lock();
                 cache.tell(&mut leap);
-                let ahead = leap.fault(page, stream_pages(cache, snapshot), snapshot.pages());
+                let window = stream_pages(cache, snapshot);
+                let ahead = leap.fault(page, under_way, window, snapshot.pages());
                 // The read that faulted was counted already.
                 let reads = cache.reads().0.saturating_sub(1);
                 let spreads = cache.spread.lock().miss(reads, leap.trend().is_some());
@@ -441,6 +444,14 @@ impl Fetcher {
         drop(under_way);
         (waiting, later)
     }
+}
+
+/// Whether the frame of `page` is being fetched.
+fn is_under_way(cache: &PageCache, snapshot: &Snapshot, page: PageIdx) -> bool {
+    let Location::Frame(frame, _) = snapshot.location(page) else { return false };
+    let flight = cache.flights.lock().find(&plan::place(frame));
+    // Dropped here, outside of the lock.
+    flight.is_some()
 }
 
 /// What is not here of `ahead`, of which the prefetcher hears.

@@ -84,8 +84,8 @@ pub struct Leap {
     /// Accesses since the last prefetch that the caches answered.
     hits: u32,
     window: u32,
-    /// The last page asked for along the trend, until the trend ends.
-    frontier: Option<(Trend, i64)>,
+    /// What was asked for along the trend, until the trend ends: from behind a page to another.
+    frontier: Option<(Trend, i64, i64)>,
     /// Pages asked for along the trend and not read yet.
     waiting: u32,
 }
@@ -119,8 +119,9 @@ impl Leap {
     }
 
     /// A read faulted. Answers which pages to fetch with it, at most `window_max`, none past page
-    /// `pages`. Where the page was asked for and is still under way, they lie behind all that was.
-    pub fn fault(&mut self, page: PageIdx, window_max: u32, pages: u32) -> PageSet {
+    /// `pages`. Where the page was asked for along the trend and is still `under_way`, they lie behind all
+    /// that was.
+    pub fn fault(&mut self, page: PageIdx, under_way: bool, window_max: u32, pages: u32) -> PageSet {
         self.access(page);
         let trend = self.trend();
         let hits = std::mem::take(&mut self.hits);
@@ -136,23 +137,27 @@ impl Leap {
             return PageSet::new();
         };
         let from = i64::from(page.get());
-        let on = self.frontier.filter(|(then, at)| *then == trend && trend.passes(from, *at));
-        if on.is_none() {
-            self.waiting = 0;
+        let between = |first: i64, last: i64| (first.min(last)..=first.max(last)).contains(&from);
+        let on = self.frontier.filter(|(then, first, last)| *then == trend && between(*first, *last));
+        match on.filter(|_| under_way) {
+            Some((_, first, last)) => self.ahead(first, last, trend, pages),
+            None => {
+                self.waiting = 0;
+                self.ahead(from, from, trend, pages)
+            }
         }
-        self.ahead(on.map_or(from, |(_, at)| at), trend, pages)
     }
 
     /// Half of what was asked for along a trend was read ([`Leap::onward_after`] said when): what to
     /// fetch behind it, at most `window_max` pages. Nothing where the trend ended or has reached an end.
     pub fn onward(&mut self, window_max: u32, pages: u32) -> PageSet {
-        let Some((trend, at)) = self.frontier.filter(|(then, _)| self.trend() == Some(*then)) else {
+        let Some((trend, first, last)) = self.frontier.filter(|(then, ..)| self.trend() == Some(*then)) else {
             self.frontier = None;
             return PageSet::new();
         };
         let hits = std::mem::take(&mut self.hits);
         self.window = self.window.max(hits).saturating_mul(4).clamp(1, window_max.max(1));
-        self.ahead(at, trend, pages)
+        self.ahead(first, last, trend, pages)
     }
 
     /// Of what was asked for along the trend, so many pages were here before.
@@ -219,8 +224,8 @@ impl Leap {
         (votes * 2 > count.min(self.len)).then_some(candidate)
     }
 
-    /// The window behind page `from`, which may be 0 or less at the front.
-    fn ahead(&mut self, from: i64, trend: Trend, pages: u32) -> PageSet {
+    /// The window behind page `from`, which may be beyond either end; `first` is where the run began.
+    fn ahead(&mut self, first: i64, from: i64, trend: Trend, pages: u32) -> PageSet {
         let mut set = PageSet::new();
         let window = i64::from(self.window);
         let clip = |at: i64| u32::try_from(at.clamp(0, i64::from(pages))).unwrap_or(pages);
@@ -248,22 +253,8 @@ impl Leap {
             }
         };
         self.waiting = self.waiting.saturating_add(u32::try_from(set.len()).unwrap_or(u32::MAX));
-        self.frontier = (!set.is_empty()).then_some((trend, end));
+        self.frontier = (!set.is_empty()).then_some((trend, first, end));
         set
-    }
-}
-
-impl Trend {
-    fn is_forward(self) -> bool {
-        match self {
-            Trend::Forward => true,
-            Trend::Stride(delta) => delta > 0,
-        }
-    }
-
-    /// Whether a reader at `page` has what was asked for up to `end` before it.
-    fn passes(self, page: i64, end: i64) -> bool {
-        if self.is_forward() { page <= end } else { page >= end }
     }
 }
 

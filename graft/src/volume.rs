@@ -310,6 +310,7 @@ impl Volume {
     pub fn load(id: VolumeId, page_size: PageSize, options: Options) -> Result<Opened, OpenError> {
         let volume = Volume::new(id, page_size, options)?;
         let (start, heads) = volume.restore()?;
+        volume.cache.inherit(volume.options.store.as_ref(), &start.volumes);
         Ok(Opened { volume, start, heads })
     }
 
@@ -551,6 +552,7 @@ impl Volume {
         self.store_pulled(&before, moved.jump.as_deref(), &moved.heads)?;
         let changed = state.advance(moved, Some(&self.cache));
         state.tip = state.base.clone();
+        self.cache.inherit(self.options.store.as_ref(), state.base.volumes());
         Ok(changed)
     }
 

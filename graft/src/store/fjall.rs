@@ -151,6 +151,10 @@ impl ReplicaStore for FjallStore {
     fn file(&self, name: &str) -> Result<Option<Arc<dyn ByteFile>>, StoreError> {
         Ok(Some(Arc::new(DiskFile::open(&self.files.join(name))?)))
     }
+
+    fn existing_file(&self, name: &str) -> Result<Option<Arc<dyn ByteFile>>, StoreError> {
+        if self.files.join(name).exists() { self.file(name) } else { Ok(None) }
+    }
 }
 
 /// Makes `dir` and its ancestors, each entry on disk.

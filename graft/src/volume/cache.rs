@@ -10,12 +10,15 @@
 //! until it is first read: that is how the prefetcher sees a scan it serves, and what its waste is
 //! counted by.
 //!
+//! A fork also reads what the same store holds of its ancestors' pages, as it was when the fork was opened.
+//!
 //! Invariants: a page's bytes were checked against its hash before they came here; the budgets bound
 //! the pages' bytes in memory (at least one page) and the whole file on disk.
 
 pub(crate) mod clock;
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
@@ -25,17 +28,17 @@ use parking_lot::Mutex;
 use self::clock::{Clock, Version};
 use super::{Options, Volume};
 use crate::fetch::flights::Flights;
-use crate::format::chunk::CHUNK_PAGES;
+use crate::format::chunk::{CHUNK_PAGES, Lineage};
 use crate::format::commit::Head;
 use crate::format::frame::PageHash;
 use crate::format::{Damaged, frame};
-use crate::ids::{PageIdx, PageSize, VolumeId};
+use crate::ids::{Lsn, PageIdx, PageSize, VolumeId};
 use crate::page_set::PageSet;
 use crate::prefetch::Leap;
 use crate::prefetch::spread::Spread;
 use crate::snapshot::{FrameRef, Location, Snapshot};
-use crate::store::StoreError;
-use crate::store::pages::PageFile;
+use crate::store::{SharedStore, StoreError};
+use crate::store::pages::{Inherited, PageFile};
 
 /// First reads remembered for the prefetcher.
 const TOUCHED_MAX: usize = 64;
@@ -168,6 +171,8 @@ pub(crate) struct PageCache {
     page_size: PageSize,
     memory: Mutex<Memory>,
     disk: Option<PageFile>,
+    /// What the files of a fork's ancestors held when it was opened.
+    inherited: OnceLock<Vec<Inherited>>,
     /// What the fetch module keeps for each volume.
     pub(crate) counters: Counters,
     pub(crate) flights: Mutex<Flights>,
@@ -182,7 +187,7 @@ impl PageCache {
         options: &Options,
     ) -> Result<PageCache, StoreError> {
         let file = match &options.store {
-            Some(store) => store.file(&format!("pages-{volume}"))?,
+            Some(store) => store.file(&file_name(volume))?,
             None => None,
         };
         let disk = match file {
@@ -203,6 +208,7 @@ impl PageCache {
             page_size,
             memory: Mutex::new(memory),
             disk,
+            inherited: OnceLock::new(),
             counters: Counters::default(),
             flights: Mutex::default(),
             leap: Mutex::default(),
@@ -229,7 +235,10 @@ impl PageCache {
             }
         }
         let Some(disk) = &self.disk else { return Ok(None) };
-        let found = disk.get(version, hash)?;
+        let mut found = disk.get(version, hash)?;
+        if found.is_none() {
+            found = self.inherited().iter().find_map(|ancestor| ancestor.get(version, hash));
+        }
         let mut memory = self.memory.lock();
         match &found {
             Some(page) => {
@@ -242,6 +251,31 @@ impl PageCache {
             None => memory.counts.misses += 1,
         }
         Ok(found)
+    }
+
+    /// It is known of which volumes the replica is made: those that it is a fork of may have left pages in
+    /// the same store. Only the first call counts.
+    pub(super) fn inherit(&self, store: Option<&SharedStore>, volumes: &Lineage) {
+        let (Some(store), Some((_, ancestors))) = (store, volumes.volumes().split_last()) else { return };
+        if ancestors.is_empty() || self.disk.is_none() || self.inherited.get().is_some() {
+            return;
+        }
+        let open = |(volume, last): &(VolumeId, Lsn)| {
+            let Some(file) = store.existing_file(&file_name(*volume))? else { return Ok(None) };
+            Inherited::open(file, *volume, *last, self.page_size)
+        };
+        let found = ancestors.iter().rev().filter_map(|ancestor| {
+            open(ancestor).unwrap_or_else(|error: StoreError| {
+                tracing::warn!(volume = %ancestor.0, %error, "the pages of an ancestor are not used");
+                None
+            })
+        });
+        // Set meanwhile is as good.
+        _ = self.inherited.set(found.collect());
+    }
+
+    fn inherited(&self) -> &[Inherited] {
+        self.inherited.get().map_or(&[], Vec::as_slice)
     }
 
     /// Keeps pages. Those that `asked` names are the last to go.
@@ -373,7 +407,8 @@ impl PageCache {
                 Location::Frame(_, slot) => {
                     let version = (page, slot.lsn);
                     let here = memory.clock.find(version).is_some()
-                        || self.disk.as_ref().is_some_and(|disk| disk.contains(version));
+                        || self.disk.as_ref().is_some_and(|disk| disk.contains(version))
+                        || self.inherited().iter().any(|ancestor| ancestor.contains(version));
                     if !here {
                         missing.insert(page);
                     }
@@ -413,6 +448,10 @@ impl PageCache {
             ..memory.counts
         }
     }
+}
+
+fn file_name(volume: VolumeId) -> String {
+    format!("pages-{volume}")
 }
 
 /// A frame's pages, each checked against its hash.
