@@ -249,7 +249,7 @@ impl Volumes {
             // Clients resend what is not durable, so the tip lives in memory.
             locals: None,
             cache_bytes: self.limits.cache_bytes,
-            ..Options::default()
+            disk_bytes: self.limits.disk_bytes,
         };
         let opened =
             Volume::open(&*self.remote, id, options).await.map_err(|error| from_open(name, error))?;
