@@ -17,7 +17,7 @@ pub const RANGE_BYTES_MAX: u64 = 4 << 20;
 /// Nor is one that somebody waits for by what nobody does, once it has so many.
 pub const WAITED_BYTES_MAX: u64 = 512 << 10;
 /// What one more object costs, in bytes of pages: it is a request of its own.
-const OBJECT_BYTES: u64 = 64 << 10;
+const OBJECT_BYTES: u64 = 1 << 20;
 
 /// Where a frame is: object and offset; and the first page read from it, since a frame that reaches over
 /// the end of a chunk of the page table is named by two, each with the pages of its own.

@@ -8,9 +8,9 @@
 //! what one for 16 MiB does.
 //!
 //! ```text
-//!   miss           1   2   3        4                5 …
-//!   brought ahead  –   –   8 MiB    64 MiB           64 MiB
-//!   of what is not here, at most    1/3              1/2      all
+//!   miss           1   2   3   4        5        6 …
+//!   brought ahead  –   –   –   16 MiB   64 MiB   64 MiB
+//!   of what is not here, at most  1/3   1/2      all
 //! ```
 //!
 //! A volume of which at most [`WHOLE_BYTES`] are not here comes whole with the third miss, or the second
@@ -23,10 +23,10 @@
 //!
 //! Invariants: no I/O, no clock; the same misses, the same answers.
 
-/// Misses without a trend that bring nothing but what was asked for.
+/// Misses without a trend after which a small volume comes whole; along a trend this one brings it.
 const ALONE: u32 = 2;
-/// What the next one brings.
-const FIRST_BYTES: u64 = 8 << 20;
+/// What the first one brings that brings more than was asked for.
+const FIRST_BYTES: u64 = 16 << 20;
 /// How many times as much each later one brings.
 const GROWTH: u64 = 8;
 /// The most that one miss brings.
@@ -91,9 +91,9 @@ impl Spread {
             return at.left;
         }
         let share = match self.misses.saturating_sub(ALONE) {
-            // Along a trend: its own window is ahead of it.
-            0 => return 0,
-            1 | 2 => at.left / 3,
+            // Along a trend its own window is ahead of it.
+            0 | 1 => return 0,
+            2 => at.left / 3,
             3 => at.left / 2,
             4.. => at.left,
         };
