@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -28,7 +28,10 @@ use parking_lot::Mutex;
 use rusqlite::Connection;
 use sqlsync_layer::payload::Payload;
 use sqlsync_layer::vfs::Database;
+use tests::places;
 use tests::process::{PATIENCE, clean, command};
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::Child;
 use tokio::sync::watch;
 
 const VOLUME: VolumeId = VolumeId([6; 16]);
@@ -40,6 +43,9 @@ const KEPT: i64 = 999;
 const ADDED: i64 = 1000;
 /// The row that whoever comes afterwards adds.
 const LATER: i64 = 1001;
+
+const SHELL: &str = "/usr/bin/sqlite3";
+const URL: &str = "{url}";
 
 /// Where in a request it is held.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -144,22 +150,36 @@ impl Served {
         Served { holding, running }
     }
 
-    /// `graft ARGS` on this store.
-    fn graft(&self, args: &[String]) -> tokio::process::Command {
-        let mut command = command(args);
-        command.args(["--store", &self.running.url()]);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        clean(&mut command);
-        let mut command = tokio::process::Command::from(command);
-        command.kill_on_drop(true);
-        command
+    /// Starts `graft ARGS` on this store; or, where the first is [`SHELL`], SQLite's shell with the others
+    /// as its input, in which [`URL`] stands for the store's. It says at each line what it has to say.
+    async fn start_program(&self, args: &[String]) -> Child {
+        let url = self.running.url();
+        let (mut program, input) = match args.split_first() {
+            Some((first, lines)) if first == SHELL => {
+                let mut shell = Command::new(SHELL);
+                shell.args(["-batch", "-bail"]);
+                (shell, lines.join("\n").replace(URL, &url) + "\n")
+            }
+            _ => {
+                let mut graft = command(args);
+                graft.args(["--store", &url]);
+                (graft, String::new())
+            }
+        };
+        program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        clean(&mut program);
+        let mut program = tokio::process::Command::from(program);
+        let mut child = program.kill_on_drop(true).spawn().unwrap();
+        // Less than a pipe holds.
+        child.stdin.take().unwrap().write_all(input.as_bytes()).await.unwrap();
+        child
     }
 }
 
-/// Runs `graft ARGS` on the store to its end; what it said, and how many requests it sent.
+/// Runs a program of [`Served::start_program`] to its end; what it said, and how many requests it sent.
 async fn run(truth: &Arc<MemoryRemote>, args: &[String]) -> (Output, u64) {
     let served = Served::start(truth.clone(), u64::MAX, Held::Before).await;
-    let output = served.graft(args).output();
+    let output = served.start_program(args).await.wait_with_output();
     let output = tokio::time::timeout(PATIENCE, output).await.expect("it ends").unwrap();
     let seen = served.holding.plan.lock().seen;
     served.running.shutdown().await;
@@ -173,12 +193,14 @@ async fn ok(truth: &Arc<MemoryRemote>, args: &[String]) -> (String, u64) {
     (String::from_utf8(output.stdout).unwrap(), seen)
 }
 
-/// A death of `graft`.
+/// A death of a program.
 struct Killed {
     /// The request that it waited for.
     request: String,
     /// The writes that the store has not seen.
     late: BTreeMap<String, Write>,
+    /// What it had said by then.
+    said: String,
 }
 
 impl Killed {
@@ -194,10 +216,10 @@ impl Killed {
     }
 }
 
-/// Kills `graft ARGS` while it waits for request `at`. `None` if it needed fewer.
+/// Kills a program of [`Served::start_program`] while it waits for request `at`. `None` if it needed fewer.
 async fn kill_at(truth: &Arc<MemoryRemote>, args: &[String], at: u64, held: Held) -> Option<Killed> {
     let served = Served::start(truth.clone(), at, held).await;
-    let mut child = served.graft(args).spawn().unwrap();
+    let mut child = served.start_program(args).await;
     let mut reached = served.holding.reached.subscribe();
     let killed = tokio::select! {
         reached = reached.wait_for(Option::is_some) => reached.unwrap().clone(),
@@ -213,7 +235,8 @@ async fn kill_at(truth: &Arc<MemoryRemote>, args: &[String], at: u64, held: Held
     let holding = served.holding;
     served.running.shutdown().await;
     let late = std::mem::take(&mut *holding.late.lock());
-    killed.map(|request| Killed { request, late })
+    let said = child.wait_with_output().await.unwrap().stdout;
+    killed.map(|request| Killed { request, late, said: String::from_utf8(said).unwrap() })
 }
 
 /// A store with a volume, and a data directory that holds an acknowledged commit more.
@@ -423,6 +446,44 @@ async fn a_commit_that_is_killed_at_any_step_is_whole_or_not_at_all() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_push_of_segments_that_is_killed_at_any_step_is_whole_or_not_at_all() {
     loses_nothing(&format!("insert into t values({ADDED}, randomblob(600000))")).await;
+}
+
+/// The same by the extension in SQLite's own shell, where a commit is acknowledged before it is pushed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_of_the_extension_that_is_killed_at_any_step_loses_no_acknowledged_commit() {
+    if places::sqlite3().is_none() {
+        return;
+    }
+    let template = tokio::task::spawn_blocking(Template::new).await.unwrap();
+    let write = |row: i64, data: &Path| {
+        args(&[
+            SHELL,
+            &format!(".load {}", places::sqlite_extension().display()),
+            &format!(".open 'file:v?vfs=graft&remote={URL}&data={}'", data.display()),
+            &format!("insert into t values({row}, randomblob(300000));"),
+            "select 'acknowledged';",
+            "select * from graft_push;",
+        ])
+    };
+    let total = ok(&template.store(), &write(ADDED, &template.data())).await.1;
+    let (mut kills, mut told, first) = (0, 0, (1..=40).collect::<Vec<i64>>());
+    for (at, held) in steps(total) {
+        let (truth, data) = (template.store(), template.data());
+        let Some(killed) = kill_at(&truth, &write(ADDED, &data), at, held).await else { continue };
+        kills += 1;
+        let what = format!("push killed with request {at} of {total}, {held:?} {}", killed.request);
+        ok(&truth, &write(LATER, &data)).await;
+        let (ids, _) = content(&truth, "v", &what).await;
+        let more = ids.strip_prefix(&first[..]).unwrap_or_else(|| panic!("{what}: {ids:?}"));
+        let acknowledged = killed.said.contains("acknowledged");
+        told += u64::from(acknowledged);
+        let expected: &[i64] = if acknowledged { &[KEPT, ADDED, LATER] } else { &[KEPT, LATER] };
+        assert_eq!(more, expected, "{what}: it had said {:?}", killed.said);
+        killed.arrive(&truth).await;
+        assert!(content(&truth, "v", &what).await.0 == ids, "{what}, and arrived late: other rows");
+    }
+    println!("graft_push: {kills} kills at {total} requests, {told} of them after the commit");
+    assert!(kills >= total.min(STEPS) && (2..kills).contains(&told), "{kills} kills, {told} acknowledged");
 }
 
 /// An operation that makes the volume `new` in a store that has `objects`: its name is there only with all

@@ -13,20 +13,11 @@
 
 use std::collections::HashMap;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 
-use graft::fetch::RemoteFetch;
-use graft::remote::MemoryRemote;
-use graft::store::FjallStore;
-use graft::volume::{Options, Volume};
-use graft::{PageSize, VolumeId};
-use sqlsync_layer::vfs::Database;
 use tests::places;
-
-/// Calls that move bytes into files, or files to disk.
-const TRACED: &str = "write,writev,pwrite64,pwritev,pwritev2,fsync,fdatasync";
+use tests::strace::Strace;
 
 /// One call of the trace.
 #[derive(Debug)]
@@ -138,55 +129,15 @@ fn durable(calls: &[Call], dir: &Path, row: &str, told: usize) -> Result<String,
     }
 }
 
-/// A folder, and `strace`, which writes what it sees there.
-struct Trace {
-    folder: tempfile::TempDir,
-    strace: PathBuf,
-}
-
-impl Trace {
-    /// `None`, with a line that says so, where nothing can be traced.
-    fn begin() -> Option<Trace> {
-        let trace = Trace { folder: tempfile::tempdir().unwrap(), strace: places::strace()? };
-        let mut trial = trace.of(Path::new("/bin/true"));
-        let output = trial.output().unwrap();
-        if !output.status.success() {
-            // A container without the right to trace.
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            println!("SKIPPED: strace may not trace here: {}", said.trim());
-            return None;
-        }
-        Some(trace)
-    }
-
-    /// A path in the folder without links, as the trace will show it.
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().canonicalize().unwrap().join(name)
-    }
-
-    /// `program` under strace.
-    fn of(&self, program: &Path) -> Command {
-        let mut command = Command::new(&self.strace);
-        // Whole buffers: a journal's entry is a page or more.
-        command.args(["-f", "-y", "-xx", "-s", "1048576", "-e"]).arg(format!("trace={TRACED}"));
-        command.arg("-o").arg(self.path("trace")).arg(program);
-        for name in ["GRAFT_STORE", "GRAFT_DATA", "GRAFT_REMOTE", "GRAFT_VOLUME", "RUST_LOG"] {
-            command.env_remove(name);
-        }
-        command
-    }
-
-    /// Runs it to its end on `input`; its calls.
-    fn run(&self, mut command: Command, input: &str) -> Vec<Call> {
-        command.current_dir(self.folder.path());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-        let output = child.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{command:?}: {} {said}", output.status);
-        calls(&std::fs::read_to_string(self.path("trace")).unwrap())
-    }
+/// Runs a program that is watched to its end on `input`; its calls.
+fn run(strace: &Strace, mut command: Command, input: &str) -> Vec<Call> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{command:?}: {} {said}", output.status);
+    calls(&std::fs::read_to_string(strace.trace()).unwrap())
 }
 
 /// Texts that occur nowhere else and do not compress.
@@ -199,11 +150,11 @@ fn rows(count: u64) -> Vec<String> {
 }
 
 /// Runs our own program; what became of each row.
-fn commits(trace: &Trace, durability: &str) -> Vec<Result<String, String>> {
-    let (rows, dir) = (rows(5), trace.path(durability));
-    let mut command = trace.of(Path::new(env!("CARGO_BIN_EXE_commits")));
+fn commits(strace: &Strace, durability: &str) -> Vec<Result<String, String>> {
+    let (rows, dir) = (rows(5), strace.path(durability));
+    let mut command = strace.watching(Path::new(env!("CARGO_BIN_EXE_commits")));
     command.arg(&dir).arg(durability);
-    let calls = trace.run(command, &(rows.join("\n") + "\n"));
+    let calls = run(strace, command, &(rows.join("\n") + "\n"));
     let found = |row: &String| {
         let told = told_at(&calls, &format!("committed {row}"))?;
         durable(&calls, &dir, row, told)
@@ -213,12 +164,12 @@ fn commits(trace: &Trace, durability: &str) -> Vec<Result<String, String>> {
 
 #[test]
 fn a_local_commit_is_synced_before_it_is_acknowledged_and_without_the_policy_it_is_not() {
-    let Some(trace) = Trace::begin() else { return };
-    for found in commits(&trace, "sync") {
+    let Some(strace) = Strace::find() else { return };
+    for found in commits(&strace, "sync") {
         println!("{}", found.unwrap());
     }
     // The rows are in the file then, too: it is the sync that is missing.
-    for found in commits(&trace, "buffered") {
+    for found in commits(&strace, "buffered") {
         let missing = found.expect_err("without the policy nothing is synced");
         assert!(missing.contains("and not synced"), "{missing}");
     }
@@ -226,23 +177,31 @@ fn a_local_commit_is_synced_before_it_is_acknowledged_and_without_the_policy_it_
 
 #[test]
 fn the_extension_syncs_each_commit_before_it_returns() {
-    let Some(trace) = Trace::begin() else { return };
+    let Some(strace) = Strace::find() else { return };
     let Some(sqlite3) = places::sqlite3() else { return };
-    let (rows, dir) = (rows(5), trace.path("data"));
+    let (rows, dir) = (rows(5), strace.path("data"));
     let mut script = format!(
         ".load {}\n.open 'file:v?vfs=graft&remote=file://{}&data={}'\ncreate table t(v);\n",
         places::sqlite_extension().display(),
-        trace.path("store").display(),
+        strace.path("store").display(),
         dir.display()
     );
     for (number, row) in rows.iter().enumerate() {
         script += &format!("insert into t values('{row}');\nselect 'committed {number}';\n");
     }
-    let mut command = trace.of(&sqlite3);
+    let mut command = strace.watching(&sqlite3);
     command.args(["-batch", "-bail"]);
-    let calls = trace.run(command, &script);
+    let calls = run(&strace, command, &script);
     for (number, row) in rows.iter().enumerate() {
         let told = told_at(&calls, &format!("committed {number}\n")).unwrap();
+        // It says so at once, and not at its end.
+        if let Some(next) = rows.get(number + 1) {
+            let next = told_at(&calls, next).unwrap();
+            assert!(
+                told < next,
+                "{number} was acknowledged at line {told}, after the next was written at {next}"
+            );
+        }
         println!("{}", durable(&calls, &dir, row, told).unwrap());
     }
 }
@@ -251,82 +210,23 @@ fn the_extension_syncs_each_commit_before_it_returns() {
 /// anything is sent: whoever loses the store's answer finds the change in the data directory.
 #[test]
 fn sql_on_the_command_line_syncs_the_local_commit() {
-    let Some(trace) = Trace::begin() else { return };
-    let (row, dir) = (rows(1).remove(0), trace.path("data"));
-    let store = format!("file://{}", trace.path("store").display());
-    let file = trace.path("in.db");
+    let Some(strace) = Strace::find() else { return };
+    let (row, dir) = (rows(1).remove(0), strace.path("data"));
+    let store = format!("file://{}", strace.path("store").display());
+    let file = strace.path("in.db");
     rusqlite::Connection::open(&file).unwrap().execute_batch("create table t(v)").unwrap();
     tests::process::graft(["import", file.to_str().unwrap(), "--volume", "v", "--store", &store]).expect(0);
-    let mut command = trace.of(&places::graft_bin());
+    let mut command = strace.watching(&places::graft_bin());
     command.args(["sql", &format!("insert into t values('{row}')"), "--write", "--volume", "v"]);
     command.arg("--store").arg(&store).arg("--data").arg(&dir);
-    let calls = trace.run(command, "");
+    let calls = run(&strace, command, "");
     let told = told_at(&calls, "1 row changed").unwrap();
-    let stored = trace.path("store");
+    let stored = strace.path("store");
     let in_store = |call: &&Call| !is_sync(call) && Path::new(&call.file).starts_with(&stored);
     let sent = calls.iter().filter(in_store).map(|call| call.lines.0).max();
     let sent = sent.expect("the commit was written to the store");
     assert!(sent < told);
     println!("{}", durable(&calls, &dir, &row, sent).unwrap());
-}
-
-/// What a data directory holds: its rows, in order. `None` where there is no table yet.
-fn kept(dir: &Path) -> Option<Vec<String>> {
-    let store = FjallStore::open(dir).unwrap();
-    let options = Options { store: Some(Arc::new(store)), ..Options::default() };
-    let volume = Volume::load(VolumeId([1; 16]), PageSize::DEFAULT, options).unwrap().volume;
-    let fetch = RemoteFetch::new(Arc::new(MemoryRemote::new()));
-    let (connection, _) = Database::new(Arc::new(volume), Arc::new(fetch)).connect().unwrap();
-    let check: String = connection.query_row("pragma integrity_check", [], |row| row.get(0)).unwrap();
-    assert_eq!(check, "ok");
-    let mut rows = connection.prepare("select v from t order by rowid").ok()?;
-    Some(rows.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect())
-}
-
-/// Each call that writes or syncs is a step of opening the directory or of a commit. The program is killed
-/// when it begins the n-th of one thread, before that does anything.
-#[test]
-fn a_local_commit_that_is_killed_at_any_call_is_whole_or_not_at_all() {
-    let Some(trace) = Trace::begin() else { return };
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let _entered = runtime.enter();
-    let rows = rows(24);
-    let (mut kills, mut between, mut acknowledged) = (0, 0, 0);
-    // Opening makes a few hundred calls; the commits are the last of them.
-    for at in (1..).step_by(7) {
-        let dir = trace.path(&format!("data-{at}"));
-        let mut command = Command::new(&trace.strace);
-        command.args(["-f", "-o", "/dev/null", "-e"]).arg(format!("trace={TRACED}"));
-        command.arg("-e").arg(format!("inject={TRACED}:signal=KILL:when={at}"));
-        command.arg(env!("CARGO_BIN_EXE_commits")).arg(&dir).arg("sync");
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        // It may be gone before it has read this.
-        drop(child.stdin.take().unwrap().write_all((rows.join("\n") + "\n").as_bytes()));
-        let output = child.wait_with_output().unwrap();
-        let told = String::from_utf8(output.stdout).unwrap();
-        let told: Vec<&str> = told.lines().filter_map(|line| line.strip_prefix("committed ")).collect();
-        let found = kept(&dir).unwrap_or_default();
-        assert!(
-            found.len() <= told.len() + 1,
-            "killed at call {at}: {told:?} were told, {found:?} are there"
-        );
-        assert!(
-            rows.starts_with(&found) && found.len() >= told.len(),
-            "killed at call {at}: {found:?}, {told:?}"
-        );
-        if output.status.success() {
-            assert_eq!(found, rows);
-            break;
-        }
-        kills += 1;
-        between += usize::from((1..rows.len()).contains(&told.len()));
-        acknowledged += told.len();
-    }
-    println!(
-        "{kills} kills, {between} of them between two commits, {acknowledged} commits were acknowledged"
-    );
-    assert!(between >= 3 && kills > between, "{kills} kills, {between} between two commits");
 }
 
 /// The reading of a trace, on lines as strace prints them.
