@@ -121,7 +121,9 @@ pub(crate) fn record_bytes(batch: &Batch) -> u64 {
 }
 
 fn body_bytes(batch: &Batch) -> usize {
-    let change = |(_, key, value): &(Space, Bytes, Option<Bytes>)| 7 + key.len() + value.as_ref().map_or(0, Bytes::len);
+    let change = |(_, key, value): &(Space, Bytes, Option<Bytes>)| {
+        7 + key.len() + value.as_ref().map_or(0, Bytes::len)
+    };
     4 + batch.changes.iter().map(change).sum::<usize>()
 }
 
@@ -313,7 +315,10 @@ impl<F: JournalFile> Journal<F> {
         journal.last = walk.last;
         (journal.half, journal.at, journal.check) = (walk.half, walk.at as u64, walk.check);
         let durable = halves.iter().flat_map(|half| {
-            (0..half.len()).step_by(BLOCK as usize).filter_map(|at| header(half, at)).map(|found| found.durable)
+            (0..half.len())
+                .step_by(BLOCK as usize)
+                .filter_map(|at| header(half, at))
+                .map(|found| found.durable)
         });
         if durable.max().is_some_and(|durable| durable > walk.last) {
             return Err(JournalError::Lost(walk.last + 1));
@@ -474,7 +479,11 @@ impl Walk {
         };
         let first = |half: usize| {
             let first = record(&halves[half], 0)?.0;
-            (first.number <= applied + 1 && !first.is_withdrawn(withdrawn)).then_some((first.number, half, first.before))
+            (first.number <= applied + 1 && !first.is_withdrawn(withdrawn)).then_some((
+                first.number,
+                half,
+                first.before,
+            ))
         };
         let Some((_, half, before)) = first(0).max(first(1)) else { return Ok(walk) };
         (walk.half, walk.check) = (half, before);
@@ -489,7 +498,13 @@ impl Walk {
     }
 
     /// Takes the record at `at` of `half`, if it counts.
-    fn step(&mut self, bytes: &[u8], half: usize, at: usize, withdrawn: Option<Withdrawn>) -> Result<bool, JournalError> {
+    fn step(
+        &mut self,
+        bytes: &[u8],
+        half: usize,
+        at: usize,
+        withdrawn: Option<Withdrawn>,
+    ) -> Result<bool, JournalError> {
         let Some((header, body)) = record(bytes, at) else { return Ok(false) };
         let next = header.number == self.last + 1;
         if header.before != self.check
@@ -510,4 +525,3 @@ impl Walk {
 
 #[cfg(test)]
 mod tests;
-

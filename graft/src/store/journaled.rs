@@ -333,7 +333,12 @@ impl<F: JournalFile, P: Place> JournaledStore<F, P> {
         Ok(())
     }
 
-    fn append(&self, writer: &mut Writer<F>, mut record: Record, durability: Durability) -> Result<(), StoreError> {
+    fn append(
+        &self,
+        writer: &mut Writer<F>,
+        mut record: Record,
+        durability: Durability,
+    ) -> Result<(), StoreError> {
         if !writer.journal.has_room(record.bytes()) {
             self.switch(writer)?;
         }
@@ -388,7 +393,12 @@ impl<F: JournalFile, P: Place> JournaledStore<F, P> {
     }
 
     /// Puts a large batch into the table, after everything before it.
-    fn write_to_table(&self, writer: &mut Writer<F>, batch: Batch, durability: Durability) -> Result<(), StoreError> {
+    fn write_to_table(
+        &self,
+        writer: &mut Writer<F>,
+        batch: Batch,
+        durability: Durability,
+    ) -> Result<(), StoreError> {
         self.settle(writer)?;
         self.freeze(writer, false);
         self.settle(writer)?;

@@ -78,7 +78,9 @@ fn any_bytes_open_or_are_refused() {
         bytes[at] ^= 0x40;
         match open(&bytes, 0) {
             // The last record, or what no check covers.
-            Ok((journal, found)) => assert!(journal.last() >= 5 && found.batches.len() as u64 == journal.last()),
+            Ok((journal, found)) => {
+                assert!(journal.last() >= 5 && found.batches.len() as u64 == journal.last())
+            }
             Err(JournalError::Lost(number)) => {
                 refused += 1;
                 assert!((1..=5).contains(&number));
@@ -90,7 +92,9 @@ fn any_bytes_open_or_are_refused() {
     for cut in (0..whole.len()).step_by(1000) {
         assert!(open(&whole[..cut], 6).is_ok(), "the table has it all");
     }
-    assert!(matches!(open(&whole, 6), Ok((journal, found)) if found.batches.is_empty() && journal.last() == 6));
+    assert!(
+        matches!(open(&whole, 6), Ok((journal, found)) if found.batches.is_empty() && journal.last() == 6)
+    );
     // A body that its checks cover and that makes no sense.
     let mut record = Record::encode(&batch());
     record.bytes[HEADER..HEADER + 4].copy_from_slice(&u32::MAX.to_le_bytes());

@@ -22,10 +22,18 @@ fn journal_and_table_conform() {
     let mut machines = BTreeMap::new();
     let mut salt = 0;
     let mut open = |name: &str| -> Result<SharedStore, StoreError> {
-        let machine = machines.entry(name.to_owned()).or_insert_with(|| On(Arc::new(Mutex::new(Machine::new(1)))));
+        let machine =
+            machines.entry(name.to_owned()).or_insert_with(|| On(Arc::new(Mutex::new(Machine::new(1)))));
         salt += 1;
         let background = Box::<Threads>::default();
-        Ok(Arc::new(JournaledStore::open(name.into(), machine.clone(), HALF, machine.clone(), background, salt)?))
+        Ok(Arc::new(JournaledStore::open(
+            name.into(),
+            machine.clone(),
+            HALF,
+            machine.clone(),
+            background,
+            salt,
+        )?))
     };
     conformance::check(&mut open);
     conformance::check_reopen(&mut open);
@@ -252,7 +260,10 @@ fn damage_to_what_was_synced_is_an_error() {
             Err(error) => {
                 assert!(lost, "{error}");
                 let said = format!("batch {} was on disk", damaged + 1);
-                assert!(matches!(&error, StoreError::Damaged { message, .. } if message.contains(&said)), "{error}");
+                assert!(
+                    matches!(&error, StoreError::Damaged { message, .. } if message.contains(&said)),
+                    "{error}"
+                );
             }
         }
     }
@@ -291,7 +302,10 @@ fn a_failed_sync_stops_writing_until_the_next_opening() {
     let error = store.write(batch.clone(), Durability::Sync).expect_err("its sync fails");
     assert!(matches!(&error, StoreError::Failed { .. }), "{error}");
     let error = store.write(batch.clone(), Durability::Buffered).expect_err("stopped");
-    assert!(matches!(&error, StoreError::Stopped { .. }) && error.to_string().contains("open the directory again"));
+    assert!(
+        matches!(&error, StoreError::Stopped { .. })
+            && error.to_string().contains("open the directory again")
+    );
     assert_eq!(dump(&store).len(), 1);
     drop(store);
     let store = open(&machine, &background, 2).expect("open");
