@@ -208,6 +208,12 @@ pub trait ReplicaStore: Send + Sync + fmt::Debug {
         let _ = name;
         Ok(None)
     }
+
+    /// The same where it is there, `None` where it is not: to read from.
+    fn existing_file(&self, name: &str) -> Result<Option<Arc<dyn ByteFile>>, StoreError> {
+        let _ = name;
+        Ok(None)
+    }
 }
 
 impl Batch {

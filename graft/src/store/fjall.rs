@@ -103,6 +103,10 @@ impl ReplicaStore for FjallStore {
     fn file(&self, name: &str) -> Result<Option<Arc<dyn ByteFile>>, StoreError> {
         Ok(Some(Arc::new(DiskFile::open(&self.files.join(name))?)))
     }
+
+    fn existing_file(&self, name: &str) -> Result<Option<Arc<dyn ByteFile>>, StoreError> {
+        if self.files.join(name).exists() { self.file(name) } else { Ok(None) }
+    }
 }
 
 /// Where fjall's files are.
