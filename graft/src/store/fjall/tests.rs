@@ -236,6 +236,7 @@ fn a_new_directory_costs_few_syncs() {
 /// of the time goes to checksums, which are slow otherwise.
 #[test]
 #[ignore = "a measurement"]
+#[allow(clippy::disallowed_methods, reason = "it measures")]
 fn what_a_batch_costs() {
     let target = std::env::current_exe().unwrap();
     let folder = tempfile::tempdir_in(target.parent().unwrap()).unwrap();
