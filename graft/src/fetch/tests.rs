@@ -19,7 +19,7 @@ use crate::catalog;
 use crate::format::meta::Meta;
 use crate::ids::{CommitId, PageIdx, PageSize, VolumeId, VolumeName};
 use crate::prefetch::PrefetchFn;
-use crate::remote::{Counting, Counts, Listed, MemoryRemote, Tag};
+use crate::remote::{Counting, Counts, Layer, MemoryRemote};
 use crate::store::{MemoryStore, SharedStore};
 use crate::volume::{Change, Options, ReadError, push};
 
@@ -207,41 +207,15 @@ impl<H: Hook + 'static> Hooked<H> {
 }
 
 #[async_trait]
-impl<H: Hook> Remote for Hooked<H> {
-    async fn get(&self, key: &str) -> Result<Bytes, RemoteError> {
-        self.inner.get(key).await
+impl<H: Hook> Layer for Hooked<H> {
+    fn inner(&self) -> &dyn Remote {
+        &*self.inner
     }
     async fn get_range(&self, key: &str, range: Bounds<u64>) -> Result<Bytes, RemoteError> {
         self.hook.before(key, &range).await?;
         let mut bytes = self.inner.get_range(key, range.clone()).await?.to_vec();
         self.hook.after(&range, &mut bytes);
         Ok(bytes.into())
-    }
-    async fn create(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
-        self.inner.create(key, body).await
-    }
-    async fn put(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
-        self.inner.put(key, body).await
-    }
-    async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError> {
-        self.inner.get_tagged(key).await
-    }
-    async fn update(&self, key: &str, body: Bytes, tag: &Tag) -> Result<Tag, RemoteError> {
-        self.inner.update(key, body, tag).await
-    }
-    async fn list(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<Listed>, RemoteError> {
-        self.inner.list(prefix, after, limit).await
-    }
-    async fn delete(&self, key: &str) -> Result<(), RemoteError> {
-        self.inner.delete(key).await
-    }
-    fn url(&self) -> String {
-        self.inner.url()
     }
 }
 
