@@ -180,8 +180,8 @@ fn what_cached_pages_cost_on_disk() {
         for at in frames {
             let mut batch = Batch::default();
             for (version, bytes) in frame(*lsn, *at) {
-                batch.put(Space::Pages, key(version), bytes);
-                batch.remove(Space::Pages, key((version.0, Lsn(lsn - 1))));
+                batch.put(Space::State, key(version), bytes);
+                batch.remove(Space::State, key((version.0, Lsn(lsn - 1))));
             }
             store.write(batch, Durability::Buffered).unwrap();
         }
