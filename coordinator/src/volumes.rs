@@ -4,8 +4,8 @@
 //! that does not exist leaves nothing behind, whatever names are asked for.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;

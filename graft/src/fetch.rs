@@ -236,20 +236,20 @@ impl Fetcher {
         }
     }
 
-    async fn serve(
-        &self,
-        volume: &Volume,
-        snapshot: &Snapshot,
-        pages: &PageSet,
-    ) -> Result<(), FetchError> {
+    async fn serve(&self, volume: &Volume, snapshot: &Snapshot, pages: &PageSet) -> Result<(), FetchError> {
         let cache = volume.page_cache();
         if cache.missing(snapshot, pages).is_empty() {
             return Ok(());
         }
         let (ahead, spreads) = self.pages_ahead(cache, snapshot, pages);
         let mut table = ahead.clone();
-        if let Some(last) = ahead.last().filter(|last| pages.first() < Some(*last)) {
-            table.insert_range(last.get(), last.get().saturating_add(TABLE_PAGES_AHEAD).min(snapshot.pages()));
+        table.union_with(pages);
+        if let Some(last) = ahead.last()
+            && !volume.unloaded(snapshot, &table)?.is_empty()
+        {
+            // Not with every window: a table that is read by its parts is waited for.
+            let far = last.get().saturating_add(TABLE_PAGES_AHEAD).min(snapshot.pages());
+            table.insert_range(last.get(), far);
         }
         let bytes = snapshot.checkpoint().map_or(0, |root| root.table_bytes());
         if spreads && bytes <= SPREAD_TABLE_BYTES_MAX {

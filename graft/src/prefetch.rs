@@ -151,7 +151,8 @@ impl Leap {
     /// Half of what was asked for along a trend was read ([`Leap::onward_after`] said when): what to
     /// fetch behind it, at most `window_max` pages. Nothing where the trend ended or has reached an end.
     pub fn onward(&mut self, window_max: u32, pages: u32) -> PageSet {
-        let Some((trend, first, last)) = self.frontier.filter(|(then, ..)| self.trend() == Some(*then)) else {
+        let Some((trend, first, last)) = self.frontier.filter(|(then, ..)| self.trend() == Some(*then))
+        else {
             self.frontier = None;
             return PageSet::new();
         };

@@ -48,7 +48,9 @@ impl Config {
 }
 
 fn bytes(text: &str) -> Result<u64, String> {
-    text.trim().parse().map_err(|_| format!("disk_bytes or GRAFT_DISK_BYTES is `{text}`: give a number of bytes"))
+    text.trim()
+        .parse()
+        .map_err(|_| format!("disk_bytes or GRAFT_DISK_BYTES is `{text}`: give a number of bytes"))
 }
 
 /// The part of TOML that two settings need: `name = "value"` lines and comments.

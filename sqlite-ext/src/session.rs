@@ -17,9 +17,7 @@ use graft::time::At;
 use graft::volume::{Options, Volume};
 use graft::{Lsn, PageSize, VolumeId, VolumeName};
 use parking_lot::Mutex;
-use sqlsync_layer::vfs::{
-    Control, Database, OpenRequest, PragmaAnswer, Pragmas, Settings, Warmth, warm,
-};
+use sqlsync_layer::vfs::{Control, Database, OpenRequest, PragmaAnswer, Pragmas, Settings, Warmth, warm};
 use tokio::runtime::Runtime;
 
 use crate::commands;
@@ -148,8 +146,9 @@ fn open_volume(
         Some(dir) => Some(open_store(&mut registry, dir)?),
         None => None,
     };
-    let (volume, offline) =
-        runtime.block_on(replica(&remote, &name, at, create, store, config.disk_bytes)).map_err(|error| error.to_string())?;
+    let (volume, offline) = runtime
+        .block_on(replica(&remote, &name, at, create, store, config.disk_bytes))
+        .map_err(|error| error.to_string())?;
     let volume = Arc::new(volume);
     let read_only = data.is_none();
     let session = Session { name, remote: remote.clone(), volume: volume.clone(), data, at, offline, config };

@@ -32,11 +32,7 @@ const METRICS: [Metric; 8] = [
         vec![("outcome=\"sent\"", m.hedges), ("outcome=\"won\"", m.hedges_won)]
     }),
     ("graft_page_reads_total", "counter", "Reads of durable pages, by what answered.", |m| {
-        vec![
-            ("from=\"memory\"", m.memory_hits),
-            ("from=\"disk\"", m.disk_hits),
-            ("from=\"store\"", m.misses),
-        ]
+        vec![("from=\"memory\"", m.memory_hits), ("from=\"disk\"", m.disk_hits), ("from=\"store\"", m.misses)]
     }),
     ("graft_prefetch_pages_total", "counter", "Pages fetched ahead, and what became of them.", |m| {
         vec![

@@ -618,11 +618,9 @@ fn a_fork_reads_its_parents_file() {
         let tip = parent.tip();
         block_on(exactly(&remote).fetch_pages(&parent, &tip, &PageSet::from_ranges([1..=320]))).unwrap();
     }
-    let fork = || Arc::new(block_on(Volume::open(&*remote, child, options())).unwrap().volume);
-    let fork_writer =
-        Arc::new(block_on(Volume::open(&*remote, child, in_memory(64 << 20))).unwrap().volume);
-    publish(&remote, &fork_writer, &PageSet::from_ranges([1..=1]), 3);
-    let fork = fork();
+    let fork = |options| Arc::new(block_on(Volume::open(&*remote, child, options)).unwrap().volume);
+    publish(&remote, &fork(in_memory(64 << 20)), &PageSet::from_ranges([1..=1]), 3);
+    let fork = fork(options());
     counting.reset();
     for page in 2..=320 {
         assert_eq!(read(&exactly(&remote), &fork, page), content(page, 1, 4096), "{page}");

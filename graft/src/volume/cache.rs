@@ -37,8 +37,8 @@ use crate::page_set::PageSet;
 use crate::prefetch::Leap;
 use crate::prefetch::spread::Spread;
 use crate::snapshot::{FrameRef, Location, Snapshot};
-use crate::store::{SharedStore, StoreError};
 use crate::store::pages::{Inherited, PageFile};
+use crate::store::{SharedStore, StoreError};
 
 /// First reads remembered for the prefetcher.
 const TOUCHED_MAX: usize = 64;
