@@ -71,6 +71,11 @@ pub const SKEW_MS: i64 = 3_600_000;
 /// Stands as the metadata of a fork that was given up, so that its maker cannot finish it any more.
 const REAPED: &[u8] = b"GFX1 this fork was not finished in time, and its parent no longer keeps its pages";
 
+/// Whether `meta` stands where a fork's metadata would, because the fork was given up.
+pub(crate) fn is_reaped(meta: &[u8]) -> bool {
+    meta == REAPED
+}
+
 /// What is kept readable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
@@ -263,12 +268,11 @@ async fn collect_burying(
     now_ms: i64,
     progress: Progress<'_>,
 ) -> Result<Plan, GcError> {
-    let announce = async |key: String, what: &'static [u8]| {
-        match remote.create(&key, Bytes::from_static(what)).await {
+    let announce =
+        async |key: String, what: &'static [u8]| match remote.create(&key, Bytes::from_static(what)).await {
             Ok(()) | Err(RemoteError::AlreadyExists { .. }) => Ok(()),
             Err(error) => Err(GcError::from(error)),
-        }
-    };
+        };
     let publish = wanted(remote, volume, retention, now_ms).await?;
     if let Some(floor) = publish {
         announce(key::horizon(volume, floor.lsn, floor.seq), b"floor").await?;
@@ -514,9 +518,7 @@ async fn sweep_plan(
     for (segment, row) in &inventory.segments {
         let stays = marks.segments.contains(&row.key)
             || match segment {
-                Segment::Commit(lsn) => {
-                    !inventory.is_taken(*lsn) || (retained(*lsn) && !lost(lsn, &row.key))
-                }
+                Segment::Commit(lsn) => !inventory.is_taken(*lsn) || (retained(*lsn) && !lost(lsn, &row.key)),
                 Segment::Compaction(begun) => *begun >= epoch,
             };
         if matches!(segment, Segment::Compaction(begun) if *begun >= epoch)

@@ -140,7 +140,8 @@ impl Lease {
     ) -> Result<Lease, LeaseError> {
         let (lsn, volume) = (snapshot.lsn(), snapshot.volumes().origin(snapshot.lsn()));
         // A table that comes from an ancestor's checkpoint has all of this volume's commits on top.
-        let seq = snapshot.checkpoint().filter(|root| root.volume == volume).map_or(Seq::ZERO, |root| root.seq);
+        let seq =
+            snapshot.checkpoint().filter(|root| root.volume == volume).map_or(Seq::ZERO, |root| root.seq);
         let mut lease = Lease { id, volume, lsn, seq, sent_ms: i64::MIN, now_ms };
         lease.acquire(remote, now_ms).await?;
         Ok(lease)

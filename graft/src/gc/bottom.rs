@@ -114,7 +114,10 @@ pub(crate) struct Moment {
 }
 
 #[cfg(not(target_arch = "wasm32"))]
-#[allow(clippy::disallowed_methods, reason = "a defence against clocks that stand still: it decides no content")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a defence against clocks that stand still: it decides no content"
+)]
 impl Moment {
     pub(crate) fn now() -> Moment {
         Moment { steady: std::time::Instant::now(), wall: std::time::SystemTime::now() }

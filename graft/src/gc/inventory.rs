@@ -137,7 +137,8 @@ impl Inventory {
     /// The bottom in force; see [`super::bottom`]. Two collectors may have published one each, of which
     /// one is higher in commits and the other in checkpoints.
     pub(super) fn bottom(&self) -> Floor {
-        let highest = |a: Floor, b: &(Floor, Listed)| Floor { lsn: a.lsn.max(b.0.lsn), seq: a.seq.max(b.0.seq) };
+        let highest =
+            |a: Floor, b: &(Floor, Listed)| Floor { lsn: a.lsn.max(b.0.lsn), seq: a.seq.max(b.0.seq) };
         self.bottoms.iter().fold(Floor::default(), highest)
     }
 

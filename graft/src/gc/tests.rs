@@ -23,6 +23,8 @@ use crate::time::At;
 use crate::volume::{Change, Options, Volume, push};
 use crate::{catalog, checkpoint};
 
+mod late;
+
 const VOLUME: VolumeId = VolumeId([9; 16]);
 const PAGE: usize = 16_384;
 

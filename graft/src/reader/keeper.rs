@@ -64,11 +64,7 @@ impl Keeper {
     /// # Errors
     ///
     /// [`LeaseError`]: reading goes on without one, or not at all, as the caller decides.
-    pub async fn hold(
-        remote: SharedRemote,
-        snapshot: &Snapshot,
-        id: LeaseId,
-    ) -> Result<Keeper, LeaseError> {
+    pub async fn hold(remote: SharedRemote, snapshot: &Snapshot, id: LeaseId) -> Result<Keeper, LeaseError> {
         let clock = Clock::start();
         let taken = Lease::take(&*remote, snapshot, id, clock.now_ms()).await?;
         let lease = Arc::new(Mutex::new(taken));
@@ -92,7 +88,12 @@ impl Keeper {
 }
 
 /// Renews until `closed`, then releases.
-async fn keep(remote: SharedRemote, lease: Arc<Mutex<Lease>>, clock: Clock, mut closed: oneshot::Receiver<()>) {
+async fn keep(
+    remote: SharedRemote,
+    lease: Arc<Mutex<Lease>>,
+    clock: Clock,
+    mut closed: oneshot::Receiver<()>,
+) {
     let mut wait = Duration::from_millis(RENEW_MS as u64);
     loop {
         let waited = std::pin::pin!(tokio::time::sleep(wait));
