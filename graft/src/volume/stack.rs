@@ -14,7 +14,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::cache::PageCache;
-use super::{Change, CommitError, LocalCommit, Options, State, Volume};
+use super::{Change, CommitError, LocalCommit, Options, State, Volume, stack};
 use crate::format::commit::Head;
 use crate::history::Start;
 use crate::ids::{Lsn, PageSize};
@@ -105,21 +105,30 @@ impl Volume {
         debug_assert!(
             change.changes.iter().all(|(i, p)| i.get() <= change.pages && p.len() == self.page_size.bytes())
         );
-        let mut state = self.state.lock();
-        if self.fixed {
-            return Err(CommitError::ReadOnly { volume: self.id, lsn: state.base.lsn() });
-        }
-        if state.tip.version() != on.version() {
+        let _writer = self.writer.lock();
+        let (tip, number) = {
+            let state = self.state.lock();
+            if self.fixed {
+                return Err(CommitError::ReadOnly { volume: self.id, lsn: state.base.lsn() });
+            }
+            (state.tip.clone(), state.numbers + 1)
+        };
+        if tip.version() != on.version() {
             return Err(CommitError::Stale);
         }
-        let local = state.local(change, state.tip.pages(), state.numbers + 1);
+        let local = local(change, tip.pages(), number);
         self.store_local(&local, also)?;
-        state.numbers = local.number;
-        let version = state.next_version();
+        let version = {
+            let mut state = self.state.lock();
+            state.numbers = number;
+            state.next_version()
+        };
         let pages = local.changes.iter().map(|(i, p)| (*i, p));
-        state.tip = state.tip.with_local(pages, local.pages_after, version);
-        state.locals.push(local);
-        Ok(state.tip.clone())
+        let tip = tip.with_local(pages, local.pages_after, version);
+        let mut state = self.state.lock();
+        state.tip = tip.clone();
+        state.locals.push(Arc::new(local));
+        Ok(tip)
     }
 
     /// A replica in memory of the same volume: its base is this one's and `pulled` on top of it, its
@@ -128,10 +137,10 @@ impl Volume {
     ///
     /// With `pulled` it is where a new stack is built, without it a look at an earlier state.
     pub fn aside(&self, pulled: Option<&Pulled>, locals: usize) -> Volume {
-        let (base, checkpointed_bytes, numbers, stack) = {
+        let (base, checkpointed_bytes, numbers, kept) = {
             let state = self.state.lock();
-            let stack = state.locals[..locals.min(state.locals.len())].to_vec();
-            (state.base.clone(), state.checkpointed_bytes, state.numbers, stack)
+            let locals = state.locals[..locals.min(state.locals.len())].to_vec();
+            (state.base.clone(), state.checkpointed_bytes, state.numbers, locals)
         };
         let mut state = State {
             tip: base.clone(),
@@ -146,21 +155,23 @@ impl Volume {
             let moved = state.follow(pulled.clone(), self.page_size);
             state.advance(moved, None);
         }
-        state.locals = stack;
+        state.locals = kept;
         let version = state.next_version();
-        state.tip = state.stack(version);
+        state.tip = stack(&state.base, &state.locals, version);
         Volume {
             id: self.id,
             page_size: self.page_size,
             options: Options { locals: None, ..self.options.clone() },
             fixed: false,
+            sealing: Mutex::default(),
+            writer: Mutex::default(),
             state: Mutex::new(state),
             cache: Arc::clone(&self.cache),
             confirmed: self.confirmed.clone(),
         }
     }
 
-    /// Moves the base onto `pulled` and puts `stack` on it in place of the local commits, whose numbers
+    /// Moves the base onto `pulled` and puts `changes` on it in place of the local commits, whose numbers
     /// are `seen`; `also` goes into the same batch. Answers the graft of the pulled commits.
     ///
     /// # Errors
@@ -170,48 +181,51 @@ impl Volume {
         &self,
         seen: &[u64],
         pulled: Pulled,
-        stack: Vec<Change>,
+        changes: Vec<Change>,
         also: Batch,
     ) -> Result<PageSet, ReplaceError> {
-        let mut state = self.state.lock();
-        if !state.locals.iter().map(|local| local.number).eq(seen.iter().copied()) {
-            return Err(ReplaceError::Stale);
-        }
-        if state.pending.is_some() {
-            return Err(ReplaceError::Pending);
-        }
-        let before = state.base.clone();
-        let moved = state.follow(pulled, self.page_size);
+        let _writer = self.writer.lock();
+        let (before, old, moved, numbers) = {
+            let mut state = self.state.lock();
+            if !state.locals.iter().map(|local| local.number).eq(seen.iter().copied()) {
+                return Err(ReplaceError::Stale);
+            }
+            if state.pending.is_some() {
+                return Err(ReplaceError::Pending);
+            }
+            let moved = state.follow(pulled, self.page_size);
+            (state.base.clone(), state.locals.clone(), moved, state.numbers)
+        };
         let mut pages = moved.bases.last().map_or(before.pages(), Snapshot::pages);
-        let mut locals = Vec::with_capacity(stack.len());
-        for (change, number) in stack.into_iter().zip(state.numbers + 1..) {
-            let local = state.local(change, pages, number);
+        let mut locals = Vec::with_capacity(changes.len());
+        for (change, number) in changes.into_iter().zip(numbers + 1..) {
+            let local = local(change, pages, number);
             pages = local.pages_after;
-            locals.push(local);
+            locals.push(Arc::new(local));
         }
         let jump = moved.jump.as_deref();
-        self.store_replaced(&before, jump, &moved.heads, &state.locals, &locals, also)?;
+        self.store_replaced(&before, jump, &moved.heads, &old, &locals, also)?;
+        let mut state = self.state.lock();
         let changed = state.advance(moved, Some(&self.cache));
         state.numbers = locals.last().map_or(state.numbers, |local| local.number);
         let version = state.next_version();
-        if !state.locals.is_empty() {
+        if !old.is_empty() {
             state.base = state.base.after_reset(version);
         }
         state.locals = locals;
         let version = state.next_version();
-        state.tip = if state.locals.is_empty() { state.base.clone() } else { state.stack(version) };
+        state.tip =
+            if state.locals.is_empty() { state.base.clone() } else { stack(&state.base, &state.locals, version) };
         Ok(changed)
     }
 }
 
-impl State {
-    fn local(&self, change: Change, pages_before: u32, number: u64) -> LocalCommit {
-        LocalCommit {
-            number,
-            pages_before,
-            pages_after: change.pages,
-            changes: change.changes,
-            payload: change.payload,
-        }
+fn local(change: Change, pages_before: u32, number: u64) -> LocalCommit {
+    LocalCommit {
+        number,
+        pages_before,
+        pages_after: change.pages,
+        changes: change.changes,
+        payload: change.payload,
     }
 }
