@@ -75,7 +75,7 @@ pub(crate) struct Volumes {
     modules: Arc<StoreModules>,
     limits: Limits,
     slots: Mutex<HashMap<VolumeName, Arc<Slot>>>,
-    collected: Collected,
+    collected: Arc<Collected>,
     /// Those that are open, for [`Volumes::fetched`].
     read: Arc<Mutex<BTreeMap<VolumeName, Weak<Volume>>>>,
     sessions: AtomicU64,
@@ -184,7 +184,7 @@ impl Volumes {
             modules,
             limits,
             slots: Mutex::default(),
-            collected: Collected::default(),
+            collected: Arc::default(),
             read: Arc::default(),
             sessions: AtomicU64::new(0),
             stopping: AtomicBool::new(false),

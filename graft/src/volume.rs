@@ -44,6 +44,7 @@ use crate::catalog::{self, CatalogError};
 use crate::checkpoint::Policy;
 use crate::format::chunk::Lineage;
 use crate::format::commit::Head;
+use crate::gc::bottom::{Confirmed, Moment};
 use crate::history::{self, History, HistoryError, Standing, Start};
 use crate::ids::{ChainHash, CommitId, Lsn, PageIdx, PageSize, VolumeId};
 use crate::page_set::PageSet;
@@ -263,6 +264,8 @@ pub struct Volume {
     state: Mutex<State>,
     /// Shared with the volumes [`aside`](Volume::aside) of this one.
     cache: Arc<PageCache>,
+    /// When the log's head was last seen.
+    confirmed: Confirmed,
 }
 
 impl fmt::Debug for Volume {
@@ -276,12 +279,14 @@ impl Volume {
     /// it; else the metadata and a pull.
     pub async fn open(remote: &dyn Remote, id: VolumeId, options: Options) -> Result<Opened, OpenError> {
         if !persist::holds(options.store.as_deref(), id)? {
+            let looked = Moment::now();
             let History { meta, start, heads } = history::read(remote, id, None).await?;
             let mut opened = Volume::load(id, meta.page_size, options)?;
             let pulled = Pulled { from: Lsn::ZERO, jump: Some(Box::new(start.clone())), heads };
             opened.heads = pulled.heads.clone();
             opened.start = start;
             opened.volume.absorb(pulled)?;
+            opened.volume.confirmed.note(opened.volume.base().lsn(), looked);
             return Ok(opened);
         }
         let meta = catalog::meta(remote, id).await?;
@@ -350,6 +355,7 @@ impl Volume {
             writer: Mutex::default(),
             state: Mutex::new(state),
             cache,
+            confirmed: Confirmed::default(),
         })
     }
 
@@ -457,7 +463,7 @@ impl Volume {
         let Some(last) = locals.last() else { return Ok(None) };
         let changes = self.roll_up(&base, &locals);
         let draft = draft_on(&base, self.id, last.pages_after, id, now_ms, payload, locals.len());
-        let prepared = match self.local_store() {
+        let mut prepared = match self.local_store() {
             None => prepare(draft, &changes.into_iter().collect::<Vec<_>>()),
             Some(_) => self.prepare_stored(&mut kept, draft, changes)?,
         };
@@ -472,6 +478,7 @@ impl Volume {
             self.remove_pending(&mut kept, None)?;
             return Ok(None);
         }
+        prepared.confirmed = self.confirmed.clone();
         let prepared = Arc::new(prepared);
         self.store_pending(&prepared)?;
         self.state.lock().pending = Some(prepared.clone());
@@ -576,9 +583,11 @@ impl Volume {
     /// Reads what others committed since the base: the newest key and one prefix for each commit, or
     /// a newer checkpoint and the commits since. Changes nothing.
     pub async fn pull(&self, remote: &dyn Remote) -> Result<Pulled, PullError> {
-        let base = self.base();
+        let (base, looked) = (self.base(), Moment::now());
         let standing = Standing { lsn: base.lsn(), hash: base.hash(), volumes: base.volumes().clone() };
-        history::catch_up(remote, &standing).await
+        let pulled = history::catch_up(remote, &standing).await?;
+        self.confirmed.note(pulled.newest(), looked);
+        Ok(pulled)
     }
 
     /// Where a pull goes on from: the newest durable commit and its hash.

@@ -419,7 +419,7 @@ fn fork_here(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
     let at = if lsn == Lsn::ZERO { At::Newest } else { At::Lsn(lsn) };
     let mut id = [0; 16];
     random(&mut id)?;
-    let made = fork::create(&*session.remote, session.volume.id(), at, VolumeId(id), &name);
+    let made = fork::create_once(&*session.remote, session.volume.id(), at, VolumeId(id), &name);
     let found = runtime()?.block_on(made).map_err(text)?;
     Ok(vec![vec![
         name.to_string().into(),
@@ -501,6 +501,9 @@ fn export_file(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
         None => &*session.volume,
     };
     let tip = volume.tip();
+    let _entered = runtime.enter();
+    // A long export must not lose its state half-way.
+    let _held = arguments[1].as_ref().map(|_| session::hold(&session.remote, volume)).transpose()?;
     runtime.block_on(export(&*session.remote, volume, &tip, Path::new(file), &mut |_| {})).map_err(text)?;
     Ok(vec![vec![
         file.to_owned().into(),

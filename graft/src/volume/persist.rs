@@ -34,6 +34,7 @@ use crate::format::checkpoint::{ChunkRef, Root, state_hash};
 use crate::format::chunk::Lineage;
 use crate::format::commit::Head;
 use crate::format::{Reader, Short};
+use crate::gc::bottom::Confirmed;
 use crate::history::Start;
 use crate::ids::{Lsn, PageIdx, Seq, VolumeId};
 use crate::publish::{Builder, Draft, Segment, SegmentSource, Upload};
@@ -691,7 +692,9 @@ fn decode_pending(volume: &Volume, lsn: Lsn, value: &Bytes) -> Option<Prepared> 
         let (locals, body, segments) = (reader.u32("locals")?, reader.u32("body")?, reader.u32("segments")?);
         let body = value.slice_ref(reader.take(body as usize, "body")?);
         let Ok(head) = Head::decode_in_place(volume.id, lsn, &body) else { return Ok(None) };
-        let mut prepared = Prepared { head, body, segments: Vec::new(), locals: locals as usize };
+        // Nobody knows how long ago it was made.
+        let confirmed = Confirmed::default();
+        let mut prepared = Prepared { head, body, segments: Vec::new(), locals: locals as usize, confirmed };
         let mut first = 0u32;
         for part in 0..segments {
             let (len, hash) = (reader.u64("segment")?, reader.array("segment")?);

@@ -167,6 +167,7 @@ impl Volume {
             writer: Mutex::default(),
             state: Mutex::new(state),
             cache: Arc::clone(&self.cache),
+            confirmed: self.confirmed.clone(),
         }
     }
 
