@@ -32,7 +32,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use self::cache::PageCache;
-pub use self::stack::ReplaceError;
+pub use self::stack::{Placed, ReplaceError};
 use crate::catalog::{self, CatalogError};
 use crate::checkpoint::Policy;
 use crate::format::chunk::Lineage;
@@ -67,17 +67,17 @@ impl Default for Options {
     }
 }
 
-/// A local commit: one atomic change on top of the replica's tip.
+/// A local commit: one atomic change on top of the replica's tip. A clone shares pages and payload.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LocalCommit {
-    /// Its number in this replica, ascending.
+    /// Its number in this replica: its place in the order.
     pub number: u64,
     /// The page count before it.
     pub pages_before: u32,
     /// The page count after it.
     pub pages_after: u32,
     /// The pages it wrote, none beyond `pages_after`.
-    pub changes: BTreeMap<PageIdx, Bytes>,
+    pub changes: Arc<BTreeMap<PageIdx, Bytes>>,
     /// What the layer above stored with it.
     pub payload: Bytes,
 }
@@ -228,13 +228,10 @@ impl State {
         self.versions
     }
 
-    /// The tip from the base and the local commits, under `version`.
+    /// The tip from the base and the local commits, under `version`. Copies no more of the page table
+    /// than all of them touch.
     fn stack(&self, version: u64) -> Snapshot {
-        let mut tip = self.base.clone();
-        for local in &self.locals {
-            tip = tip.with_local(local.changes.iter().map(|(i, p)| (*i, p)), local.pages_after, version);
-        }
-        tip
+        self.base.with_locals(&self.locals, version)
     }
 }
 
@@ -373,6 +370,11 @@ impl Volume {
     /// The local commits that the remote does not have, oldest first.
     pub fn locals(&self) -> Vec<LocalCommit> {
         self.state.lock().locals.clone()
+    }
+
+    /// The newest local commit that the remote does not have.
+    pub fn last_local(&self) -> Option<LocalCommit> {
+        self.state.lock().locals.last().cloned()
     }
 
     /// Reads page `page` as of `snapshot`. A page that no commit has written reads as zeroes.
