@@ -22,11 +22,12 @@
 //! Invariants: a verdict depends on its arguments alone; what is not known counts as a conflict.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use graft::format::commit::Head;
 use graft::snapshot::graft;
-use graft::volume::{Change, LocalCommit};
+use graft::volume::LocalCommit;
 use graft::{PageIdx, PageSet};
 
 use crate::payload::{Op, Outcome, Payload};
@@ -259,21 +260,33 @@ pub fn verdict(own: &Footprint, theirs: &Writes, validation: Validation) -> Resu
     meeting(&own.writes.pages).map_or(Ok(()), |both| Err(Conflict::Written(both)))
 }
 
-/// The change that puts a local commit's pages on another state, once [`verdict`] allowed it.
+/// Whether [`transplant`] must know page 1 of the state that a local commit is put on.
+pub fn needs_first(local: &LocalCommit, validation: Validation) -> bool {
+    validation.sqlite && local.changes.contains_key(&PageIdx::FIRST)
+}
+
+/// A local commit on another state, once [`verdict`] allowed it.
 ///
-/// `pages` is that state's page count, `first` its page 1 as stored (empty where it has none). The reads
-/// that were recorded stay valid and go along.
-pub fn transplant(local: &LocalCommit, pages: u32, first: &[u8], validation: Validation) -> Change {
-    let pages = if local.pages_before == local.pages_after { pages } else { local.pages_after };
-    let mut changes: BTreeMap<PageIdx, Bytes> = local.changes.clone();
-    changes.retain(|page, _| page.get() <= pages);
-    if validation.sqlite
-        && let Some(own) = changes.get_mut(&PageIdx::FIRST)
-    {
-        let marks = Note::decode(&local.payload).marks;
-        *own = compose(first, own, marks);
+/// `pages` is that state's page count, `first` its page 1 as stored (empty where it has none; looked at
+/// only where [`needs_first`] says so). The reads that were recorded stay valid and go along. The answer
+/// shares its map of pages with `local` ([`LocalCommit::changes`] is the same `Arc`) where no page differs:
+/// there nothing is copied, and only the page counts may be others.
+pub fn transplant(local: &LocalCommit, pages: u32, first: &[u8], validation: Validation) -> LocalCommit {
+    let pages_after = if local.pages_before == local.pages_after { pages } else { local.pages_after };
+    let mut moved = LocalCommit { pages_before: pages, pages_after, ..local.clone() };
+    if local.changes.keys().next_back().is_some_and(|page| page.get() > pages_after) {
+        let changes: &mut BTreeMap<PageIdx, Bytes> = Arc::make_mut(&mut moved.changes);
+        changes.retain(|page, _| page.get() <= pages_after);
     }
-    Change { changes, pages, payload: local.payload.clone() }
+    if validation.sqlite
+        && let Some(own) = moved.changes.get(&PageIdx::FIRST)
+    {
+        let page = compose(first, own, Note::decode(&local.payload).marks);
+        if page != *own {
+            Arc::make_mut(&mut moved.changes).insert(PageIdx::FIRST, page);
+        }
+    }
+    moved
 }
 
 /// Page 1 of `theirs` with the units that `marks` names taken from `own`.

@@ -39,20 +39,21 @@ pub enum ReplaceError {
     Store(#[from] StoreError),
 }
 
-/// One local commit of a new stack. Both kinds are named by the number of a commit of the old stack.
+/// One local commit of a new stack. Both kinds have the number of a commit of the old stack.
 #[derive(Debug, Clone)]
 pub enum Placed {
     /// That commit as it is. Where it does not change the page count, its page count is that of what it
     /// lies on now; where it does, it must lie on the count that it was made on.
     Kept(u64),
-    /// Another in its place, under its number.
-    Changed(u64, Change),
+    /// Another in the place of the one whose number it has. It lies on the page count that it says.
+    Changed(LocalCommit),
 }
 
 impl Placed {
     fn number(&self) -> u64 {
         match self {
-            Placed::Kept(number) | Placed::Changed(number, _) => *number,
+            Placed::Kept(number) => *number,
+            Placed::Changed(local) => local.number,
         }
     }
 }
@@ -219,8 +220,8 @@ impl Volume {
     /// # Errors
     ///
     /// Any [`ReplaceError`]: base, stack and store are as they were. [`ReplaceError::Stale`] also where
-    /// `stack` does not fit what was seen: a number that is not in it or not in order, a kept commit
-    /// that cannot lie where it is put.
+    /// `stack` does not fit what was seen: a number that is not in it or not in order, one that
+    /// cannot lie where it is put.
     pub fn replace_locals(
         &self,
         lineage: u64,
@@ -283,11 +284,12 @@ impl State {
             };
             let local = match placed {
                 Placed::Kept(_) => kept(was, pages).ok_or(ReplaceError::Stale)?,
-                Placed::Changed(_, change) => {
+                Placed::Changed(local) if local.pages_before == pages => {
                     new.gone.push(was.clone());
                     new.changed.push(new.locals.len());
-                    self.local(change, pages, number)
+                    local
                 }
+                Placed::Changed(_) => return Err(ReplaceError::Stale),
             };
             pages = local.pages_after;
             new.locals.push(local);

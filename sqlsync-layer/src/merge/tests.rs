@@ -53,7 +53,7 @@ pub(super) fn put(theirs: &Volume, own: &LocalCommit) -> Arc<Database> {
     let merged = theirs.aside(None, usize::MAX);
     let tip = merged.tip();
     let first = merged.read(&tip, PageIdx::FIRST).unwrap();
-    merged.commit(&tip, transplant(own, tip.pages(), &first, Validation::READS)).unwrap();
+    merged.extend_aside(&[transplant(own, tip.pages(), &first, Validation::READS)]).unwrap();
     database(merged)
 }
 
@@ -261,7 +261,7 @@ fn plain(before: u32, after: u32, pages: &[u32], reads: &[u32]) -> LocalCommit {
         number: 1,
         pages_before: before,
         pages_after: after,
-        changes: pages.iter().map(|n| (page(n), Bytes::from_static(b"page"))).collect(),
+        changes: Arc::new(pages.iter().map(|n| (page(n), Bytes::from_static(b"page"))).collect()),
         payload: note.encode(),
     }
 }

@@ -34,6 +34,12 @@ fn page_of(byte: u8, idx: u32, pages: u32) -> Change {
     }
 }
 
+/// The same as a local commit in the place of another.
+fn instead(number: u64, pages_before: u32, change: Change) -> Placed {
+    let Change { changes, pages: pages_after, payload } = change;
+    Placed::Changed(LocalCommit { number, pages_before, pages_after, changes: Arc::new(changes), payload })
+}
+
 #[test]
 fn a_volume_aside_stands_where_it_is_asked_to_and_changes_nothing() {
     let store = Arc::new(MemoryStore::default());
@@ -60,7 +66,7 @@ fn a_stack_is_replaced_whole_with_what_goes_along_also_after_a_restart() {
     let (seen, lineage) = (numbers(&ours), ours.tip().lineage());
     let mut also = Batch::default();
     also.put(Space::Timeline, &b"k"[..], &b"v"[..]);
-    let stack = vec![Placed::Changed(seen[1], page_of(5, 3, 3))];
+    let stack = vec![instead(seen[1], 3, page_of(5, 3, 3))];
     let graft = ours.replace_locals(lineage, &seen, pulled, stack, also).unwrap();
     assert_eq!(graft, PageSet::from_iter([page(1)]));
     assert_eq!(bytes_of(&*remote, &ours), [9, 1, 5]);
@@ -113,8 +119,7 @@ fn what_is_kept_is_neither_copied_nor_stored_again() {
     let (old, seen, lineage) = (ours.locals(), numbers(&ours), ours.tip().lineage());
     let before = store.scan(Space::Local, b"").unwrap();
     let pulled = block_on(ours.pull(&*remote)).unwrap();
-    let stack =
-        vec![Placed::Kept(seen[0]), Placed::Changed(seen[1], page_of(7, 3, 5)), Placed::Kept(seen[2])];
+    let stack = vec![Placed::Kept(seen[0]), instead(seen[1], 5, page_of(7, 3, 5)), Placed::Kept(seen[2])];
     ours.replace_locals(lineage, &seen, pulled, stack, Batch::default()).unwrap();
     let new = ours.locals();
     assert!(Arc::ptr_eq(&old[0].changes, &new[0].changes) && Arc::ptr_eq(&old[2].changes, &new[2].changes));
@@ -184,7 +189,7 @@ fn a_large_commit_replaces_a_large_one() {
     let place = |change| {
         let (seen, lineage) = (numbers(&ours), ours.tip().lineage());
         let pulled = block_on(ours.pull(&*remote)).unwrap();
-        let stack = vec![Placed::Changed(seen[0], change)];
+        let stack = vec![instead(seen[0], 0, change)];
         ours.replace_locals(lineage, &seen, pulled, stack, Batch::default()).unwrap();
         Volume::load(VOLUME, PageSize::new(512).unwrap(), kept(&store)).unwrap().volume.locals()
     };
