@@ -89,6 +89,13 @@ impl VfsHandle for Handle {
     }
 }
 
+/// A page that a connection reads.
+enum Page {
+    AsIs(Bytes),
+    /// Page 1 as stored, of a snapshot of this lineage: its header is to be made first.
+    First(Bytes, u64),
+}
+
 /// The main database file of one connection.
 pub(super) struct VolumeFile {
     database: Arc<Database>,
@@ -344,14 +351,24 @@ impl VolumeFile {
             }
             let page = self.page(idx)?;
             let count = (page_bytes - within).min(out.len() - done);
-            out[done..done + count].copy_from_slice(&page[within..within + count]);
+            let part = &mut out[done..done + count];
+            match page {
+                Page::AsIs(page) => part.copy_from_slice(&page[within..within + count]),
+                Page::First(page, lineage) => {
+                    part.copy_from_slice(&page[within..within + count]);
+                    let header = self.header(&page, lineage);
+                    if let Some(shown) = header.get(within..header.len().min(within + count)) {
+                        part[..shown.len()].copy_from_slice(shown);
+                    }
+                }
+            }
             done += count;
         }
         Ok(done)
     }
 
-    /// A page as SQLite is to see it.
-    fn page(&mut self, idx: PageIdx) -> VfsResult<Bytes> {
+    /// A page, as SQLite is to see it but for the header of page 1.
+    fn page(&mut self, idx: PageIdx) -> VfsResult<Page> {
         if idx != PageIdx::FIRST
             && let Some(reads) = &mut self.control.state.lock().recording
             && reads.last() != Some(&idx.get())
@@ -359,26 +376,34 @@ impl VolumeFile {
             reads.push(idx.get());
         }
         if let Some(page) = self.written(idx, vars::SQLITE_IOERR_READ)? {
-            return Ok(page);
+            return Ok(Page::AsIs(page));
         }
         if idx.get() > self.low {
-            return Ok(BytesMut::zeroed(self.page_bytes()).freeze());
+            return Ok(Page::AsIs(BytesMut::zeroed(self.page_bytes()).freeze()));
         }
         let snapshot = self.view();
         let page = self.fetched(&snapshot, idx)?;
-        if idx != PageIdx::FIRST {
-            return Ok(page);
+        Ok(match idx {
+            PageIdx::FIRST => Page::First(page, snapshot.lineage()),
+            _ => Page::AsIs(page),
+        })
+    }
+
+    /// The header of stored page 1 of a snapshot of `lineage`, as SQLite is to see it.
+    fn header(&mut self, page: &Bytes, lineage: u64) -> [u8; page1::HEADER_BYTES] {
+        let mut header = [0; page1::HEADER_BYTES];
+        if let Some(stored) = page.get(..page1::HEADER_BYTES) {
+            header.copy_from_slice(stored);
         }
-        let mut page = BytesMut::from(page);
-        page1::synthesise(&mut page, self.counter, Host::get().version());
-        let stored = page1::cookie(&page);
-        if self.lineage.replace(snapshot.lineage()).is_some_and(|lineage| lineage != snapshot.lineage()) {
+        page1::synthesise(&mut header, self.counter, Host::get().version());
+        let stored = page1::cookie(&header);
+        if self.lineage.replace(lineage).is_some_and(|before| before != lineage) {
             self.cookie_offset = self.cookie_seen.wrapping_add(1).wrapping_sub(stored);
         }
         let cookie = stored.wrapping_add(self.cookie_offset);
         self.cookie_seen = self.cookie_seen.max(cookie);
-        page1::set_cookie(&mut page, cookie);
-        Ok(page.freeze())
+        page1::set_cookie(&mut header, cookie);
+        header
     }
 
     fn fetched(&self, snapshot: &Snapshot, idx: PageIdx) -> VfsResult<Bytes> {

@@ -18,6 +18,9 @@
 
 use std::ops::Range;
 
+/// The header, which is where the fields are: <https://sqlite.org/fileformat2.html#the_database_header>.
+pub const HEADER_BYTES: usize = 100;
+
 /// Bytes that SQLite rewrites on every commit.
 const VOLATILE: [Range<usize>; 2] = [24..28, 92..100];
 const ALLOCATOR: Range<usize> = 28..40;
