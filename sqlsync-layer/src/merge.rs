@@ -104,8 +104,11 @@ pub struct Writes {
 impl Writes {
     /// What a local commit changed.
     pub fn of_local(local: &LocalCommit, validation: Validation) -> Writes {
+        Writes::marked(local, Note::decode(&local.payload).marks, validation)
+    }
+
+    fn marked(local: &LocalCommit, marks: Marks, validation: Validation) -> Writes {
         let set = local.changes.keys().copied().collect();
-        let marks = Note::decode(&local.payload).marks;
         Writes::new(set, marks, (local.pages_before, local.pages_after), validation)
     }
 
@@ -174,7 +177,12 @@ pub struct Footprint {
 impl Footprint {
     /// A local commit's.
     pub fn of_local(local: &LocalCommit, validation: Validation) -> Footprint {
-        let Note { reads, reads_allocator, .. } = Note::decode(&local.payload);
+        Footprint::noted(local, Note::decode(&local.payload), validation)
+    }
+
+    /// The same, where the note that its payload holds was decoded.
+    pub(crate) fn noted(local: &LocalCommit, note: Note, validation: Validation) -> Footprint {
+        let Note { marks, reads, reads_allocator, enclosed: _ } = note;
         let reads = reads.map(|mut reads| {
             if validation.checks(Condition::Clip) {
                 // Beyond the first count it read what itself had written, beyond the last what is gone.
@@ -183,7 +191,7 @@ impl Footprint {
             reads.remove(PageIdx::FIRST);
             reads
         });
-        Footprint { reads, reads_allocator, writes: Writes::of_local(local, validation) }
+        Footprint { reads, reads_allocator, writes: Writes::marked(local, marks, validation) }
     }
 }
 

@@ -323,18 +323,17 @@ impl Place<'_> {
     /// Runs one operation as a transaction and a local commit of its own, with its reads recorded. What
     /// is rejected makes no local commit, unless `record_rejected`. `also` goes into the same batch.
     fn run(&mut self, op: &Op, also: &Batch, record_rejected: Option<&Batch>) -> Result<Run, Blocked> {
-        let mut op = op.clone();
-        if let Op::Deploy { module, schema, .. } = &mut op
+        let mut applied = Record { op: op.clone(), outcome: Outcome::Applied };
+        if let Op::Deploy { module, schema, .. } = &mut applied.op
             && let Ok(runtime) = self.modules.load(*module)
         {
             *schema = runtime.description().schema_version();
         }
-        let applied = Record { op: op.clone(), outcome: Outcome::Applied };
         let control = self.writer.control().clone();
         control.record();
         control.enclose(applied.enclose(), also.clone());
         let (module, schema) = self.tip;
-        let done = self.writer.run(std::slice::from_ref(&op), module, schema);
+        let done = self.writer.run(std::slice::from_ref(&applied.op), module, schema);
         let untaken = control.take_enclosed();
         let reads = control.recorded();
         let mut done = done?;

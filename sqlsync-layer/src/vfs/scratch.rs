@@ -14,6 +14,9 @@ use super::spill::file::File;
 /// The last eight bytes of a super-journal record: SQLite's journal magic, written alone.
 const JOURNAL_MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
 
+/// Bytes that are reserved at the first write: the journal of a small transaction.
+const FIRST_BYTES: usize = 16 << 10;
+
 /// A temporary file.
 #[derive(Debug)]
 pub(super) enum Scratch {
@@ -63,6 +66,9 @@ impl Scratch {
         if let Scratch::Memory(bytes) = self {
             if end <= budget.max(bytes.len()) {
                 if bytes.len() < end {
+                    if bytes.capacity() == 0 {
+                        bytes.reserve(FIRST_BYTES.max(end));
+                    }
                     bytes.resize(end, 0);
                 }
                 bytes[offset..end].copy_from_slice(data);

@@ -14,6 +14,7 @@ use graft::volume::LocalCommit;
 use crate::merge::{Footprint, Validation};
 use crate::payload::{Op, Outcome, Record};
 use crate::rebase::{Pending, Work};
+use crate::vfs::Note;
 
 /// See the module.
 pub(super) struct Known {
@@ -29,12 +30,13 @@ struct Entry {
 
 impl Entry {
     fn read(local: &LocalCommit, validation: Validation) -> Entry {
-        let work = match Record::behind(local).map(|record| record.op) {
+        let note = Note::decode(&local.payload);
+        let work = match Record::enclosed_in(&note).map(|record| record.op) {
             None => Work::Sql,
             Some(Op::Deploy { .. }) => Work::Deploy,
             Some(Op::Mutation(mutation)) => Work::Mutation { seq: mutation.seq },
         };
-        let footprint = Footprint::of_local(local, validation);
+        let footprint = Footprint::noted(local, note, validation);
         Entry { local: local.clone(), pending: Arc::new(Pending { number: local.number, work, footprint }) }
     }
 
@@ -105,7 +107,6 @@ mod tests {
     use graft::{PageIdx, PageSet};
 
     use super::*;
-    use crate::vfs::Note;
 
     fn commit(number: u64, reads: u32, (before, after): (u32, u32)) -> LocalCommit {
         let note = Note { reads: Some(PageSet::from_ranges([reads..=reads])), ..Note::default() };
