@@ -1,7 +1,7 @@
 //! Snapshots: a read view of a volume, and the page table that answers "where is page P" in O(1).
 //!
-//! The table is copy-on-write in chunks of 256 pages ([`table`]): taking a snapshot clones one pointer,
-//! a commit copies the chunks that it touches. Memory follows the chunks that were touched or read, not
+//! The table is copy-on-write in groups of 16 pages ([`table`]): taking a snapshot clones one pointer,
+//! a commit copies the groups that it touches and the way to them. Memory follows the chunks that were touched or read, not
 //! the size of the volume nor the length of its history.
 //!
 //! Invariants: a snapshot never changes; two snapshots with equal [`Snapshot::version`] of one

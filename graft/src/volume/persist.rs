@@ -23,6 +23,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::stack::kept;
 use super::{LocalCommit, OpenError, Prepared, State, Volume};
@@ -160,12 +161,15 @@ fn remove_pending_parts(batch: &mut Batch, vid: VolumeId, prepared: Option<&Prep
 }
 
 impl Volume {
+    /// A value of `bytes` bytes.
     fn parted<'a, K: Fn(u32) -> Vec<u8>>(
         store: &'a dyn ReplicaStore,
         space: Space,
         part_key: K,
+        bytes: usize,
     ) -> Parted<'a, K> {
-        Parted { store, space, part_key, part: 0, total: 0, bytes: BytesMut::new() }
+        let bytes = BytesMut::with_capacity(bytes.min(PART_BYTES));
+        Parted { store, space, part_key, part: 0, total: 0, bytes }
     }
 
     fn store(&self) -> Option<&dyn ReplicaStore> {
@@ -268,7 +272,7 @@ impl Volume {
     pub(super) fn store_local(&self, local: &LocalCommit, mut batch: Batch) -> Result<(), StoreError> {
         let Some((store, durability)) = self.local_store() else { return Ok(()) };
         let part_key = |part| local_part_key(self.id, local.number, part);
-        let mut parted = Volume::parted(store, Space::Local, part_key);
+        let mut parted = Volume::parted(store, Space::Local, part_key, local_bytes(local));
         encode_local(local, |bytes| parted.put(bytes))?;
         parted.end(&mut batch, local_key(self.id, local.number))?;
         store.write(batch, durability)
@@ -276,7 +280,12 @@ impl Volume {
 
     pub(super) fn store_pending(&self, prepared: &Prepared) -> Result<(), StoreError> {
         let Some((store, durability)) = self.local_store() else { return Ok(()) };
-        let mut parted = Volume::parted(store, Space::State, |part| pending_part_key(self.id, part));
+        let mut parted = Volume::parted(
+            store,
+            Space::State,
+            |part| pending_part_key(self.id, part),
+            pending_bytes(prepared),
+        );
         encode_pending(prepared, |bytes| parted.put(bytes))?;
         let mut batch = Batch::default();
         parted.end(&mut batch, pending_key(self.id))?;
@@ -485,12 +494,13 @@ fn decode_volumes(bytes: &[u8]) -> Option<Lineage> {
 }
 
 /// number u64, pages before u32, pages after u32, payload length u32, changes u32, payload, then for
-/// each change its page u32 and bytes; last, 16 bytes of BLAKE3 over all before.
+/// each change its page u32 and bytes; last, 16 bytes of XXH3-128 over all before: it finds what a disk
+/// damaged, and is made at every commit, where a cryptographic hash would be most of the work.
 fn encode_local(
     local: &LocalCommit,
     mut out: impl FnMut(&[u8]) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let mut hasher = blake3::Hasher::new();
+    let mut hasher = Xxh3::new();
     let mut put = |bytes: &[u8]| {
         hasher.update(bytes);
         out(bytes)
@@ -505,7 +515,7 @@ fn encode_local(
         put(&page.get().to_le_bytes())?;
         put(bytes)?;
     }
-    out(&hasher.finalize().as_bytes()[..16])
+    out(&hasher.digest128().to_le_bytes())
 }
 
 /// How many bytes [`encode_local`] makes.
@@ -517,7 +527,7 @@ fn local_bytes(local: &LocalCommit) -> usize {
 /// The answer's pages are views of `bytes`.
 fn decode_local(bytes: &Bytes, page_size: usize) -> Option<LocalCommit> {
     let (body, checksum) = bytes.split_last_chunk::<16>()?;
-    if blake3::hash(body).as_bytes()[..16] != *checksum {
+    if xxh3_128(body).to_le_bytes() != *checksum {
         return None;
     }
     let mut reader = Reader::new(body);

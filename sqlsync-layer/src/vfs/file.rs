@@ -24,6 +24,7 @@
 //! published, so there is nothing to undo.
 
 use std::borrow::Cow;
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
@@ -637,19 +638,22 @@ impl VolumeFile {
         changing.map(|(id, _)| *id).find(|id| hooks::same_connection(*id, self.control.id))
     }
 
-    fn change(&self, snapshot: &Snapshot, pages: u32) -> VfsResult<(Option<Change>, WriteSet)> {
-        let volume = &self.database.volume;
+    /// What was written, as a change of `snapshot`, if it changes anything. Nothing is kept of it here.
+    fn change(&mut self, snapshot: &Snapshot, pages: u32) -> VfsResult<(Option<Change>, WriteSet)> {
+        let database = self.database.clone();
+        let volume = &database.volume;
         let mut change = Change { pages, ..Change::default() };
         let mut marks = Marks::default();
-        let zero = BytesMut::zeroed(self.page_bytes()).freeze();
-        // Cut off and grown again without being written: reads as zeroes.
-        let regrown = (self.low.saturating_add(1)..=pages.min(snapshot.pages())).filter_map(PageIdx::new);
-        let written = self.dirty.pages().map_err(|error| {
+        let mut written = std::mem::take(&mut self.dirty).into_pages().map_err(|error| {
             self.failed(vars::SQLITE_IOERR_FSYNC, format!("mapping the spill file: {error}"))
         })?;
-        let regrown = regrown.filter(|idx| !written.contains_key(idx)).map(|idx| (idx, &zero));
-        let dirty = written.iter().map(|(idx, page)| (*idx, page)).filter(|(idx, _)| idx.get() <= pages);
-        for (idx, page) in dirty.chain(regrown) {
+        // Cut off and grown again without being written: reads as zeroes.
+        let regrown = (self.low.saturating_add(1)..=pages.min(snapshot.pages())).filter_map(PageIdx::new);
+        let zero = LazyCell::new(|| BytesMut::zeroed(volume.page_size().bytes()).freeze());
+        for idx in regrown {
+            written.entry(idx).or_insert_with(|| zero.clone());
+        }
+        for (idx, page) in written.into_iter().filter(|(idx, _)| idx.get() <= pages) {
             // A page that is not here cannot be compared without a fetch: it counts as changed.
             let before = if idx.get() > snapshot.pages() {
                 None
@@ -670,8 +674,8 @@ impl VolumeFile {
                 if before.as_deref() != Some(&stored[..]) {
                     change.changes.insert(idx, stored.freeze());
                 }
-            } else if before.as_ref() != Some(page) {
-                change.changes.insert(idx, page.clone());
+            } else if before.as_ref() != Some(&page) {
+                change.changes.insert(idx, page);
             }
         }
         let mut written: PageSet = change.changes.keys().copied().collect();
