@@ -309,7 +309,8 @@ fn what_nobody_else_changed_merges_whatever_is_known_of_it() {
     assert_eq!(verdict(&footprint, &Writes::default(), Validation::READS), Ok(()));
 }
 
-/// How many of 100 pairs of transactions merge, on a table of 3,000 rows with scattered ids.
+/// How many of 200 transactions merge with one of ten such statements, on a table of 3,000 rows with
+/// scattered ids.
 fn merges(definition: &str, own: impl Fn(u64) -> String) -> usize {
     let on = base(
         1024,
@@ -318,12 +319,14 @@ fn merges(definition: &str, own: impl Fn(u64) -> String) -> usize {
              insert into t(id, v) select i * 7919 % 100003 * 10, printf('%030d', i) from n;"
         ),
     );
-    let commits: Vec<LocalCommit> = (0..200).map(|at| run(&on, &own(at)).1.unwrap()).collect();
-    let merges = |pair: &&[LocalCommit]| {
-        let theirs = Writes::of_local(&pair[0], Validation::READS);
-        verdict(&Footprint::of_local(&pair[1], Validation::READS), &theirs, Validation::READS).is_ok()
+    let commit = |sql: String| run(&on, &sql).1.unwrap();
+    let merges = |at: &u64| {
+        let theirs: Vec<String> = (1..=10).map(|other| own(at / 20 * 10 + 1_000 + other)).collect();
+        let theirs = Writes::of_local(&commit(theirs.join("; ")), Validation::READS);
+        let own = Footprint::of_local(&commit(own(*at)), Validation::READS);
+        verdict(&own, &theirs, Validation::READS).is_ok()
     };
-    commits.chunks(2).filter(merges).count()
+    (0..200).filter(merges).count()
 }
 
 /// What `docs/consistency.md` says of tables: changes merge best where inner pages hold no rows, inserts
@@ -341,5 +344,5 @@ fn how_well_a_table_merges_depends_on_where_its_rows_lie() {
     let inserts = [without, ordinary, random_key].map(|table| merges(table, insert));
     println!("changes: {changes:?}; inserts: {inserts:?}");
     assert!(changes[1] > changes[0] && changes[2] > changes[0], "{changes:?}");
-    assert!(inserts[0] > 50 && inserts[1] == 0 && inserts[2] > 50, "{inserts:?}");
+    assert!(inserts[0] > 30 && inserts[1] == 0 && inserts[2] > 30, "{inserts:?}");
 }
