@@ -201,7 +201,11 @@ impl Snapshot {
 
     /// The snapshot after several local commits, oldest first. Each chunk of the table is copied once,
     /// however many of them touch it.
-    pub(crate) fn with_locals(&self, locals: &[LocalCommit], version: u64) -> Snapshot {
+    pub(crate) fn with_locals<'a>(
+        &self,
+        locals: impl IntoIterator<Item = &'a LocalCommit>,
+        version: u64,
+    ) -> Snapshot {
         let mut view = (*self.0).clone();
         view.version = version;
         for local in locals {

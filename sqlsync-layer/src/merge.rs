@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | reads ∪ writes miss their writes, not writes alone | an append that splits a leaf writes its parent and the new leaf, but not the leaf it split: b-trees out of order |
 //! | the reads are complete: begun cold, nothing aborted | a warm cache hides reads |
+//! | a page that was written with the bytes that it had counts as read | a free page, taken without reading it and filled with what it held before: who writes it too is not noticed |
 //! | page 1 by marks: the allocator changed by one side only | two allocations of one page |
 //! | page 1 by marks: the schema not changed by them | an index that lacks rows |
 //! | pages cut off count as written | a write to a page that is gone |

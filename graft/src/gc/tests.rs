@@ -171,8 +171,8 @@ impl World {
             76..80 => {
                 // It has uploaded its segments, and sleeps before its create.
                 let prepared = self.prepare().0;
-                for (key, bytes) in &prepared.segments {
-                    block_on(self.remote.create(key, bytes.clone())).unwrap();
+                for segment in &prepared.segments {
+                    block_on(self.remote.create(&segment.key, segment.bytes().unwrap())).unwrap();
                 }
                 self.stalled_commit = Some(prepared);
                 if self.rng.random() {

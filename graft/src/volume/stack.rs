@@ -15,7 +15,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::cache::PageCache;
-use super::{Change, CommitError, LocalCommit, Options, State, Volume};
+use super::{Change, CommitError, LocalCommit, Options, State, Volume, stack};
 use crate::format::commit::Head;
 use crate::history::Start;
 use crate::ids::{Lsn, PageSize};
@@ -60,9 +60,9 @@ impl Placed {
 
 /// A new stack, and what of the old one is not in it.
 struct Restacked {
-    locals: Vec<LocalCommit>,
+    locals: Vec<Arc<LocalCommit>>,
     /// Dropped, or replaced under their number.
-    gone: Vec<LocalCommit>,
+    gone: Vec<Arc<LocalCommit>>,
     /// Indexes in `locals` of those that replace one.
     changed: Vec<usize>,
 }
@@ -134,21 +134,30 @@ impl Volume {
         debug_assert!(
             change.changes.iter().all(|(i, p)| i.get() <= change.pages && p.len() == self.page_size.bytes())
         );
-        let mut state = self.state.lock();
-        if self.fixed {
-            return Err(CommitError::ReadOnly { volume: self.id, lsn: state.base.lsn() });
-        }
-        if state.tip.version() != on.version() {
+        let _writer = self.writer.lock();
+        let (tip, number) = {
+            let state = self.state.lock();
+            if self.fixed {
+                return Err(CommitError::ReadOnly { volume: self.id, lsn: state.base.lsn() });
+            }
+            (state.tip.clone(), state.numbers + 1)
+        };
+        if tip.version() != on.version() {
             return Err(CommitError::Stale);
         }
-        let local = state.local(change, state.tip.pages(), state.numbers + 1);
+        let local = local(change, tip.pages(), number);
         self.store_local(&local, also)?;
-        state.numbers = local.number;
-        let version = state.next_version();
+        let version = {
+            let mut state = self.state.lock();
+            state.numbers = number;
+            state.next_version()
+        };
         let pages = local.changes.iter().map(|(i, p)| (*i, p));
-        state.tip = state.tip.with_local(pages, local.pages_after, version);
-        state.locals.push(local);
-        Ok(state.tip.clone())
+        let tip = tip.with_local(pages, local.pages_after, version);
+        let mut state = self.state.lock();
+        state.tip = tip.clone();
+        state.locals.push(Arc::new(local));
+        Ok(tip)
     }
 
     /// A replica in memory of the same volume: its base is this one's and `pulled` on top of it, its
@@ -157,10 +166,10 @@ impl Volume {
     ///
     /// With `pulled` it is where a new stack is built, without it a look at an earlier state.
     pub fn aside(&self, pulled: Option<&Pulled>, locals: usize) -> Volume {
-        let (base, checkpointed_bytes, numbers, stack) = {
+        let (base, checkpointed_bytes, numbers, kept) = {
             let state = self.state.lock();
-            let stack = state.locals[..locals.min(state.locals.len())].to_vec();
-            (state.base.clone(), state.checkpointed_bytes, state.numbers, stack)
+            let locals = state.locals[..locals.min(state.locals.len())].to_vec();
+            (state.base.clone(), state.checkpointed_bytes, state.numbers, locals)
         };
         let mut state = State {
             tip: base.clone(),
@@ -175,14 +184,16 @@ impl Volume {
             let moved = state.follow(pulled.clone(), self.page_size);
             state.advance(moved, None);
         }
-        state.locals = stack;
+        state.locals = kept;
         let version = state.next_version();
-        state.tip = state.stack(version);
+        state.tip = stack(&state.base, &state.locals, version);
         Volume {
             id: self.id,
             page_size: self.page_size,
             options: Options { locals: None, ..self.options.clone() },
             fixed: false,
+            sealing: Mutex::default(),
+            writer: Mutex::default(),
             state: Mutex::new(state),
             cache: Arc::clone(&self.cache),
         }
@@ -196,6 +207,7 @@ impl Volume {
     ///
     /// [`CommitError::Stale`] where they do not fit; nothing has changed.
     pub fn extend_aside(&self, locals: &[LocalCommit]) -> Result<(), CommitError> {
+        let _writer = self.writer.lock();
         let mut state = self.state.lock();
         let mut pages = state.tip.pages();
         for local in locals {
@@ -208,11 +220,11 @@ impl Volume {
         }
         let version = state.next_version();
         state.tip = state.tip.with_locals(locals, version);
-        state.locals.extend_from_slice(locals);
+        state.locals.extend(locals.iter().cloned().map(Arc::new));
         Ok(())
     }
 
-    /// Moves the base onto `pulled` and puts `stack` on it in place of the local commits, whose numbers
+    /// Moves the base onto `pulled` and puts `placed` on it in place of the local commits, whose numbers
     /// are `seen` and whose lineage ([`Snapshot::lineage`]) is `lineage`; `also` goes into the same
     /// batch. Answers the graft of the pulled commits. Stores what is new and removes what is gone; what
     /// is kept costs nothing but its place in the page table.
@@ -220,83 +232,94 @@ impl Volume {
     /// # Errors
     ///
     /// Any [`ReplaceError`]: base, stack and store are as they were. [`ReplaceError::Stale`] also where
-    /// `stack` does not fit what was seen: a number that is not in it or not in order, one that
+    /// `placed` does not fit what was seen: a number that is not in it or not in order, one that
     /// cannot lie where it is put.
     pub fn replace_locals(
         &self,
         lineage: u64,
         seen: &[u64],
         pulled: Pulled,
-        stack: Vec<Placed>,
+        placed: Vec<Placed>,
         also: Batch,
     ) -> Result<PageSet, ReplaceError> {
-        let mut state = self.state.lock();
-        if state.tip.lineage() != lineage
-            || !state.locals.iter().map(|local| local.number).eq(seen.iter().copied())
-        {
-            return Err(ReplaceError::Stale);
-        }
-        if state.pending.is_some() {
-            return Err(ReplaceError::Pending);
-        }
-        let before = state.base.clone();
-        let moved = state.follow(pulled, self.page_size);
+        let _writer = self.writer.lock();
+        let (before, old, moved) = {
+            let mut state = self.state.lock();
+            if state.tip.lineage() != lineage
+                || !state.locals.iter().map(|local| local.number).eq(seen.iter().copied())
+            {
+                return Err(ReplaceError::Stale);
+            }
+            if state.pending.is_some() {
+                return Err(ReplaceError::Pending);
+            }
+            let moved = state.follow(pulled, self.page_size);
+            (state.base.clone(), state.locals.clone(), moved)
+        };
         let pages = moved.bases.last().map_or(before.pages(), Snapshot::pages);
-        let Restacked { locals, gone, changed: new } = state.restacked(stack, pages)?;
-        let new: Vec<&LocalCommit> = new.into_iter().map(|at| &locals[at]).collect();
+        let Restacked { locals, gone, changed: new } = restacked(&old, placed, pages)?;
+        let new: Vec<&LocalCommit> = new.into_iter().map(|at| &*locals[at]).collect();
         self.store_replaced(&before, moved.jump.as_deref(), &moved.heads, &gone, &new, also)?;
+        let mut state = self.state.lock();
         let changed = state.advance(moved, Some(&self.cache));
         let version = state.next_version();
-        if !state.locals.is_empty() {
+        if !old.is_empty() {
             state.base = state.base.after_reset(version);
         }
         state.locals = locals;
         let version = state.next_version();
-        state.tip = if state.locals.is_empty() { state.base.clone() } else { state.stack(version) };
+        state.tip = if state.locals.is_empty() {
+            state.base.clone()
+        } else {
+            stack(&state.base, &state.locals, version)
+        };
         Ok(changed)
     }
 }
 
-impl State {
-    fn local(&self, change: Change, pages_before: u32, number: u64) -> LocalCommit {
-        LocalCommit {
-            number,
-            pages_before,
-            pages_after: change.pages,
-            changes: Arc::new(change.changes),
-            payload: change.payload,
-        }
+fn local(change: Change, pages_before: u32, number: u64) -> LocalCommit {
+    LocalCommit {
+        number,
+        pages_before,
+        pages_after: change.pages,
+        changes: Arc::new(change.changes),
+        payload: change.payload,
     }
+}
 
-    /// The stack that `stack` makes of the local commits, on a base of `pages` pages.
-    fn restacked(&self, stack: Vec<Placed>, mut pages: u32) -> Result<Restacked, ReplaceError> {
-        let mut old = self.locals.iter();
-        let mut new =
-            Restacked { locals: Vec::with_capacity(stack.len()), gone: Vec::new(), changed: Vec::new() };
-        for placed in stack {
-            let number = placed.number();
-            let was = loop {
-                match old.next() {
-                    Some(local) if local.number == number => break local,
-                    Some(local) if local.number < number => new.gone.push(local.clone()),
-                    Some(_) | None => return Err(ReplaceError::Stale),
-                }
-            };
-            let local = match placed {
-                Placed::Kept(_) => kept(was, pages).ok_or(ReplaceError::Stale)?,
-                Placed::Changed(local) if local.pages_before == pages => {
-                    new.gone.push(was.clone());
-                    new.changed.push(new.locals.len());
-                    local
-                }
-                Placed::Changed(_) => return Err(ReplaceError::Stale),
-            };
-            pages = local.pages_after;
-            new.locals.push(local);
-        }
-        new.gone.extend(old.cloned());
-        Ok(new)
+/// The stack that `placed` makes of the local commits `old`, on a base of `pages` pages.
+fn restacked(
+    old: &[Arc<LocalCommit>],
+    placed: Vec<Placed>,
+    mut pages: u32,
+) -> Result<Restacked, ReplaceError> {
+    let mut old = old.iter();
+    let mut new =
+        Restacked { locals: Vec::with_capacity(placed.len()), gone: Vec::new(), changed: Vec::new() };
+    for placed in placed {
+        let number = placed.number();
+        let was = loop {
+            match old.next() {
+                Some(local) if local.number == number => break local,
+                Some(local) if local.number < number => new.gone.push(local.clone()),
+                Some(_) | None => return Err(ReplaceError::Stale),
+            }
+        };
+        let local = match placed {
+            Placed::Kept(_) if was.pages_before == pages => was.clone(),
+            Placed::Kept(_) => Arc::new(kept(was, pages).ok_or(ReplaceError::Stale)?),
+            Placed::Changed(local) if local.pages_before == pages => {
+                new.gone.push(was.clone());
+                new.changed.push(new.locals.len());
+                Arc::new(local)
+            }
+            Placed::Changed(_) => return Err(ReplaceError::Stale),
+        };
+        pages = local.pages_after;
+        new.locals.push(local);
     }
+    new.gone.extend(old.cloned());
+    Ok(new)
 }
 
 /// A local commit as it is, on another state of `pages` pages; `None` where it does not fit there.

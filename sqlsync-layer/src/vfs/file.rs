@@ -676,6 +676,10 @@ impl VolumeFile {
                 }
             } else if before.as_ref() != Some(&page) {
                 change.changes.insert(idx, page);
+            } else if let Some(reads) = &mut self.control.state.lock().recording {
+                // It is as it was, so it is not written; but what it was is depended on. SQLite takes a
+                // free page without reading it.
+                reads.push(idx.get());
             }
         }
         let mut written: PageSet = change.changes.keys().copied().collect();
