@@ -40,7 +40,7 @@ use sqlite_plugin::vars;
 use sqlite_plugin::vfs::{Pragma, PragmaErr, Vfs, VfsHandle, VfsResult};
 
 use super::host::Host;
-use super::page1::{self, Marks};
+use super::page1::{self, Marks, Synthesised};
 use super::scratch::{Scratch, names_super_journal};
 use super::spill::Dirty;
 use super::{Control, Database, PragmaAnswer, Spilling, WriteSet, hooks};
@@ -88,13 +88,6 @@ impl VfsHandle for Handle {
     fn in_memory(&self) -> bool {
         false
     }
-}
-
-/// A page that a connection reads.
-enum Page {
-    AsIs(Bytes),
-    /// Page 1 as stored, of a snapshot of this lineage: its header is to be made first.
-    First(Bytes, u64),
 }
 
 /// The main database file of one connection.
@@ -337,7 +330,11 @@ impl VolumeFile {
     }
 
     fn size_pages(&self) -> u32 {
-        self.pages.unwrap_or_else(|| self.view().pages())
+        match (self.pages, &self.snapshot) {
+            (Some(pages), _) => pages,
+            (None, Some(snapshot)) => snapshot.pages(),
+            (None, None) => self.database.volume.tip().pages(),
+        }
     }
 
     fn read(&mut self, offset: usize, out: &mut [u8]) -> VfsResult<usize> {
@@ -350,26 +347,20 @@ impl VolumeFile {
             if idx.get() > size {
                 break;
             }
-            let page = self.page(idx)?;
+            let (page, fields) = self.page(idx)?;
             let count = (page_bytes - within).min(out.len() - done);
-            let part = &mut out[done..done + count];
-            match page {
-                Page::AsIs(page) => part.copy_from_slice(&page[within..within + count]),
-                Page::First(page, lineage) => {
-                    part.copy_from_slice(&page[within..within + count]);
-                    let header = self.header(&page, lineage);
-                    if let Some(shown) = header.get(within..header.len().min(within + count)) {
-                        part[..shown.len()].copy_from_slice(shown);
-                    }
-                }
+            let out = &mut out[done..done + count];
+            out.copy_from_slice(&page[within..within + count]);
+            if let Some(fields) = fields {
+                fields.overlay(out, within);
             }
             done += count;
         }
         Ok(done)
     }
 
-    /// A page, as SQLite is to see it but for the header of page 1.
-    fn page(&mut self, idx: PageIdx) -> VfsResult<Page> {
+    /// A page; of page 1 as it is stored, also what SQLite is to see in place of some of it.
+    fn page(&mut self, idx: PageIdx) -> VfsResult<(Bytes, Option<Synthesised>)> {
         if idx != PageIdx::FIRST
             && let Some(reads) = &mut self.control.state.lock().recording
             && reads.last() != Some(&idx.get())
@@ -377,34 +368,24 @@ impl VolumeFile {
             reads.push(idx.get());
         }
         if let Some(page) = self.written(idx, vars::SQLITE_IOERR_READ)? {
-            return Ok(Page::AsIs(page));
+            return Ok((page, None));
         }
         if idx.get() > self.low {
-            return Ok(Page::AsIs(BytesMut::zeroed(self.page_bytes()).freeze()));
+            return Ok((BytesMut::zeroed(self.page_bytes()).freeze(), None));
         }
         let snapshot = self.view();
         let page = self.fetched(&snapshot, idx)?;
-        Ok(match idx {
-            PageIdx::FIRST => Page::First(page, snapshot.lineage()),
-            _ => Page::AsIs(page),
-        })
-    }
-
-    /// The header of stored page 1 of a snapshot of `lineage`, as SQLite is to see it.
-    fn header(&mut self, page: &Bytes, lineage: u64) -> [u8; page1::HEADER_BYTES] {
-        let mut header = [0; page1::HEADER_BYTES];
-        if let Some(stored) = page.get(..page1::HEADER_BYTES) {
-            header.copy_from_slice(stored);
+        if idx != PageIdx::FIRST {
+            return Ok((page, None));
         }
-        page1::synthesise(&mut header, self.counter, Host::get().version());
-        let stored = page1::cookie(&header);
-        if self.lineage.replace(lineage).is_some_and(|before| before != lineage) {
+        let stored = page1::cookie(&page);
+        if self.lineage.replace(snapshot.lineage()).is_some_and(|lineage| lineage != snapshot.lineage()) {
             self.cookie_offset = self.cookie_seen.wrapping_add(1).wrapping_sub(stored);
         }
         let cookie = stored.wrapping_add(self.cookie_offset);
         self.cookie_seen = self.cookie_seen.max(cookie);
-        page1::set_cookie(&mut header, cookie);
-        header
+        let fields = Synthesised { counter: self.counter, cookie, sqlite_version: Host::get().version() };
+        Ok((page, Some(fields)))
     }
 
     fn fetched(&self, snapshot: &Snapshot, idx: PageIdx) -> VfsResult<Bytes> {
