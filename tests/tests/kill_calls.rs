@@ -45,8 +45,7 @@ fn a_local_commit_that_is_killed_at_any_call_is_whole_or_not_at_all() {
     let _entered = runtime.enter();
     let rows: Vec<String> = (0..24).map(|number| format!("row {number}")).collect();
     let (mut kills, mut between, mut acknowledged) = (0, 0, 0);
-    // Opening makes a few hundred calls; the commits are the last of them.
-    for at in (1..).step_by(7) {
+    for at in numbers() {
         let dir = strace.path(&format!("data-{at}"));
         let mut command = strace.killing(Path::new(env!("CARGO_BIN_EXE_commits")), at);
         command.arg(&dir).arg("sync");
@@ -152,11 +151,16 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// Kills at every `stride`-th call until the program lives to its end; says how often.
-fn at_calls(what: &str, stride: usize, mut killed: impl FnMut(usize) -> bool) {
-    let kills = (1..).step_by(stride).take_while(|at| killed(*at)).count();
+/// Numbers of calls to kill at: each of the first, and fewer of what follows.
+fn numbers() -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(1), |at| Some(at + 1 + at / 8))
+}
+
+/// Kills at one call after another until the program lives to its end; says how often.
+fn at_calls(what: &str, mut killed: impl FnMut(usize) -> bool) {
+    let kills = numbers().take_while(|at| killed(*at)).count();
     println!("{what}: {kills} kills");
-    assert!(kills >= 3, "{what}: only {kills} kills");
+    assert!(kills >= 5, "{what}: only {kills} kills");
 }
 
 #[test]
@@ -164,7 +168,7 @@ fn an_import_into_a_directory_that_is_killed_at_any_call_runs_again() {
     let Some(shop) = Shop::open() else { return };
     let import = ["import", &shop.path("in.db"), "--volume", "new"];
     let all: Vec<i64> = (1..=3000).collect();
-    at_calls("import", 2, |at| {
+    at_calls("import", |at| {
         let store = shop.copy(&format!("import-{at}"));
         let killed = shop.kill_at(&import, &store, at);
         // Its name is there only with all of it.
@@ -180,7 +184,7 @@ fn an_import_into_a_directory_that_is_killed_at_any_call_runs_again() {
 fn a_write_that_is_killed_at_any_call_is_whole_or_not_at_all() {
     let Some(shop) = Shop::open() else { return };
     let (mut with, mut without) = (0, 0);
-    at_calls("sql --write", 6, |at| {
+    at_calls("sql --write", |at| {
         let store = shop.copy(&format!("write-{at}"));
         let data = shop.path(&format!("data-{at}"));
         let write = |sql: &'static str| ["sql", sql, "--write", "--volume", "v", "--data", data.as_str()];
@@ -204,7 +208,7 @@ fn a_write_that_is_killed_at_any_call_is_whole_or_not_at_all() {
 #[test]
 fn a_hydration_that_is_killed_at_any_call_goes_on() {
     let Some(shop) = Shop::open() else { return };
-    at_calls("hydrate", 6, |at| {
+    at_calls("hydrate", |at| {
         let data = shop.path(&format!("data-{at}"));
         let hydrate = ["volume", "hydrate", "v", "--data", data.as_str()];
         let killed = shop.kill_at(&hydrate, "whole", at);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::executor::block_on;
-use graft::fetch::RemoteFetch;
+use graft::fetch::{Ahead, Fetcher, RemoteFetch};
 use graft::format::meta::Meta;
 use graft::publish::PublishError;
 use graft::remote::{Counting, MemoryRemote, SharedRemote};
@@ -117,7 +117,12 @@ async fn a_replica_that_lacks_most_pages_pushes_what_it_changed() {
         push_as(&remote, &writer, 1).unwrap();
         let counting = Counting::new(remote.clone());
         let partial: SharedRemote = counting.clone();
-        let (ours, connection) = open(&partial);
+        let volume = block_on(Volume::open(&*partial, VOLUME, Options::default())).unwrap().volume;
+        let ours = Arc::new(volume);
+        // Nothing ahead, so that it lacks what it did not touch.
+        let fetcher = Fetcher::new(partial.clone()).with_ahead(Ahead::Nothing);
+        let database = Database::new(ours.clone(), Arc::new(RemoteFetch::with(fetcher)));
+        let (connection, _) = database.connect().unwrap();
         counting.reset();
         connection.execute("update t set v = 'ours' where id = 15000", []).unwrap();
         assert!(matches!(push_as(&partial, &ours, 2), Ok(Pushed::Durable(Lsn(2)))));
