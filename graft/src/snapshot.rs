@@ -19,6 +19,7 @@ use crate::format::chunk::{CHUNK_PAGES, Lineage, Object, ObjectKind, first_page}
 use crate::format::commit::Head;
 use crate::ids::{ChainHash, Lsn, PageIdx, PageSize};
 use crate::page_set::PageSet;
+use crate::volume::LocalCommit;
 
 pub mod table;
 
@@ -195,6 +196,27 @@ impl Snapshot {
             view.table.set(idx, Entry::Local(page.clone()));
         }
         view.pages = pages;
+        Snapshot(Arc::new(view))
+    }
+
+    /// The snapshot after several local commits, oldest first. Each chunk of the table is copied once,
+    /// however many of them touch it.
+    pub(crate) fn with_locals<'a>(
+        &self,
+        locals: impl IntoIterator<Item = &'a LocalCommit>,
+        version: u64,
+    ) -> Snapshot {
+        let mut view = (*self.0).clone();
+        view.version = version;
+        for local in locals {
+            if local.pages_after < view.pages {
+                view.table.truncate(local.pages_after);
+            }
+            for (idx, page) in local.changes.iter() {
+                view.table.set(*idx, Entry::Local(page.clone()));
+            }
+            view.pages = local.pages_after;
+        }
         Snapshot(Arc::new(view))
     }
 

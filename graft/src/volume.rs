@@ -39,7 +39,7 @@ use parking_lot::Mutex;
 
 use self::cache::PageCache;
 use self::persist::Kept;
-pub use self::stack::ReplaceError;
+pub use self::stack::{Placed, ReplaceError};
 use crate::catalog::{self, CatalogError};
 use crate::checkpoint::Policy;
 use crate::format::chunk::Lineage;
@@ -78,17 +78,17 @@ impl Default for Options {
     }
 }
 
-/// A local commit: one atomic change on top of the replica's tip.
+/// A local commit: one atomic change on top of the replica's tip. A clone shares pages and payload.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LocalCommit {
-    /// Its number in this replica, ascending.
+    /// Its number in this replica: its place in the order.
     pub number: u64,
     /// The page count before it.
     pub pages_before: u32,
     /// The page count after it.
     pub pages_after: u32,
     /// The pages it wrote, none beyond `pages_after`.
-    pub changes: BTreeMap<PageIdx, Bytes>,
+    pub changes: Arc<BTreeMap<PageIdx, Bytes>>,
     /// What the layer above stored with it.
     pub payload: Bytes,
 }
@@ -238,16 +238,12 @@ impl State {
         self.versions += 1;
         self.versions
     }
-
 }
 
-/// The tip from a base and the local commits on it, under `version`.
+/// The tip from a base and the local commits on it, under `version`. Copies no more of the page table than
+/// all of them touch.
 fn stack(base: &Snapshot, locals: &[Arc<LocalCommit>], version: u64) -> Snapshot {
-    let mut tip = base.clone();
-    for local in locals {
-        tip = tip.with_local(local.changes.iter().map(|(i, p)| (*i, p)), local.pages_after, version);
-    }
-    tip
+    base.with_locals(locals.iter().map(|local| &**local), version)
 }
 
 /// A replica of one volume. Shared by every connection to it in this process.
@@ -405,6 +401,12 @@ impl Volume {
     pub fn locals(&self) -> Vec<LocalCommit> {
         let locals = self.state.lock().locals.clone();
         locals.iter().map(|local| LocalCommit::clone(local)).collect()
+    }
+
+    /// The newest local commit that the remote does not have.
+    pub fn last_local(&self) -> Option<LocalCommit> {
+        let last = self.state.lock().locals.last().cloned();
+        last.map(Arc::unwrap_or_clone)
     }
 
     /// Reads page `page` as of `snapshot`. A page that no commit has written reads as zeroes.

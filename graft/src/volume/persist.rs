@@ -8,7 +8,7 @@
 //! | state | `vid ‖ 'c' ‖ hash` | a chunk of that checkpoint's page table |
 //! | state | `vid ‖ 'p'` | the pending push: the commit's bytes, and its segments' lengths and hashes |
 //! | state | `vid ‖ 'u' ‖ part` (big-endian) | the pending push's segments, each in parts of up to 4 MiB |
-//! | local | `vid ‖ number` (big-endian) | a local commit |
+//! | local | `vid ‖ number` (big-endian) | a local commit; one that leaves the page count alone lies on whatever count is below it |
 //!
 //! A local commit or a pending push's own value of more than 4 MiB lies in parts of that size, under
 //! `"part" ‖ vid ‖ number ‖ part` or `vid ‖ 'q' ‖ part`; its own value is then their length in
@@ -29,6 +29,7 @@ use std::sync::Arc;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
+use super::stack::kept;
 use super::{LocalCommit, OpenError, Prepared, State, Volume, stack};
 use crate::format::checkpoint::{ChunkRef, Root, state_hash};
 use crate::format::chunk::Lineage;
@@ -440,14 +441,15 @@ impl Volume {
     }
 
     /// Stores one stack of local commits in place of another, what was pulled under it, and what the
-    /// layer above stores with them: one batch.
+    /// layer above stores with them: one batch. Of the stacks it gets `old`, what is gone, and `new`, of
+    /// which some may take a number of those; what is in both stays as it is stored.
     pub(super) fn store_replaced(
         &self,
         before: &Snapshot,
         jump: Option<&Start>,
         heads: &[Head],
         old: &[Arc<LocalCommit>],
-        new: &[Arc<LocalCommit>],
+        new: &[&LocalCommit],
         mut batch: Batch,
     ) -> Result<(), StoreError> {
         let Some((store, durability)) = self.local_store() else {
@@ -458,10 +460,23 @@ impl Volume {
             remove_local(&mut batch, self.id, local);
         }
         for local in new {
-            let part_key = |part| local_part_key(self.id, local.number, part);
-            let mut parted = Volume::parted(store, Space::Local, part_key, local_bytes(local));
-            encode_local(local, |bytes| parted.put(bytes))?;
-            parted.end(&mut batch, local_key(self.id, local.number))?;
+            // Parts go into the batch, too: under this number there may be others, which hold until then.
+            let mut bytes = BytesMut::with_capacity(local_bytes(local));
+            encode_local(local, |part| {
+                bytes.extend_from_slice(part);
+                Ok(())
+            })?;
+            let bytes = bytes.freeze();
+            let key = local_key(self.id, local.number);
+            if parts(bytes.len()) == 0 {
+                batch.put(Space::Local, key, bytes);
+                continue;
+            }
+            for (part, at) in (0..parts(bytes.len())).zip((0..bytes.len()).step_by(PART_BYTES)) {
+                let part_key = local_part_key(self.id, local.number, part);
+                batch.put(Space::Local, part_key, bytes.slice(at..bytes.len().min(at + PART_BYTES)));
+            }
+            batch.put(Space::Local, key, (bytes.len() as u64).to_le_bytes().to_vec());
         }
         store.write(batch, durability)
     }
@@ -506,9 +521,9 @@ impl Volume {
             let value = joined(store, Space::Local, value, |part| local_part_key(self.id, number, part))?;
             let local = value.and_then(|value| decode_local(&value, self.page_size.bytes()));
             let local = local.ok_or_else(|| damaged("a local commit"))?;
-            if local.pages_before != pages {
-                return Err(damaged("a local commit does not follow what is before it"));
-            }
+            // One that was kept when the base moved under it is stored with the page count of before.
+            let local = kept(&local, pages)
+                .ok_or_else(|| damaged("a local commit does not follow what is before it"))?;
             pages = local.pages_after;
             state.numbers = local.number;
             state.locals.push(local.into());
@@ -530,11 +545,7 @@ impl Volume {
     }
 
     /// Removes what seals that stopped half-way left of their segments.
-    fn sweep_segments(
-        &self,
-        store: &dyn ReplicaStore,
-        pending: Option<&Prepared>,
-    ) -> Result<(), StoreError> {
+    fn sweep_segments(&self, store: &dyn ReplicaStore, pending: Option<&Prepared>) -> Result<(), StoreError> {
         let named = pending.map_or(0, |p| p.segments.iter().map(|s| segment_parts(s.len())).sum());
         self.sealing.lock().parts = named;
         for part in named.. {
@@ -626,7 +637,7 @@ fn encode_local(
     put(&(local.payload.len() as u32).to_le_bytes())?;
     put(&(local.changes.len() as u32).to_le_bytes())?;
     put(&local.payload)?;
-    for (page, bytes) in &local.changes {
+    for (page, bytes) in local.changes.iter() {
         put(&page.get().to_le_bytes())?;
         put(bytes)?;
     }
@@ -651,13 +662,12 @@ fn decode_local(bytes: &Bytes, page_size: usize) -> Option<LocalCommit> {
         let (pages_before, pages_after) = (reader.u32("pages")?, reader.u32("pages")?);
         let (payload, changes) = (reader.u32("payload")?, reader.u32("changes")?);
         let payload = bytes.slice_ref(reader.take(payload as usize, "payload")?);
-        let mut local =
-            LocalCommit { number, pages_before, pages_after, changes: Default::default(), payload };
+        let mut pages = BTreeMap::new();
         for _ in 0..changes {
             let Some(page) = PageIdx::new(reader.u32("page")?) else { return Ok(None) };
-            local.changes.insert(page, bytes.slice_ref(reader.take(page_size, "page")?));
+            pages.insert(page, bytes.slice_ref(reader.take(page_size, "page")?));
         }
-        Ok(Some(local))
+        Ok(Some(LocalCommit { number, pages_before, pages_after, changes: Arc::new(pages), payload }))
     };
     parse().ok().flatten()
 }

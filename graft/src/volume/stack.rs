@@ -3,11 +3,12 @@
 //! What a lost race leaves behind is settled beside the replica: [`Volume::aside`] is a replica in
 //! memory that stands on the pulled commits and shares the page cache. When its stack of local commits
 //! is whole, [`Volume::replace_locals`] puts it in place of the old one, and moves the base, in one
-//! batch of the store.
+//! batch of the store. A local commit that is in both stacks is neither copied nor stored again: of a
+//! stack that nobody touched only the base moves.
 //!
 //! Invariants: a replica has the old base and stack or the new ones, in memory and on disk, never a
 //! mixture; nothing is replaced that was not seen by whoever built the new stack; numbers of local
-//! commits are never used twice.
+//! commits ascend, and one is given again only to what takes the place of the commit that had it.
 
 use std::sync::Arc;
 
@@ -36,6 +37,34 @@ pub enum ReplaceError {
     /// The local store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// One local commit of a new stack. Both kinds have the number of a commit of the old stack.
+#[derive(Debug, Clone)]
+pub enum Placed {
+    /// That commit as it is. Where it does not change the page count, its page count is that of what it
+    /// lies on now; where it does, it must lie on the count that it was made on.
+    Kept(u64),
+    /// Another in the place of the one whose number it has. It lies on the page count that it says.
+    Changed(LocalCommit),
+}
+
+impl Placed {
+    fn number(&self) -> u64 {
+        match self {
+            Placed::Kept(number) => *number,
+            Placed::Changed(local) => local.number,
+        }
+    }
+}
+
+/// A new stack, and what of the old one is not in it.
+struct Restacked {
+    locals: Vec<Arc<LocalCommit>>,
+    /// Dropped, or replaced under their number.
+    gone: Vec<Arc<LocalCommit>>,
+    /// Indexes in `locals` of those that replace one.
+    changed: Vec<usize>,
 }
 
 /// What was pulled, fitted to a base: where the base is afterwards, and over which commits.
@@ -171,51 +200,80 @@ impl Volume {
         }
     }
 
-    /// Moves the base onto `pulled` and puts `changes` on it in place of the local commits, whose numbers
-    /// are `seen`; `also` goes into the same batch. Answers the graft of the pulled commits.
+    /// Puts these local commits as they are on top of a volume [`aside`](Volume::aside), whose stack they
+    /// must fit: their numbers ascend from its last, each lies on the page count of the one before it.
+    /// One move of the tip, whatever their number.
     ///
     /// # Errors
     ///
-    /// Any [`ReplaceError`]: base, stack and store are as they were.
+    /// [`CommitError::Stale`] where they do not fit; nothing has changed.
+    pub fn extend_aside(&self, locals: &[LocalCommit]) -> Result<(), CommitError> {
+        let _writer = self.writer.lock();
+        let mut state = self.state.lock();
+        let mut pages = state.tip.pages();
+        for local in locals {
+            let fits = local.pages_before == pages
+                && local.changes.keys().next_back().is_none_or(|page| page.get() <= local.pages_after);
+            if !fits {
+                return Err(CommitError::Stale);
+            }
+            pages = local.pages_after;
+        }
+        let version = state.next_version();
+        state.tip = state.tip.with_locals(locals, version);
+        state.locals.extend(locals.iter().cloned().map(Arc::new));
+        Ok(())
+    }
+
+    /// Moves the base onto `pulled` and puts `placed` on it in place of the local commits, whose numbers
+    /// are `seen` and whose lineage ([`Snapshot::lineage`]) is `lineage`; `also` goes into the same
+    /// batch. Answers the graft of the pulled commits. Stores what is new and removes what is gone; what
+    /// is kept costs nothing but its place in the page table.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ReplaceError`]: base, stack and store are as they were. [`ReplaceError::Stale`] also where
+    /// `placed` does not fit what was seen: a number that is not in it or not in order, one that
+    /// cannot lie where it is put.
     pub fn replace_locals(
         &self,
+        lineage: u64,
         seen: &[u64],
         pulled: Pulled,
-        changes: Vec<Change>,
+        placed: Vec<Placed>,
         also: Batch,
     ) -> Result<PageSet, ReplaceError> {
         let _writer = self.writer.lock();
-        let (before, old, moved, numbers) = {
+        let (before, old, moved) = {
             let mut state = self.state.lock();
-            if !state.locals.iter().map(|local| local.number).eq(seen.iter().copied()) {
+            if state.tip.lineage() != lineage
+                || !state.locals.iter().map(|local| local.number).eq(seen.iter().copied())
+            {
                 return Err(ReplaceError::Stale);
             }
             if state.pending.is_some() {
                 return Err(ReplaceError::Pending);
             }
             let moved = state.follow(pulled, self.page_size);
-            (state.base.clone(), state.locals.clone(), moved, state.numbers)
+            (state.base.clone(), state.locals.clone(), moved)
         };
-        let mut pages = moved.bases.last().map_or(before.pages(), Snapshot::pages);
-        let mut locals = Vec::with_capacity(changes.len());
-        for (change, number) in changes.into_iter().zip(numbers + 1..) {
-            let local = local(change, pages, number);
-            pages = local.pages_after;
-            locals.push(Arc::new(local));
-        }
-        let jump = moved.jump.as_deref();
-        self.store_replaced(&before, jump, &moved.heads, &old, &locals, also)?;
+        let pages = moved.bases.last().map_or(before.pages(), Snapshot::pages);
+        let Restacked { locals, gone, changed: new } = restacked(&old, placed, pages)?;
+        let new: Vec<&LocalCommit> = new.into_iter().map(|at| &*locals[at]).collect();
+        self.store_replaced(&before, moved.jump.as_deref(), &moved.heads, &gone, &new, also)?;
         let mut state = self.state.lock();
         let changed = state.advance(moved, Some(&self.cache));
-        state.numbers = locals.last().map_or(state.numbers, |local| local.number);
         let version = state.next_version();
         if !old.is_empty() {
             state.base = state.base.after_reset(version);
         }
         state.locals = locals;
         let version = state.next_version();
-        state.tip =
-            if state.locals.is_empty() { state.base.clone() } else { stack(&state.base, &state.locals, version) };
+        state.tip = if state.locals.is_empty() {
+            state.base.clone()
+        } else {
+            stack(&state.base, &state.locals, version)
+        };
         Ok(changed)
     }
 }
@@ -225,7 +283,51 @@ fn local(change: Change, pages_before: u32, number: u64) -> LocalCommit {
         number,
         pages_before,
         pages_after: change.pages,
-        changes: change.changes,
+        changes: Arc::new(change.changes),
         payload: change.payload,
     }
+}
+
+/// The stack that `placed` makes of the local commits `old`, on a base of `pages` pages.
+fn restacked(
+    old: &[Arc<LocalCommit>],
+    placed: Vec<Placed>,
+    mut pages: u32,
+) -> Result<Restacked, ReplaceError> {
+    let mut old = old.iter();
+    let mut new =
+        Restacked { locals: Vec::with_capacity(placed.len()), gone: Vec::new(), changed: Vec::new() };
+    for placed in placed {
+        let number = placed.number();
+        let was = loop {
+            match old.next() {
+                Some(local) if local.number == number => break local,
+                Some(local) if local.number < number => new.gone.push(local.clone()),
+                Some(_) | None => return Err(ReplaceError::Stale),
+            }
+        };
+        let local = match placed {
+            Placed::Kept(_) if was.pages_before == pages => was.clone(),
+            Placed::Kept(_) => Arc::new(kept(was, pages).ok_or(ReplaceError::Stale)?),
+            Placed::Changed(local) if local.pages_before == pages => {
+                new.gone.push(was.clone());
+                new.changed.push(new.locals.len());
+                Arc::new(local)
+            }
+            Placed::Changed(_) => return Err(ReplaceError::Stale),
+        };
+        pages = local.pages_after;
+        new.locals.push(local);
+    }
+    new.gone.extend(old.cloned());
+    Ok(new)
+}
+
+/// A local commit as it is, on another state of `pages` pages; `None` where it does not fit there.
+pub(super) fn kept(local: &LocalCommit, pages: u32) -> Option<LocalCommit> {
+    let resizes = local.pages_before != local.pages_after;
+    let pages_after = if resizes { local.pages_after } else { pages };
+    let within = local.changes.keys().next_back().is_none_or(|page| page.get() <= pages_after);
+    let fits = within && (!resizes || local.pages_before == pages);
+    fits.then(|| LocalCommit { pages_before: pages, pages_after, ..local.clone() })
 }

@@ -314,7 +314,12 @@ fn a_push_of_local_commits_that_were_replaced_meanwhile_is_none() {
         let seal = scope.spawn(|| volume.seal(1, Bytes::new(), CommitId([1; 16]), 1).unwrap());
         began.recv_timeout(PATIENCE).unwrap();
         let pulled = block_on(volume.pull(&*remote)).unwrap();
-        volume.replace_locals(&seen, pulled, vec![noisy(9)], Batch::default()).unwrap();
+        let lineage = volume.tip().lineage();
+        let Change { changes, pages, payload } = noisy(9);
+        let (number, changes) = (seen[0], Arc::new(changes));
+        let other = LocalCommit { number, pages_before: 0, pages_after: pages, changes, payload };
+        let stack = vec![Placed::Changed(other)];
+        volume.replace_locals(lineage, &seen, pulled, stack, Batch::default()).unwrap();
         go.send(()).unwrap();
         seal.join().unwrap()
     });
