@@ -237,7 +237,6 @@ impl State {
         self.versions += 1;
         self.versions
     }
-
 }
 
 /// The tip from a base and the local commits on it, under `version`.

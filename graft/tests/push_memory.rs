@@ -101,7 +101,7 @@ const PAGE: usize = 4096;
 const PAGES: u32 = 32_768;
 /// What a push may hold beside the local commit itself: a segment that is filled, one frame, one part on
 /// its way to the store, the commit's head and page table, and the budget of the page cache.
-const BOUND: usize = 64 << 20;
+const BOUND: usize = 48 << 20;
 const CACHE: usize = 8 << 20;
 
 fn noise(seed: u32) -> Bytes {
@@ -124,7 +124,9 @@ fn a_push_takes_a_few_segments_of_memory_whatever_its_size() {
     let volume = block_on(Volume::open(&remote, volume, options)).unwrap().volume;
     // Many local commits that write the same pages: rolled up, each page is there once.
     let half = |from: u32, seed: u32| Change {
-        changes: (from..from + PAGES / 2).map(|idx| (PageIdx::new(idx).unwrap(), noise(seed + idx))).collect(),
+        changes: (from..from + PAGES / 2)
+            .map(|idx| (PageIdx::new(idx).unwrap(), noise(seed + idx)))
+            .collect(),
         pages: PAGES,
         payload: Bytes::new(),
     };

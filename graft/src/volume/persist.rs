@@ -529,11 +529,7 @@ impl Volume {
     }
 
     /// Removes what seals that stopped half-way left of their segments.
-    fn sweep_segments(
-        &self,
-        store: &dyn ReplicaStore,
-        pending: Option<&Prepared>,
-    ) -> Result<(), StoreError> {
+    fn sweep_segments(&self, store: &dyn ReplicaStore, pending: Option<&Prepared>) -> Result<(), StoreError> {
         let named = pending.map_or(0, |p| p.segments.iter().map(|s| segment_parts(s.len())).sum());
         self.sealing.lock().parts = named;
         for part in named.. {

@@ -213,8 +213,11 @@ impl Volume {
         }
         state.locals = locals;
         let version = state.next_version();
-        state.tip =
-            if state.locals.is_empty() { state.base.clone() } else { stack(&state.base, &state.locals, version) };
+        state.tip = if state.locals.is_empty() {
+            state.base.clone()
+        } else {
+            stack(&state.base, &state.locals, version)
+        };
         Ok(changed)
     }
 }
