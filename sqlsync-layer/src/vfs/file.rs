@@ -40,7 +40,7 @@ use sqlite_plugin::vars;
 use sqlite_plugin::vfs::{Pragma, PragmaErr, Vfs, VfsHandle, VfsResult};
 
 use super::host::Host;
-use super::page1::{self, Marks};
+use super::page1::{self, Marks, Synthesised};
 use super::scratch::{Scratch, names_super_journal};
 use super::spill::Dirty;
 use super::{Control, Database, PragmaAnswer, Spilling, WriteSet, hooks};
@@ -330,7 +330,11 @@ impl VolumeFile {
     }
 
     fn size_pages(&self) -> u32 {
-        self.pages.unwrap_or_else(|| self.view().pages())
+        match (self.pages, &self.snapshot) {
+            (Some(pages), _) => pages,
+            (None, Some(snapshot)) => snapshot.pages(),
+            (None, None) => self.database.volume.tip().pages(),
+        }
     }
 
     fn read(&mut self, offset: usize, out: &mut [u8]) -> VfsResult<usize> {
@@ -343,16 +347,20 @@ impl VolumeFile {
             if idx.get() > size {
                 break;
             }
-            let page = self.page(idx)?;
+            let (page, fields) = self.page(idx)?;
             let count = (page_bytes - within).min(out.len() - done);
-            out[done..done + count].copy_from_slice(&page[within..within + count]);
+            let out = &mut out[done..done + count];
+            out.copy_from_slice(&page[within..within + count]);
+            if let Some(fields) = fields {
+                fields.overlay(out, within);
+            }
             done += count;
         }
         Ok(done)
     }
 
-    /// A page as SQLite is to see it.
-    fn page(&mut self, idx: PageIdx) -> VfsResult<Bytes> {
+    /// A page; of page 1 as it is stored, also what SQLite is to see in place of some of it.
+    fn page(&mut self, idx: PageIdx) -> VfsResult<(Bytes, Option<Synthesised>)> {
         if idx != PageIdx::FIRST
             && let Some(reads) = &mut self.control.state.lock().recording
             && reads.last() != Some(&idx.get())
@@ -360,26 +368,24 @@ impl VolumeFile {
             reads.push(idx.get());
         }
         if let Some(page) = self.written(idx, vars::SQLITE_IOERR_READ)? {
-            return Ok(page);
+            return Ok((page, None));
         }
         if idx.get() > self.low {
-            return Ok(BytesMut::zeroed(self.page_bytes()).freeze());
+            return Ok((BytesMut::zeroed(self.page_bytes()).freeze(), None));
         }
         let snapshot = self.view();
         let page = self.fetched(&snapshot, idx)?;
         if idx != PageIdx::FIRST {
-            return Ok(page);
+            return Ok((page, None));
         }
-        let mut page = BytesMut::from(page);
-        page1::synthesise(&mut page, self.counter, Host::get().version());
         let stored = page1::cookie(&page);
         if self.lineage.replace(snapshot.lineage()).is_some_and(|lineage| lineage != snapshot.lineage()) {
             self.cookie_offset = self.cookie_seen.wrapping_add(1).wrapping_sub(stored);
         }
         let cookie = stored.wrapping_add(self.cookie_offset);
         self.cookie_seen = self.cookie_seen.max(cookie);
-        page1::set_cookie(&mut page, cookie);
-        Ok(page.freeze())
+        let fields = Synthesised { counter: self.counter, cookie, sqlite_version: Host::get().version() };
+        Ok((page, Some(fields)))
     }
 
     fn fetched(&self, snapshot: &Snapshot, idx: PageIdx) -> VfsResult<Bytes> {
