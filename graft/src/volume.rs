@@ -616,8 +616,9 @@ impl Volume {
             (state.base.clone(), state.follow(pulled, self.page_size))
         };
         self.store_pulled(&before, moved.jump.as_deref(), &moved.heads)?;
+        moved.tell(&self.cache);
         let mut state = self.state.lock();
-        let changed = state.advance(moved, Some(&self.cache));
+        let changed = state.advance(moved);
         state.tip = state.base.clone();
         Ok(changed)
     }

@@ -470,6 +470,7 @@ impl Volume {
         let mut start = Start::empty(Lineage::of(self.id));
         let mut heads = Vec::new();
         let Some(store) = self.store() else { return Ok((start, heads)) };
+        let mut kept = self.sealing.lock();
         let mut state = self.state.lock();
         let damaged = |reason: &str| OpenError::Local { volume: self.id, reason: reason.into() };
         let volumes = store.get(Space::State, &volumes_key(self.id))?;
@@ -522,16 +523,21 @@ impl Volume {
             }
             state.pending = Some(pending.into());
         }
-        self.sweep_segments(store, state.pending.as_deref())?;
+        self.sweep_segments(&mut kept, store, state.pending.as_deref())?;
         let version = state.next_version();
         state.tip = stack(&state.base, &state.locals, version);
         Ok((start, heads))
     }
 
     /// Removes what seals that stopped half-way left of their segments.
-    fn sweep_segments(&self, store: &dyn ReplicaStore, pending: Option<&Prepared>) -> Result<(), StoreError> {
+    fn sweep_segments(
+        &self,
+        kept: &mut Kept,
+        store: &dyn ReplicaStore,
+        pending: Option<&Prepared>,
+    ) -> Result<(), StoreError> {
         let named = pending.map_or(0, |p| p.segments.iter().map(|s| segment_parts(s.len())).sum());
-        self.sealing.lock().parts = named;
+        kept.parts = named;
         for part in named.. {
             let key = segment_part_key(self.id, part);
             if store.get(Space::State, &key)?.is_none() {

@@ -48,6 +48,13 @@ pub(super) struct Moved {
     bases: Vec<Snapshot>,
 }
 
+impl Moved {
+    /// Tells `cache` which versions are replaced.
+    pub(super) fn tell(&self, cache: &PageCache) {
+        self.bases.iter().zip(&self.heads).for_each(|(base, head)| cache.replaced(base, head));
+    }
+}
+
 impl State {
     /// Fits `pulled` to the base: commits that it has already are passed over. Moves nothing.
     pub(super) fn follow(&mut self, pulled: Pulled, page_size: PageSize) -> Moved {
@@ -78,14 +85,11 @@ impl State {
     }
 
     /// Moves the base; answers what may read differently, which after a jump is conservative. The tip is
-    /// left behind. `cache` hears which versions were replaced.
-    pub(super) fn advance(&mut self, moved: Moved, cache: Option<&PageCache>) -> PageSet {
+    /// left behind.
+    pub(super) fn advance(&mut self, moved: Moved) -> PageSet {
         let mut changed = PageSet::new();
         for (base, head) in moved.bases.iter().zip(&moved.heads) {
             changed.union_with(&graft(head.set.to_set(), base.pages(), head.pages));
-            if let Some(cache) = cache {
-                cache.replaced(base, head);
-            }
         }
         let Some(base) = moved.bases.into_iter().next_back() else { return changed };
         if moved.jump.is_some() {
@@ -153,7 +157,7 @@ impl Volume {
         };
         if let Some(pulled) = pulled {
             let moved = state.follow(pulled.clone(), self.page_size);
-            state.advance(moved, None);
+            state.advance(moved);
         }
         state.locals = kept;
         let version = state.next_version();
@@ -204,8 +208,9 @@ impl Volume {
         }
         let jump = moved.jump.as_deref();
         self.store_replaced(&before, jump, &moved.heads, &old, &locals, also)?;
+        moved.tell(&self.cache);
         let mut state = self.state.lock();
-        let changed = state.advance(moved, Some(&self.cache));
+        let changed = state.advance(moved);
         state.numbers = locals.last().map_or(state.numbers, |local| local.number);
         let version = state.next_version();
         if !old.is_empty() {
