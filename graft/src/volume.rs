@@ -324,6 +324,7 @@ impl Volume {
     pub fn load(id: VolumeId, page_size: PageSize, options: Options) -> Result<Opened, OpenError> {
         let volume = Volume::new(id, page_size, options)?;
         let (start, heads) = volume.restore()?;
+        volume.cache.inherit(volume.options.store.as_ref(), &start.volumes);
         Ok(Opened { volume, start, heads })
     }
 
@@ -421,21 +422,7 @@ impl Volume {
 
     /// The pages of `pages` that a read of `snapshot` would fault on. No I/O.
     pub fn missing(&self, snapshot: &Snapshot, pages: &PageSet) -> Result<PageSet, StoreError> {
-        let mut missing = PageSet::new();
-        for page in pages.iter() {
-            match snapshot.location(page) {
-                Location::Zero | Location::Local(_) => {}
-                Location::Frame(_, slot) => {
-                    if !self.cache.contains((page, slot.lsn)) {
-                        missing.insert(page);
-                    }
-                }
-                Location::Unknown(_) => {
-                    missing.insert(page);
-                }
-            }
-        }
-        Ok(missing)
+        Ok(self.cache.missing(snapshot, pages))
     }
 
     /// Commits a change on top of the tip, if the tip is still the snapshot it was made on.
@@ -620,6 +607,7 @@ impl Volume {
         let mut state = self.state.lock();
         let changed = state.advance(moved);
         state.tip = state.base.clone();
+        self.cache.inherit(self.options.store.as_ref(), state.base.volumes());
         Ok(changed)
     }
 

@@ -25,11 +25,22 @@ pub struct PageHash(pub [u8; 16]);
 impl PageHash {
     /// The hash of page `idx` with these bytes.
     pub fn of(idx: PageIdx, bytes: &[u8]) -> PageHash {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&idx.get().to_le_bytes());
-        hasher.update(bytes);
+        // In one piece: after four bytes of its own the hasher takes a page 1 KiB at a time, in one piece
+        // four and more of them side by side, which is two to three times as fast.
+        const USUAL: usize = 4096;
+        let (mut usual, mut long) = ([0; 4 + USUAL], Vec::new());
+        let whole = match usual.get_mut(..4 + bytes.len()) {
+            Some(whole) => whole,
+            None => {
+                long.resize(4 + bytes.len(), 0);
+                &mut long[..]
+            }
+        };
+        let (first, rest) = whole.split_at_mut(4);
+        first.copy_from_slice(&idx.get().to_le_bytes());
+        rest.copy_from_slice(bytes);
         let mut hash = [0; 16];
-        hash.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        hash.copy_from_slice(&blake3::hash(whole).as_bytes()[..16]);
         PageHash(hash)
     }
 }

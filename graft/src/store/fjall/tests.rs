@@ -29,9 +29,9 @@ fn more_than_memory_reads_back_after_a_reopen() {
         for first in (0..3_000_u32).step_by(50) {
             let mut batch = Batch::default();
             for i in first..first + 50 {
-                batch.put(Space::Pages, i.to_be_bytes().to_vec(), value(i));
+                batch.put(Space::Timeline, i.to_be_bytes().to_vec(), value(i));
                 if i % 3 == 0 && i >= 300 {
-                    batch.remove(Space::Pages, (i - 300).to_be_bytes().to_vec());
+                    batch.remove(Space::Timeline, (i - 300).to_be_bytes().to_vec());
                 }
             }
             store.write(batch, Durability::Buffered).unwrap();
@@ -40,7 +40,7 @@ fn more_than_memory_reads_back_after_a_reopen() {
     let store = open(folder.path()).unwrap();
     for i in 0..3_000_u32 {
         let expected = (i % 3 != 0 || i >= 2_700).then(|| value(i));
-        assert!(store.get(Space::Pages, &i.to_be_bytes()).unwrap().as_deref() == expected.as_deref(), "{i}");
+        assert!(store.get(Space::Timeline, &i.to_be_bytes()).unwrap().as_deref() == expected.as_deref(), "{i}");
     }
 }
 
@@ -61,7 +61,8 @@ fn a_second_open_is_told_who_holds_the_directory() {
 fn unknown_formats_are_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     for (file, text, said) in [
-        ("format", "graft replica 2\n", "graft replica 2"),
+        ("format", "graft replica 1\n", "graft replica 1"),
+        ("format", "graft replica 3\n", "graft replica 3"),
         ("format", "%s\0\n", "%s\\0"),
         ("format", "", "format ``"),
         ("holiday.jpg", "", "holiday.jpg"),
@@ -73,7 +74,7 @@ fn unknown_formats_are_left_alone() {
         assert!(matches!(&error, StoreError::Format { .. }), "{error}");
         assert!(error.to_string().contains(said), "{error}");
         assert_eq!(fs::read_to_string(dir.join(file)).unwrap(), text);
-        assert!(!dir.join("fjall").exists());
+        assert!(!dir.join("journal").exists());
     }
     let error = FjallStore::open(tempfile::NamedTempFile::new().unwrap().path()).expect_err("a file");
     assert!(matches!(error, StoreError::Failed { .. }), "{error}");
@@ -205,4 +206,41 @@ fn a_durable_write_is_an_fsync() {
         }
     }
     assert_eq!(acks, 10, "{trace}");
+}
+
+/// What a transaction of one row costs here; run it alone, optimised:
+/// `cargo test -p graft --config 'profile.dev.package.graft.opt-level=3' --lib -- --ignored --nocapture what_a_batch_costs`.
+#[test]
+#[ignore = "a measurement"]
+fn what_a_batch_costs() {
+    let target = std::env::current_exe().unwrap();
+    let folder = tempfile::tempdir_in(target.parent().unwrap()).unwrap();
+    for round in 0..3 {
+        let begun = std::time::Instant::now();
+        let store = FjallStore::open(&folder.path().join(format!("new-{round}"))).unwrap();
+        println!("a new directory: {:?}", begun.elapsed());
+        drop(store);
+    }
+    let store = FjallStore::open(folder.path()).unwrap_err();
+    println!("{store}");
+    for (durability, count) in [(Durability::Sync, 2_000_u32), (Durability::Buffered, 20_000)] {
+        let dir = folder.path().join(format!("{durability:?}"));
+        let store = FjallStore::open(&dir).unwrap();
+        for round in 0..4 {
+            let begun = std::time::Instant::now();
+            for i in 0..count {
+                let mut batch = Batch::default();
+                batch.put(Space::Local, (round * count + i).to_be_bytes().to_vec(), vec![i as u8; 2 * 4096 + 200]);
+                store.write(batch, durability).unwrap();
+            }
+            println!("{durability:?}: {:?} for each of {count}", begun.elapsed() / count);
+        }
+        drop(store);
+        let begun = std::time::Instant::now();
+        let store = FjallStore::open(&dir).unwrap();
+        println!("opening it again: {:?}", begun.elapsed());
+        drop(store);
+        let du = Command::new("du").args(["-sm"]).arg(&dir).output().unwrap();
+        println!("{}", String::from_utf8_lossy(&du.stdout));
+    }
 }
