@@ -615,8 +615,9 @@ impl Volume {
             (state.base.clone(), state.follow(pulled, self.page_size))
         };
         self.store_pulled(&before, moved.jump.as_deref(), &moved.heads)?;
+        moved.tell(&self.cache);
         let mut state = self.state.lock();
-        let changed = state.advance(moved, Some(&self.cache));
+        let changed = state.advance(moved);
         state.tip = state.base.clone();
         self.cache.inherit(self.options.store.as_ref(), state.base.volumes());
         Ok(changed)

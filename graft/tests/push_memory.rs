@@ -52,11 +52,18 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Which file holds the value of each key, and the number of the newest.
+#[derive(Debug, Default)]
+struct Keys {
+    files: BTreeMap<(Space, Bytes), u64>,
+    newest: u64,
+}
+
 /// Keys in memory, values in files.
 #[derive(Debug)]
 struct Files {
     dir: PathBuf,
-    keys: Mutex<(BTreeMap<(Space, Bytes), u64>, u64)>,
+    keys: Mutex<Keys>,
 }
 
 impl Files {
@@ -71,25 +78,25 @@ impl Files {
 
 impl ReplicaStore for Files {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        let number = self.keys.lock().unwrap().0.get(&(space, Bytes::copy_from_slice(key))).copied();
+        let number = self.keys.lock().unwrap().files.get(&(space, Bytes::copy_from_slice(key))).copied();
         number.map(|number| self.value(number)).transpose()
     }
     fn scan(&self, space: Space, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
         let keys = self.keys.lock().unwrap();
-        let found = keys.0.iter().filter(|((at, key), _)| *at == space && key.starts_with(prefix));
+        let found = keys.files.iter().filter(|((at, key), _)| *at == space && key.starts_with(prefix));
         found.map(|((_, key), number)| Ok((key.clone(), self.value(*number)?))).collect()
     }
     fn write(&self, batch: Batch, _durability: Durability) -> Result<(), StoreError> {
         let mut keys = self.keys.lock().unwrap();
         for (space, key, value) in batch.changes {
-            if let Some(number) = keys.0.remove(&(space, key.clone())) {
+            if let Some(number) = keys.files.remove(&(space, key.clone())) {
                 std::fs::remove_file(self.dir.join(number.to_string())).map_err(Files::failed)?;
             }
             if let Some(value) = value {
-                keys.1 += 1;
-                std::fs::write(self.dir.join(keys.1.to_string()), &value).map_err(Files::failed)?;
-                let number = keys.1;
-                keys.0.insert((space, key), number);
+                keys.newest += 1;
+                std::fs::write(self.dir.join(keys.newest.to_string()), &value).map_err(Files::failed)?;
+                let number = keys.newest;
+                keys.files.insert((space, key), number);
             }
         }
         Ok(())
@@ -101,7 +108,7 @@ const PAGE: usize = 4096;
 const PAGES: u32 = 32_768;
 /// What a push may hold beside the local commit itself: a segment that is filled, one frame, one part on
 /// its way to the store, the commit's head and page table, and the budget of the page cache.
-const BOUND: usize = 64 << 20;
+const BOUND: usize = 48 << 20;
 const CACHE: usize = 8 << 20;
 
 fn noise(seed: u32) -> Bytes {
@@ -124,7 +131,9 @@ fn a_push_takes_a_few_segments_of_memory_whatever_its_size() {
     let volume = block_on(Volume::open(&remote, volume, options)).unwrap().volume;
     // Many local commits that write the same pages: rolled up, each page is there once.
     let half = |from: u32, seed: u32| Change {
-        changes: (from..from + PAGES / 2).map(|idx| (PageIdx::new(idx).unwrap(), noise(seed + idx))).collect(),
+        changes: (from..from + PAGES / 2)
+            .map(|idx| (PageIdx::new(idx).unwrap(), noise(seed + idx)))
+            .collect(),
         pages: PAGES,
         payload: Bytes::new(),
     };
@@ -153,7 +162,8 @@ fn a_push_takes_a_few_segments_of_memory_whatever_its_size() {
     assert!(pushing < BOUND, "a push of {} MiB took {} MiB", mib(2 * page_bytes), mib(pushing));
     assert!(committing < page_bytes + BOUND / 2, "a commit took {} MiB", mib(committing));
     // What is left of the local commits is the cache's budget.
-    let left: usize = store.keys.lock().unwrap().0.keys().filter(|(space, _)| *space == Space::Local).count();
+    let left: usize =
+        store.keys.lock().unwrap().files.keys().filter(|(space, _)| *space == Space::Local).count();
     assert_eq!(left, 0);
     assert!(PAGES as usize * PAGE > 2 * BOUND);
 }

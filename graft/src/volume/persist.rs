@@ -29,7 +29,7 @@ use std::sync::Arc;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
-use super::stack::kept;
+use super::stack::moved_onto;
 use super::{LocalCommit, OpenError, Prepared, State, Volume, stack};
 use crate::format::checkpoint::{ChunkRef, Root, state_hash};
 use crate::format::chunk::Lineage;
@@ -486,6 +486,7 @@ impl Volume {
         let mut start = Start::empty(Lineage::of(self.id));
         let mut heads = Vec::new();
         let Some(store) = self.store() else { return Ok((start, heads)) };
+        let mut kept = self.sealing.lock();
         let mut state = self.state.lock();
         let damaged = |reason: &str| OpenError::Local { volume: self.id, reason: reason.into() };
         let volumes = store.get(Space::State, &volumes_key(self.id))?;
@@ -522,7 +523,7 @@ impl Volume {
             let local = value.and_then(|value| decode_local(&value, self.page_size.bytes()));
             let local = local.ok_or_else(|| damaged("a local commit"))?;
             // One that was kept when the base moved under it is stored with the page count of before.
-            let local = kept(&local, pages)
+            let local = moved_onto(&local, pages)
                 .ok_or_else(|| damaged("a local commit does not follow what is before it"))?;
             pages = local.pages_after;
             state.numbers = local.number;
@@ -538,16 +539,21 @@ impl Volume {
             }
             state.pending = Some(pending.into());
         }
-        self.sweep_segments(store, state.pending.as_deref())?;
+        self.sweep_segments(&mut kept, store, state.pending.as_deref())?;
         let version = state.next_version();
         state.tip = stack(&state.base, &state.locals, version);
         Ok((start, heads))
     }
 
     /// Removes what seals that stopped half-way left of their segments.
-    fn sweep_segments(&self, store: &dyn ReplicaStore, pending: Option<&Prepared>) -> Result<(), StoreError> {
+    fn sweep_segments(
+        &self,
+        kept: &mut Kept,
+        store: &dyn ReplicaStore,
+        pending: Option<&Prepared>,
+    ) -> Result<(), StoreError> {
         let named = pending.map_or(0, |p| p.segments.iter().map(|s| segment_parts(s.len())).sum());
-        self.sealing.lock().parts = named;
+        kept.parts = named;
         for part in named.. {
             let key = segment_part_key(self.id, part);
             if store.get(Space::State, &key)?.is_none() {

@@ -77,6 +77,13 @@ pub(super) struct Moved {
     bases: Vec<Snapshot>,
 }
 
+impl Moved {
+    /// Tells `cache` which versions are replaced.
+    pub(super) fn tell(&self, cache: &PageCache) {
+        self.bases.iter().zip(&self.heads).for_each(|(base, head)| cache.replaced(base, head));
+    }
+}
+
 impl State {
     /// Fits `pulled` to the base: commits that it has already are passed over. Moves nothing.
     pub(super) fn follow(&mut self, pulled: Pulled, page_size: PageSize) -> Moved {
@@ -107,14 +114,11 @@ impl State {
     }
 
     /// Moves the base; answers what may read differently, which after a jump is conservative. The tip is
-    /// left behind. `cache` hears which versions were replaced.
-    pub(super) fn advance(&mut self, moved: Moved, cache: Option<&PageCache>) -> PageSet {
+    /// left behind.
+    pub(super) fn advance(&mut self, moved: Moved) -> PageSet {
         let mut changed = PageSet::new();
         for (base, head) in moved.bases.iter().zip(&moved.heads) {
             changed.union_with(&graft(head.set.to_set(), base.pages(), head.pages));
-            if let Some(cache) = cache {
-                cache.replaced(base, head);
-            }
         }
         let Some(base) = moved.bases.into_iter().next_back() else { return changed };
         if moved.jump.is_some() {
@@ -182,7 +186,7 @@ impl Volume {
         };
         if let Some(pulled) = pulled {
             let moved = state.follow(pulled.clone(), self.page_size);
-            state.advance(moved, None);
+            state.advance(moved);
         }
         state.locals = kept;
         let version = state.next_version();
@@ -261,8 +265,9 @@ impl Volume {
         let Restacked { locals, gone, changed: new } = restacked(&old, placed, pages)?;
         let new: Vec<&LocalCommit> = new.into_iter().map(|at| &*locals[at]).collect();
         self.store_replaced(&before, moved.jump.as_deref(), &moved.heads, &gone, &new, also)?;
+        moved.tell(&self.cache);
         let mut state = self.state.lock();
-        let changed = state.advance(moved, Some(&self.cache));
+        let changed = state.advance(moved);
         let version = state.next_version();
         if !old.is_empty() {
             state.base = state.base.after_reset(version);
@@ -308,7 +313,7 @@ fn restacked(
         };
         let local = match placed {
             Placed::Kept(_) if was.pages_before == pages => was.clone(),
-            Placed::Kept(_) => Arc::new(kept(was, pages).ok_or(ReplaceError::Stale)?),
+            Placed::Kept(_) => Arc::new(moved_onto(was, pages).ok_or(ReplaceError::Stale)?),
             Placed::Changed(local) if local.pages_before == pages => {
                 new.gone.push(was.clone());
                 new.changed.push(new.locals.len());
@@ -324,7 +329,7 @@ fn restacked(
 }
 
 /// A local commit as it is, on another state of `pages` pages; `None` where it does not fit there.
-pub(super) fn kept(local: &LocalCommit, pages: u32) -> Option<LocalCommit> {
+pub(super) fn moved_onto(local: &LocalCommit, pages: u32) -> Option<LocalCommit> {
     let resizes = local.pages_before != local.pages_after;
     let pages_after = if resizes { local.pages_after } else { pages };
     let within = local.changes.keys().next_back().is_none_or(|page| page.get() <= pages_after);

@@ -3,8 +3,10 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use graft::fork::ForkError;
 use graft::remote::{Answer, Faulty, Layer, Remote, RemoteError, Request};
+use graft::store::{Batch, Durability, ReplicaStore, Space};
 use graft::volume::{Change, push};
 
 use super::*;
@@ -192,6 +194,118 @@ fn publishing_that_stops_anywhere_leaves_the_branch_or_the_fork_and_a_repeat_end
     }
     println!("stopped at {stops} requests");
     assert!(stops >= 10, "{stops}");
+}
+
+/// A copy of what a store holds.
+fn copied(store: &dyn ReplicaStore) -> SharedStore {
+    let copy = MemoryStore::default();
+    let mut batch = Batch::default();
+    for space in Space::ALL {
+        for (key, value) in store.scan(space, b"").unwrap() {
+            batch.put(space, key, value);
+        }
+    }
+    copy.write(batch, Durability::Sync).unwrap();
+    Arc::new(copy)
+}
+
+/// A copy of the objects in a store.
+fn copied_remote(remote: &MemoryRemote) -> Arc<MemoryRemote> {
+    let copy = MemoryRemote::new();
+    for (key, bytes) in remote.objects() {
+        block_on(copy.put(&key, bytes)).unwrap();
+    }
+    Arc::new(copy)
+}
+
+/// A branch with more mutations than one commit takes, and more pages than ride inside one, becomes a
+/// fork of two commits with segments. Wherever that stops, also between the two, a repeat ends it, with
+/// the same commits and no object twice.
+#[test]
+fn a_branch_of_many_megabytes_becomes_several_commits_wherever_it_stops() {
+    /// Text of a mutation: five of them are more than the 16 MiB of arguments that a commit takes.
+    const TEXT_BYTES: usize = 4_500_000;
+    const MUTATIONS: i64 = 5;
+    let first = Arc::new(MemoryRemote::new());
+    let first_store: SharedStore = Arc::new(MemoryStore::default());
+    let mut wanted = Vec::new();
+    {
+        let world = World::with(first.clone());
+        let mut deployer = world.document("deployer", Config::default());
+        deployer.deploy(MODULE, 1, 1).unwrap();
+        world.sync(&mut deployer);
+        let mut a = world.open("a", forking(), Some(first_store.clone())).unwrap();
+        let mut b = world.document("b", Config::default());
+        for id in 1..=MUTATIONS {
+            let mut bytes = vec![0; TEXT_BYTES / 2];
+            StdRng::seed_from_u64(id as u64).fill(&mut bytes[..]);
+            let text = hex::encode(&bytes);
+            let both =
+                format!("update counter set n = n + 1 where id = 1; insert into t values({id}, '{text}')");
+            sql(&mut a, &both).unwrap();
+            wanted.push((id, text));
+        }
+        bump(&mut b, 1);
+        world.sync(&mut b);
+        world.sync(&mut a);
+        assert_eq!((a.branches().len(), a.status().ahead), (1, 0));
+        assert_eq!(a.branch(1).unwrap().commits().len() as i64, MUTATIONS);
+    }
+    let child = VolumeId([77; 16]);
+    // How many requests it takes; those before the first segment are stopped at by the test above.
+    let requests = {
+        let world = World { remote: copied_remote(&first), ids: std::cell::Cell::new(1 << 32) };
+        let mut a = world.open("a", forking(), Some(copied(&*first_store))).unwrap();
+        let publication = a.begin_publication(1, &name("kept"), child, 5_000).unwrap();
+        let cut = Cut { inner: world.remote.clone(), left: AtomicI64::new(1000), done: false };
+        block_on(publishing::publish(&cut, &publication)).unwrap();
+        1000 - cut.left.into_inner()
+    };
+    let (mut between, mut objects) = (0, None);
+    for stop in requests - 5..=requests {
+        let remote = copied_remote(&first);
+        let world = World { remote: remote.clone(), ids: std::cell::Cell::new(1 << 32) };
+        let store = copied(&*first_store);
+        let mut a = world.open("a", forking(), Some(store.clone())).unwrap();
+        let publication = a.begin_publication(1, &name("kept"), child, 5_000).unwrap();
+        let cut = Cut { inner: world.remote.clone(), left: AtomicI64::new(stop), done: stop % 2 == 1 };
+        let stopped = block_on(publishing::publish(&cut, &publication));
+        drop(a);
+        let log = |lsn| remote.objects().iter().any(|(key, _)| *key == graft::key::log(child, lsn));
+        let base = publication_base(&world, child);
+        if let Some(base) = base {
+            between += usize::from(log(base.next()) && !log(base.next().next()));
+        }
+        let mut a = world.open("a", forking(), Some(store.clone())).unwrap();
+        assert_eq!(world.publish(&mut a, 1, "kept").unwrap().volume, child, "stop {stop}");
+        assert!(a.branches().is_empty());
+        let (fork, payloads) = world.other(child);
+        let counts: Vec<usize> = payloads.iter().map(|payload| payload.records.len()).collect();
+        assert_eq!(counts, [4, 1], "stop {stop}");
+        assert_eq!(number(&fork, "select n from counter where id = 1"), MUTATIONS);
+        // Longer than what a query may answer.
+        let (connection, _) = fork.database().connect().unwrap();
+        for (id, text) in &wanted {
+            let row: String =
+                connection.query_row("select v from t where id = ?1", [id], |row| row.get(0)).unwrap();
+            assert!(row == *text, "stop {stop}, row {id}");
+        }
+        // The same objects, byte for byte, whatever stopped.
+        let of_child = |(key, _): &(String, Bytes)| key.contains(&child.to_string());
+        let made: Vec<(String, Bytes)> = remote.objects().into_iter().filter(of_child).collect();
+        let segments = made.iter().filter(|(key, _)| key.contains("/segments/")).count();
+        assert!(segments >= 2, "{segments}");
+        assert!(*objects.get_or_insert_with(|| made.clone()) == made, "stop {stop}: other objects");
+        assert_eq!(stopped.is_ok(), stop == requests, "stop {stop}");
+    }
+    println!("stopped at the last of {requests} requests, {between} times between the commits");
+    assert!(between >= 2, "{between}");
+}
+
+/// Where the fork `child` begins, once it is there.
+fn publication_base(world: &World, child: VolumeId) -> Option<graft::Lsn> {
+    let meta = block_on(catalog::meta(&*world.remote, child)).ok()?;
+    meta.parent.map(|(_, lsn)| lsn)
 }
 
 /// A store that carries out so many requests and is gone then. With `done` the next one is carried out, too,
