@@ -32,11 +32,17 @@ pub enum Plant {
     StateOfTheTip,
     /// A compaction is published in an epoch that it did not begin in.
     OtherEpoch,
+    /// A document's merge does not look at what was read.
+    MergeSkipsReads,
+    /// A document's merge looks at nothing but whether the same pages were written.
+    MergeWritesOnly,
+    /// A coordinator applies a mutation again that is sent again.
+    SkipsLedger,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Plant; 13] = [
+    pub const ALL: [Plant; 16] = [
         Plant::ResendRenumbers,
         Plant::StoreOverwrites,
         Plant::StoreLoses,
@@ -50,6 +56,9 @@ impl Plant {
         Plant::EpochGoesOn,
         Plant::StateOfTheTip,
         Plant::OtherEpoch,
+        Plant::MergeSkipsReads,
+        Plant::MergeWritesOnly,
+        Plant::SkipsLedger,
     ];
 
     fn name(self) -> &'static str {
@@ -67,6 +76,9 @@ impl Plant {
             Plant::EpochGoesOn => "epoch-goes-on",
             Plant::StateOfTheTip => "state-of-the-tip",
             Plant::OtherEpoch => "other-epoch",
+            Plant::MergeSkipsReads => "merge-skips-reads",
+            Plant::MergeWritesOnly => "merge-writes-only",
+            Plant::SkipsLedger => "skips-ledger",
         }
     }
 }

@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | [`nodes`] | driving the coordinators' actors |
 //! | [`people`] | driving the clients' sessions, and checking at once what they are told and shown |
+//! | [`documents`] | driving documents and direct readers |
 //! | [`upkeep`] | driving those who keep house, and the last collection when all is quiet |
 //! | [`wires`] | frames and the ends of connections |
 //! | [`chaos`] | what goes wrong beside the store, and how much of it a seed has |
@@ -17,6 +18,7 @@
 //! from the seed. The first violation ends the run.
 
 pub mod chaos;
+mod documents;
 mod nodes;
 mod people;
 mod upkeep;
@@ -33,6 +35,7 @@ use graft::{CommitId, Lsn, PageSize, VolumeId, VolumeName, catalog};
 use sqlsync_layer::actor::{Actor, Input, Limits, Output, RequestId};
 
 use self::chaos::Profile;
+use self::documents::{Cast, DocumentEnded, DocumentEvent};
 use super::bank::{self, Shelf};
 use super::clients::Client;
 use super::coordinators::{Coordinator, Ended};
@@ -45,7 +48,7 @@ use super::queue::Queue;
 use super::random::Random;
 use super::store::{Bucket, StoreEvent, Weather};
 use super::tasks::Tasks;
-use super::truth::{Claim, Shown, Truth, rows_text};
+use super::truth::{Claim, Seen, Shown, Truth, rows_text};
 use super::writers::Desk;
 use super::{Config, Summary};
 
@@ -86,6 +89,8 @@ enum Event {
     WriterActs(usize),
     /// Somebody keeps house.
     KeeperActs(usize),
+    /// Something about documents.
+    Document(DocumentEvent),
     /// A client's process starts again.
     StartClient(usize),
     /// A coordinator starts.
@@ -109,6 +114,10 @@ enum Owner {
     Writer(usize),
     /// Somebody who keeps house.
     Keeper(usize),
+    /// A document in one of its lives.
+    Document(usize, u64),
+    /// A direct reader.
+    Reader(usize),
 }
 
 /// How a task ended.
@@ -120,6 +129,10 @@ enum Done {
     Writer(String),
     /// A keeper's.
     Keeper(String),
+    /// A document's.
+    Document(DocumentEnded),
+    /// A direct reader's.
+    Reader(Result<Vec<Seen>, String>),
 }
 
 /// Who asks the object store on behalf of writer `at`.
@@ -140,7 +153,9 @@ pub struct World {
     /// Whether a task may be able to go on.
     stirred: bool,
     nodes: Vec<Coordinator>,
+    /// Those with a session: clients, and then the documents that go through a coordinator.
     clients: Vec<Client>,
+    cast: Cast,
     writers: Vec<(Desk, bool)>,
     /// Who keeps house, and whether they are at work.
     keepers: Vec<(Trade, bool)>,
@@ -171,11 +186,13 @@ impl World {
         let impure = config.plant == Some(Plant::ImpureReducer);
         let shelf = Arc::new(Shelf::new(random.fork(), profile.module_fails, impure));
         let nodes = (0..profile.nodes).map(|_| Coordinator::new(&mut random, profile.page_bytes)).collect();
-        let clients: Vec<Client> = (0..profile.clients).map(|at| Client::new(at, random.fork())).collect();
+        let mut clients: Vec<Client> = (0..profile.clients).map(|at| Client::new(at, random.fork())).collect();
         let writers = (0..profile.writers).map(|_| (Desk::new(random.chance(0.4)), false)).collect();
+        let cast = Cast::draw(&mut random.fork(), profile.page_bytes, &mut clients);
+        let mutating = profile.clients + cast.documents.len();
         let truth = Truth {
-            made: vec![Default::default(); clients.len()],
-            told: vec![Default::default(); clients.len()],
+            made: vec![Default::default(); mutating],
+            told: vec![Default::default(); mutating],
             ..Truth::default()
         };
         let mut world = World {
@@ -189,6 +206,7 @@ impl World {
             stirred: false,
             nodes,
             clients,
+            cast,
             writers,
             keepers: profile.keepers.iter().map(|trade| (*trade, false)).collect(),
             family: SharedFamily::default(),
@@ -236,7 +254,8 @@ impl World {
             let delay = self.random.below(300);
             self.queue.after(delay, Event::StartNode(node));
         }
-        for client in 0..self.clients.len() {
+        self.found_documents();
+        for client in 0..self.profile.clients {
             let delay = self.random.below(500);
             self.queue.after(delay, Event::StartClient(client));
             self.queue.after(delay + 1, Event::ClientActs(client));
@@ -283,6 +302,9 @@ impl World {
             self.rest("with one coordinator left");
             self.show_settled();
         }
+        if self.violation.is_none() {
+            self.dump_documents();
+        }
         if self.violation.is_none()
             && let Err(what) = self.tidy_up()
         {
@@ -315,6 +337,7 @@ impl World {
             Event::Flush { node, life } => self.flush(node, life),
             Event::Woken { node, life } => self.woken(node, life),
             Event::Reachable(asker) => self.bucket.set_unreachable(asker, false),
+            Event::Document(event) => self.document_event(event),
             Event::Chaos => self.chaos(),
         }
         while std::mem::take(&mut self.stirred) {
@@ -330,11 +353,22 @@ impl World {
                         self.keepers[keeper].1 = false;
                         self.note(format!("{:?} {keeper}: {how}", self.keepers[keeper].0));
                     }
-                    (Owner::Node(..), Done::Writer(_) | Done::Keeper(_))
-                    | (Owner::Writer(_), Done::Node(_) | Done::Keeper(_))
-                    | (Owner::Keeper(_), Done::Node(_) | Done::Writer(_)) => {
-                        self.violate("a task ended as another's".into());
+                    (Owner::Document(document, life), Done::Document(ended)) => {
+                        self.document_ended(document, life, ended);
                     }
+                    (Owner::Reader(reader), Done::Reader(how)) => self.reader_ended(reader, how),
+                    (
+                        Owner::Node(..)
+                        | Owner::Writer(_)
+                        | Owner::Keeper(_)
+                        | Owner::Document(..)
+                        | Owner::Reader(_),
+                        Done::Node(_)
+                        | Done::Writer(_)
+                        | Done::Keeper(_)
+                        | Done::Document(_)
+                        | Done::Reader(_),
+                    ) => self.violate("a task ended as another's".into()),
                 }
             }
             for (delay, event) in self.bucket.take_schedule() {
@@ -363,6 +397,7 @@ impl World {
         for asker in (0..self.nodes.len()).chain((0..self.writers.len()).map(writer_asker)).chain(keepers) {
             self.bucket.set_unreachable(asker, false);
         }
+        self.calm_documents();
     }
 
     /// Runs until nothing is under way. It must come to that.
@@ -386,6 +421,7 @@ impl World {
             })
             && (0..self.nodes.len()).all(|node| self.node_is_at_rest(node))
             && self.bucket.is_quiet()
+            && self.documents_are_at_rest()
     }
 
     /// What is still under way, for the report.
@@ -408,8 +444,14 @@ impl World {
             .filter(|node| !self.node_is_at_rest(*node))
             .map(|node| format!("coordinator {node} {:?}", self.nodes[node].stage))
             .collect();
+        let documents: Vec<String> = self
+            .cast
+            .documents
+            .iter()
+            .map(|document| format!("{:?}", document.papers.lock().replica))
+            .collect();
         format!(
-            "{} frames in flight, tasks {:?}, store quiet {}, {} {}",
+            "{} frames in flight, documents {documents:?}, tasks {:?}, store quiet {}, {} {}",
             self.network.in_flight,
             self.tasks,
             self.bucket.is_quiet(),
@@ -447,8 +489,11 @@ impl World {
         for node in (0..self.nodes.len()).filter(|node| *node != alone) {
             self.crash_node(node);
         }
-        for client in 0..self.clients.len() {
+        for client in 0..self.profile.clients {
             self.mutate(client);
+        }
+        for document in 0..self.cast.documents.len() {
+            self.document_mutates(document);
         }
     }
 
@@ -459,6 +504,7 @@ impl World {
             self.truth.direct.extend(sealed);
             self.truth.direct_durable.extend(durable);
         }
+        self.collect_documents();
         for node in &self.nodes {
             let metrics = node.metrics();
             self.summary.lsns_lost += metrics.replays;
@@ -487,6 +533,9 @@ impl World {
                 self.summary.durable = verdict.applied;
                 self.summary.rejected = verdict.rejected;
                 self.summary.shown_checked = verdict.shown_checked;
+                self.summary.documents.commits = verdict.documents;
+                self.summary.documents.txns = verdict.serial.txns;
+                self.summary.documents.edges = verdict.serial.edges;
             }
             Err(what) => self.violate(what),
         }
