@@ -32,11 +32,21 @@ pub enum Plant {
     StateOfTheTip,
     /// A compaction is published in an epoch that it did not begin in.
     OtherEpoch,
+    /// A direct writer acknowledges local commits that are not on its disk yet.
+    AckBeforeFsync,
+    /// Segments of two commits under one LSN have the same key.
+    ReusesSegmentKeys,
+    /// A publisher that finds its LSN taken does not look by whom.
+    SkipsReadBack,
+    /// An owner does not look at its clock.
+    OwnerIgnoresClock,
+    /// A lease is written over whatever is there.
+    LeaseOverwrites,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Plant; 13] = [
+    pub const ALL: [Plant; 18] = [
         Plant::ResendRenumbers,
         Plant::StoreOverwrites,
         Plant::StoreLoses,
@@ -50,6 +60,11 @@ impl Plant {
         Plant::EpochGoesOn,
         Plant::StateOfTheTip,
         Plant::OtherEpoch,
+        Plant::AckBeforeFsync,
+        Plant::ReusesSegmentKeys,
+        Plant::SkipsReadBack,
+        Plant::OwnerIgnoresClock,
+        Plant::LeaseOverwrites,
     ];
 
     fn name(self) -> &'static str {
@@ -67,6 +82,11 @@ impl Plant {
             Plant::EpochGoesOn => "epoch-goes-on",
             Plant::StateOfTheTip => "state-of-the-tip",
             Plant::OtherEpoch => "other-epoch",
+            Plant::AckBeforeFsync => "ack-before-fsync",
+            Plant::ReusesSegmentKeys => "reuses-segment-keys",
+            Plant::SkipsReadBack => "skips-read-back",
+            Plant::OwnerIgnoresClock => "owner-ignores-clock",
+            Plant::LeaseOverwrites => "lease-overwrites",
         }
     }
 }
