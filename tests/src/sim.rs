@@ -16,6 +16,8 @@
 //! | [`serial`] | serializability, judged by what was observed alone |
 //! | [`oracle`] | the serial replay that all of it is compared with |
 //! | [`plant`] | bugs of the world that must be found |
+//! | [`leases`] | who owns the volume, and what must hold of that |
+//! | [`disks`] | local stores that lose what was not synced, and fill up |
 //! | [`history`] | what happened, readable |
 //!
 //! Invariant: a run depends on its [`Config`] and nothing else; the same config gives the same history.
@@ -24,8 +26,10 @@ pub mod bank;
 pub mod clients;
 pub mod coordinators;
 pub mod documents;
+pub mod disks;
 pub mod history;
 pub mod keepers;
+pub mod leases;
 pub mod network;
 pub mod oracle;
 pub mod plant;
@@ -113,6 +117,28 @@ pub struct Summary {
     pub shown_checked: u64,
     /// Of documents and of what was read.
     pub documents: Documents,
+    /// Frames that were lost, with their connections.
+    pub frames_lost: u64,
+    /// Coordinators that stood still.
+    pub frozen: u64,
+    /// Partitions.
+    pub partitions: u64,
+    /// Disks that lost what was not synced, or everything.
+    pub power_cuts: u64,
+    /// Writes refused by full disks.
+    pub disk_full: u64,
+    /// Ownerships of leases that began.
+    pub owners: u64,
+    /// Leases handed over at a shutdown.
+    pub handed_over: u64,
+    /// Dials that were sent on to the owner.
+    pub routed: u64,
+    /// Verifications of a volume at work.
+    pub verified: u64,
+    /// Volumes removed.
+    pub removed: u64,
+    /// States read under a lease.
+    pub reads: u64,
     /// Equal for equal histories.
     pub fingerprint: u64,
 }
@@ -226,6 +252,17 @@ impl Summary {
             shown,
             shown_checked,
             documents,
+            frames_lost,
+            frozen,
+            partitions,
+            power_cuts,
+            disk_full,
+            owners,
+            handed_over,
+            routed,
+            verified,
+            removed,
+            reads,
             fingerprint: _,
         } = other;
         self.documents.add(documents);
@@ -250,6 +287,17 @@ impl Summary {
         self.query_runs += query_runs;
         self.shown += shown;
         self.shown_checked += shown_checked;
+        self.frames_lost += frames_lost;
+        self.frozen += frozen;
+        self.partitions += partitions;
+        self.power_cuts += power_cuts;
+        self.disk_full += disk_full;
+        self.owners += owners;
+        self.handed_over += handed_over;
+        self.routed += routed;
+        self.verified += verified;
+        self.removed += removed;
+        self.reads += reads;
     }
 }
 
@@ -259,7 +307,9 @@ impl fmt::Display for Summary {
             f,
             "{} steps, {} virtual s, {} crashes, {} checkpoints, {} store faults, {} stalls, \
              {} collections ({} objects), {} compactions ({} abandoned), {} forks ({} commits), {} lsns ({} direct), {} lost and replayed, \
-             {} mutations ({} durable, {} rejected), {} live query runs, {} row sets shown ({} checked), {}",
+             {} mutations ({} durable, {} rejected), {} live query runs, {} row sets shown ({} checked), \
+             {} frames lost, {} freezes, {} partitions, {} power cuts, {} writes to full disks, \
+             {} owners ({} handed over, {} dials routed), {} verified, {} removed, {} leased reads, {}",
             self.steps,
             self.virtual_ms / 1000,
             self.crashes,
@@ -281,6 +331,17 @@ impl fmt::Display for Summary {
             self.query_runs,
             self.shown,
             self.shown_checked,
+            self.frames_lost,
+            self.frozen,
+            self.partitions,
+            self.power_cuts,
+            self.disk_full,
+            self.owners,
+            self.handed_over,
+            self.routed,
+            self.verified,
+            self.removed,
+            self.reads,
             self.documents
         )
     }

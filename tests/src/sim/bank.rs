@@ -412,39 +412,39 @@ impl Ask {
 }
 
 /// What a direct writer runs: SQL that keeps what always holds.
-pub fn random_direct(random: &mut Random) -> String {
+pub fn random_direct(random: &mut Random) -> Vec<String> {
     match random.below(30) {
         0..10 => {
             let (from, to) = (random.between(1, ACCOUNTS), random.between(1, ACCOUNTS));
             let amount = random.between(1, 20);
-            format!(
+            vec![format!(
                 "update accounts set balance = balance + case id when {from} then -{amount} else {amount} end \
                  where id in ({from}, {to}) and {from} <> {to} \
                  and (select balance from accounts where id = {from}) >= {amount};"
-            )
+            )]
         }
-        10..18 => format!(
-            "insert into counters values('direct', 1) on conflict(name) do update set n = n + 1; \
-             insert into direct(what) values('{}');",
-            random.below(1000)
-        ),
-        18..21 => "delete from notes where key in (select key from notes limit 2);".into(),
-        21..24 => format!(
+        10..18 => vec![
+            "insert into counters values('direct', 1) on conflict(name) do update set n = n + 1;".into(),
+            format!("insert into direct(what) values('{}');", random.below(1000)),
+        ],
+        18..21 => vec!["delete from notes where key in (select key from notes limit 2);".into()],
+        21..24 => vec![format!(
             "begin; delete from direct where id % 3 = {}; update direct set what = what || 'x'; commit;",
             random.below(3)
-        ),
-        24..27 => {
-            "begin; update counters set n = 0; rollback; update counters set n = n + 1 where name = 'direct';"
-                .into()
-        }
-        27..29 => VACUUM.into(),
+        )],
+        24..27 => vec![
+            "begin; update counters set n = 0; rollback;".into(),
+            "update counters set n = n + 1 where name = 'direct';".into(),
+        ],
+        27..29 => vec![VACUUM.into()],
         // More than fits inside a log entry: goes to segments.
         _ => {
             let mut bytes = random.fork();
             let noise: String = (0..40_000).map(|_| format!("{:016x}", bytes.draw())).collect();
-            format!(
-                "insert into direct(what) values('{noise}'); delete from direct where length(what) > 1000;"
-            )
+            vec![
+                format!("insert into direct(what) values('{noise}');"),
+                "delete from direct where length(what) > 1000;".into(),
+            ]
         }
     }
 }

@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use graft::catalog::CatalogError;
+use graft::catalog::{self, CatalogError};
 use graft::checkpoint;
 use graft::compact::{self, CompactError, Scope};
 use graft::fork::{self, ForkError};
 use graft::gc::{self, Retention};
 use graft::remote::Remote as _;
 use graft::time::At;
+use graft::verify;
 use graft::volume::{Opened, Options, Pushed, Volume, push};
 use graft::{CommitId, Lsn, VolumeId, VolumeName, key};
 use parking_lot::Mutex;
@@ -39,11 +40,22 @@ pub enum Trade {
     Checkpointer,
     /// Forks the volume or a fork of it, and works in the forks.
     Forker,
+    /// Verifies a volume while everybody works in it.
+    Verifier,
+    /// Removes forks, whoever is in them.
+    Remover,
 }
 
 impl Trade {
     /// All of them.
-    pub const ALL: [Trade; 4] = [Trade::Collector, Trade::Compactor, Trade::Checkpointer, Trade::Forker];
+    pub const ALL: [Trade; 6] = [
+        Trade::Collector,
+        Trade::Compactor,
+        Trade::Checkpointer,
+        Trade::Forker,
+        Trade::Verifier,
+        Trade::Remover,
+    ];
 }
 
 /// What forkers know, and the oracle compares with the store.
@@ -51,6 +63,14 @@ impl Trade {
 pub struct Family {
     /// Forks that were acknowledged.
     pub forks: Vec<VolumeId>,
+    /// The name of each fork ever made, and its parent.
+    pub names: BTreeMap<VolumeId, (VolumeName, VolumeId)>,
+    /// Forks that are being removed, or whose removal did not end.
+    pub leaving: Vec<VolumeId>,
+    /// Forks that were removed.
+    pub removed: Vec<VolumeId>,
+    /// What a keeper saw that can never be.
+    pub violation: Option<String>,
     /// Those whose making ended in an error: they may exist.
     pub doubtful: Vec<(VolumeId, VolumeName)>,
     /// What each commit to a fork wrote, whether it won or not.
@@ -105,6 +125,8 @@ impl Job {
             Trade::Checkpointer => self.checkpoint().await,
             Trade::Forker if self.random.chance(0.4) => self.fork().await,
             Trade::Forker => self.work_in_a_fork().await,
+            Trade::Verifier => self.verify().await,
+            Trade::Remover => self.remove().await,
         };
         ended.unwrap_or_else(|why| format!("failed: {why}"))
     }
@@ -132,9 +154,11 @@ impl Job {
     async fn collect(&mut self) -> Result<String, String> {
         let (volume, retention) = (self.some_volume(), retention(&mut self.random));
         if self.plant == Some(Plant::SweepsUploads) {
-            for _ in 0..20 {
-                self.sweep_uploads(volume).await?;
-                self.remote.sleep(50).await;
+            let forks = self.family.lock().forks.clone();
+            for _ in 0..10 {
+                for volume in std::iter::once(self.volume).chain(forks.iter().copied()) {
+                    self.sweep_uploads(volume).await?;
+                }
             }
         }
         if self.random.chance(0.1) {
@@ -246,10 +270,10 @@ impl Job {
             let child = VolumeId(self.random.bytes16());
             tried.push(child);
             match fork::create(&self.remote, parent, at, child, &name).await {
-                Ok(_) => return self.forked(child, parent),
+                Ok(_) => return self.forked(child, parent, &name),
                 // An earlier try of ours was heard at last.
                 Err(ForkError::Catalog(CatalogError::Exists { found, .. })) if tried.contains(&found) => {
-                    return self.forked(found, parent);
+                    return self.forked(found, parent, &name);
                 }
                 Err(error @ (ForkError::Expired { .. } | ForkError::At(_))) => {
                     self.done("forks refused");
@@ -264,10 +288,80 @@ impl Job {
         Err(format!("no fork of {parent}: {last}"))
     }
 
-    fn forked(&self, child: VolumeId, parent: VolumeId) -> Result<String, String> {
-        self.family.lock().forks.push(child);
+    fn forked(&self, child: VolumeId, parent: VolumeId, name: &VolumeName) -> Result<String, String> {
+        let mut family = self.family.lock();
+        family.forks.push(child);
+        family.names.insert(child, (name.clone(), parent));
+        drop(family);
         self.done("forks");
         Ok(format!("{child} is a fork of {parent}"))
+    }
+
+    /// Reads everything and finds nothing wrong, whatever goes on meanwhile.
+    async fn verify(&mut self) -> Result<String, String> {
+        let volume = self.some_volume();
+        let report = verify::verify(&self.remote, volume, &|_| {}).await.map_err(text)?;
+        let mut family = self.family.lock();
+        if let Some(finding) = report.findings.first()
+            && (volume == self.volume || family.forks.contains(&volume))
+        {
+            let what = format!("{volume} at lsn {}: {}: {}", report.lsn, finding.key, finding.what);
+            family.violation.get_or_insert(format!("a false alarm in {what}"));
+            return Err(what);
+        }
+        *family.done.entry("verified").or_default() += 1;
+        Ok(format!("verified {volume} from lsn {} to {}: {} pages", report.from, report.lsn, report.pages))
+    }
+
+    /// Removes a fork, or goes on where a removal has failed.
+    async fn remove(&mut self) -> Result<String, String> {
+        let (volume, name, again) = {
+            let mut family = self.family.lock();
+            let again = !family.leaving.is_empty() && self.random.chance(0.7);
+            let from = if again { &family.leaving } else { &family.forks };
+            if from.is_empty() {
+                return Ok("there is nothing to remove".into());
+            }
+            let volume = from[self.random.index(from.len())];
+            let name = family.names[&volume].0.clone();
+            if !again {
+                family.forks.retain(|fork| *fork != volume);
+                family.leaving.push(volume);
+            }
+            (volume, name, again)
+        };
+        let children = self.children(volume);
+        let ended = if again {
+            catalog::finish_removal(&self.remote, &name, volume).await
+        } else {
+            catalog::remove(&self.remote, &name).await
+        };
+        let still = self.children(volume);
+        let mut family = self.family.lock();
+        match ended {
+            Ok(objects) => {
+                if let Some(child) = children.iter().find(|child| still.contains(child)) {
+                    family.violation = Some(format!("{volume} was removed, and {child} reads through it"));
+                }
+                family.leaving.retain(|other| *other != volume);
+                family.removed.push(volume);
+                *family.done.entry("removed").or_default() += 1;
+                Ok(format!("removed {volume}: {objects} objects"))
+            }
+            Err(error @ CatalogError::HasForks { .. }) if !again => {
+                family.leaving.retain(|other| *other != volume);
+                family.forks.push(volume);
+                Ok(format!("{volume} stays: {error}"))
+            }
+            Err(error) => Err(format!("{volume} is not removed: {error}")),
+        }
+    }
+
+    /// The forks of a volume that nobody removes.
+    fn children(&self, volume: VolumeId) -> Vec<VolumeId> {
+        let family = self.family.lock();
+        let is_child = |fork: &&VolumeId| family.names.get(fork).is_some_and(|(_, parent)| *parent == volume);
+        family.forks.iter().filter(is_child).copied().collect()
     }
 
     async fn work_in_a_fork(&mut self) -> Result<String, String> {

@@ -229,6 +229,9 @@ impl<'a> Judge<'a> {
         self.verdict.lsns += 1;
         let payload = Payload::decode(head).map_err(|error| format!("lsn {lsn}: {error}"))?;
         let mut claims = self.claims(head)?;
+        if self.truth.lost.contains(&head.id) {
+            return Err(format!("lsn {lsn} is a commit whose maker was told that the lsn went to another"));
+        }
         if let Some(texts) = self.truth.direct.get(&head.id) {
             self.verdict.direct += 1;
             if !payload.records.is_empty() {

@@ -38,11 +38,21 @@ pub enum Plant {
     MergeWritesOnly,
     /// A coordinator applies a mutation again that is sent again.
     SkipsLedger,
+    /// A direct writer acknowledges local commits that are not on its disk yet.
+    AckBeforeFsync,
+    /// Segments of two commits under one LSN have the same key.
+    ReusesSegmentKeys,
+    /// A publisher that finds its LSN taken does not look by whom.
+    SkipsReadBack,
+    /// An owner does not look at its clock.
+    OwnerIgnoresClock,
+    /// A lease is written over whatever is there.
+    LeaseOverwrites,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Plant; 16] = [
+    pub const ALL: [Plant; 21] = [
         Plant::ResendRenumbers,
         Plant::StoreOverwrites,
         Plant::StoreLoses,
@@ -59,6 +69,11 @@ impl Plant {
         Plant::MergeSkipsReads,
         Plant::MergeWritesOnly,
         Plant::SkipsLedger,
+        Plant::AckBeforeFsync,
+        Plant::ReusesSegmentKeys,
+        Plant::SkipsReadBack,
+        Plant::OwnerIgnoresClock,
+        Plant::LeaseOverwrites,
     ];
 
     fn name(self) -> &'static str {
@@ -79,6 +94,11 @@ impl Plant {
             Plant::MergeSkipsReads => "merge-skips-reads",
             Plant::MergeWritesOnly => "merge-writes-only",
             Plant::SkipsLedger => "skips-ledger",
+            Plant::AckBeforeFsync => "ack-before-fsync",
+            Plant::ReusesSegmentKeys => "reuses-segment-keys",
+            Plant::SkipsReadBack => "skips-read-back",
+            Plant::OwnerIgnoresClock => "owner-ignores-clock",
+            Plant::LeaseOverwrites => "lease-overwrites",
         }
     }
 }

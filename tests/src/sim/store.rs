@@ -43,6 +43,9 @@ pub const STALLING: Asker = 1000;
 /// From here on askers are collectors of garbage.
 pub const COLLECTORS: Asker = 3000;
 
+/// To these askers no read comes back damaged: they look for damage.
+pub const VERIFIERS: std::ops::Range<Asker> = 2500..3000;
+
 /// A request, numbered.
 pub type RequestId = u64;
 
@@ -132,6 +135,8 @@ struct State {
     random: Random,
     weather: Weather,
     unreachable: BTreeSet<Asker>,
+    /// Whose last request was to create a segment.
+    uploaded: BTreeMap<Asker, bool>,
     next: RequestId,
     requests: BTreeMap<RequestId, InFlight>,
     schedule: Vec<(u64, StoreEvent)>,
@@ -157,6 +162,7 @@ impl Bucket {
             random,
             weather: Weather::default(),
             unreachable: BTreeSet::new(),
+            uploaded: BTreeMap::new(),
             next: 0,
             requests: BTreeMap::new(),
             schedule: Vec::new(),
@@ -328,6 +334,11 @@ fn serve(
             objects.overwrite(key, body.clone());
             Ok(Reply::Done)
         }
+        Request::Update(key, body, _) if plant == Some(Plant::LeaseOverwrites) && key.ends_with("/owner") => {
+            objects.overwrite(key, body.clone());
+            let tagged = objects.get_tagged(key).now_or_never();
+            tagged.map_or_else(never, |r| r.map(|(_, tag)| Reply::Tagged(Bytes::new(), tag)))
+        }
         Request::Create(key, _)
             if plant == Some(Plant::EpochGoesOn) && sender >= COLLECTORS && key.contains("/checkpoints/") =>
         {
@@ -400,7 +411,13 @@ impl State {
         let pace = if random.chance(weather.slow) { 200 } else { 1 };
         let mut lands = random.between(1, 20) * pace;
         let mut answered = lands + random.between(1, 20);
-        if asker >= STALLING && random.chance(weather.stall) {
+        // Between a large commit's upload and its log entry everything may happen.
+        let uploaded = std::mem::take(self.uploaded.entry(asker).or_default());
+        let is_create = |part: &str| matches!(&request, Request::Create(key, _) if key.contains(part));
+        self.uploaded.insert(asker, is_create("/segments/"));
+        let exposed = uploaded && is_create("/log/") && weather.stall > 0.0;
+        let stall = if exposed { weather.stall.max(0.4) } else { weather.stall };
+        if asker >= STALLING && random.chance(stall) {
             self.stalls += 1;
             let stall = random.between(500, 15_000);
             lands += if random.chance(0.7) { stall } else { 0 };
@@ -419,7 +436,7 @@ impl State {
             (weather.fail_after, Fate::FailAfter, true),
             (weather.late, Fate::Late, create),
             (weather.duplicate, Fate::Duplicate, create),
-            (weather.flip, Fate::Flip, read),
+            (weather.flip, Fate::Flip, read && !VERIFIERS.contains(&asker)),
         ] {
             if fits && fate == Fate::Served && random.chance(probability) {
                 fate = candidate;

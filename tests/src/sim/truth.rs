@@ -1,7 +1,7 @@
 //! What the world knows and no part of the product does: who made which commit, what each client made
 //! and was told, which rows it was shown. The oracle compares it with the log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use graft::{CommitId, Lsn};
 use serde_json::{Map, Value as Json};
@@ -131,7 +131,7 @@ pub struct Truth {
     /// What each client was told, by seq.
     pub told: Vec<BTreeMap<u64, Told>>,
     /// What clients were shown. Equal ones once.
-    pub shown: std::collections::BTreeSet<Shown>,
+    pub shown: BTreeSet<Shown>,
     /// What each commit of a document holds.
     pub documents: BTreeMap<CommitId, Vec<Local>>,
     /// Who among those who mutate are documents: they may miss an answer, when their process dies.
@@ -144,6 +144,8 @@ pub struct Truth {
     pub at_rest: Vec<AtRest>,
     /// Direct commits acknowledged to their writer.
     pub direct_durable: BTreeMap<CommitId, Lsn>,
+    /// Commits whose LSN went to another, as their makers were told.
+    pub lost: BTreeSet<CommitId>,
     /// Deploys acknowledged: the module's version and the LSN.
     pub deployed: Vec<(u32, Lsn)>,
 }

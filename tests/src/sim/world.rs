@@ -10,6 +10,7 @@
 //! | [`nodes`] | driving the coordinators' actors |
 //! | [`people`] | driving the clients' sessions, and checking at once what they are told and shown |
 //! | [`documents`] | driving documents and direct readers |
+//! | [`leases`] | who owns the volume by whose clock |
 //! | [`upkeep`] | driving those who keep house, and the last collection when all is quiet |
 //! | [`wires`] | frames and the ends of connections |
 //! | [`chaos`] | what goes wrong beside the store, and how much of it a seed has |
@@ -19,6 +20,7 @@
 
 pub mod chaos;
 mod documents;
+mod leases;
 mod nodes;
 mod people;
 mod upkeep;
@@ -26,10 +28,13 @@ mod wires;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::executor::block_on;
 use graft::fetch::RemoteFetch;
 use graft::format::meta::Meta;
+use graft::plants::Bug;
 use graft::remote::{MemoryRemote, SharedRemote};
+use graft::store::Durability;
 use graft::volume::{Options, Volume};
 use graft::{CommitId, Lsn, PageSize, VolumeId, VolumeName, catalog};
 use sqlsync_layer::actor::{Actor, Input, Limits, Output, RequestId};
@@ -39,8 +44,10 @@ use self::documents::{Cast, DocumentEnded, DocumentEvent};
 use super::bank::{self, Shelf};
 use super::clients::Client;
 use super::coordinators::{Coordinator, Ended};
+use super::disks::Disk;
 use super::history::History;
 use super::keepers::{SharedFamily, Trade};
+use super::leases::Registry;
 use super::network::{ConnId, Network};
 use super::oracle;
 use super::plant::Plant;
@@ -97,10 +104,18 @@ enum Event {
     StartNode(usize),
     /// A coordinator has no more inputs at hand.
     Flush { node: usize, life: u64 },
+    /// A coordinator's lease is to be looked after.
+    LeaseTick { node: usize, life: u64, wake: u64 },
     /// A wait of a coordinator is over.
     Woken { node: usize, life: u64 },
     /// Somebody reaches the store again.
     Reachable(usize),
+    /// A partition ends: these coordinators reach their clients again.
+    Rejoined(Vec<usize>),
+    /// There is room on somebody's disk again.
+    DiskFreed(usize),
+    /// A process that stood still goes on.
+    Thawed(usize),
     /// Something goes wrong.
     Chaos,
 }
@@ -140,6 +155,19 @@ fn writer_asker(at: usize) -> usize {
     1000 + at
 }
 
+/// The writer at an asker.
+fn writer_at(asker: usize) -> Option<usize> {
+    asker.checked_sub(1000)
+}
+
+/// What a direct writer has: mostly a disk, and mostly one that it waits for.
+fn desk(random: &mut Random, plant: Option<Plant>) -> Desk {
+    let lies = plant == Some(Plant::AckBeforeFsync);
+    let disk = random.chance(0.6).then(|| Disk::new(random.fork(), false));
+    let locals = if random.chance(0.3) { Durability::Buffered } else { Durability::Sync };
+    Desk::new(disk, locals, lies)
+}
+
 /// Everything. See the module.
 #[derive(Debug)]
 pub struct World {
@@ -161,6 +189,9 @@ pub struct World {
     keepers: Vec<(Trade, bool)>,
     family: SharedFamily,
     network: Network,
+    registry: Registry,
+    /// The lease's bytes when they were last looked at.
+    lease_seen: Bytes,
     truth: Truth,
     profile: Profile,
     plant: Option<Plant>,
@@ -179,15 +210,24 @@ pub struct World {
 impl World {
     /// A world at its beginning: a volume with the first module in force, nobody running yet.
     pub fn new(config: &Config) -> Result<World, String> {
+        graft::plants::plant(match config.plant {
+            Some(Plant::ReusesSegmentKeys) => Some(Bug::SharedSegmentKeys),
+            Some(Plant::SkipsReadBack) => Some(Bug::NoReadBack),
+            Some(_) | None => None,
+        });
         let mut random = Random::new(config.seed);
         let profile = Profile::draw(&mut random);
         let bucket = Bucket::new(random.fork(), config.plant);
         bucket.set_weather(profile.weather);
         let impure = config.plant == Some(Plant::ImpureReducer);
         let shelf = Arc::new(Shelf::new(random.fork(), profile.module_fails, impure));
-        let nodes = (0..profile.nodes).map(|_| Coordinator::new(&mut random, profile.page_bytes)).collect();
+        let mut nodes: Vec<Coordinator> =
+            (0..profile.nodes).map(|_| Coordinator::new(&mut random, profile.page_bytes)).collect();
+        for node in &mut nodes {
+            node.skew_ms = random.between(0, profile.tenure.skew_ms) as i64;
+        }
         let mut clients: Vec<Client> = (0..profile.clients).map(|at| Client::new(at, random.fork())).collect();
-        let writers = (0..profile.writers).map(|_| (Desk::new(random.chance(0.4)), false)).collect();
+        let writers = (0..profile.writers).map(|_| (desk(&mut random, config.plant), false)).collect();
         let cast = Cast::draw(&mut random.fork(), profile.page_bytes, &mut clients);
         let mutating = profile.clients + cast.documents.len();
         let truth = Truth {
@@ -211,6 +251,8 @@ impl World {
             keepers: profile.keepers.iter().map(|trade| (*trade, false)).collect(),
             family: SharedFamily::default(),
             network: Network::default(),
+            registry: Registry::default(),
+            lease_seen: Bytes::new(),
             truth,
             profile,
             plant: config.plant,
@@ -316,11 +358,16 @@ impl World {
     /// Lets the next event happen. False where there is none.
     fn step(&mut self) -> bool {
         let Some(event) = self.queue.pop() else { return false };
+        if let Some(until) = self.stands_still(&event) {
+            self.queue.put_off(until, event);
+            return true;
+        }
         self.summary.steps += u64::from(!matches!(event, Event::Store(_)));
         match event {
             Event::Store(event) => {
                 self.bucket.objects().set_now_ms(self.now_ms());
                 self.stirred |= self.bucket.happen(event);
+                self.look_at_lease();
             }
             Event::Dialled { client, life, dial } => self.dialled(client, life, dial),
             Event::ToServer { conn, text } => self.at_server(conn, &text),
@@ -336,21 +383,36 @@ impl World {
             Event::StartNode(node) => self.start_node(node),
             Event::Flush { node, life } => self.flush(node, life),
             Event::Woken { node, life } => self.woken(node, life),
+            Event::LeaseTick { node, life, wake } => self.lease_tick(node, life, wake),
             Event::Reachable(asker) => self.bucket.set_unreachable(asker, false),
             Event::Document(event) => self.document_event(event),
+            Event::Rejoined(nodes) => nodes.into_iter().for_each(|node| self.nodes[node].isolated = false),
+            Event::DiskFreed(asker) => self.free_disk(asker),
+            Event::Thawed(node) => self.note(format!("coordinator {node} goes on")),
             Event::Chaos => self.chaos(),
         }
         while std::mem::take(&mut self.stirred) {
-            for (owner, done) in self.tasks.poll() {
+            let (now, nodes) = (self.queue.now(), &self.nodes);
+            let awake = |owner| match owner {
+                Owner::Node(node, _) => nodes[node].frozen_until <= now,
+                Owner::Writer(_) | Owner::Keeper(_) | Owner::Document(..) | Owner::Reader(_) => true,
+            };
+            for (owner, done) in self.tasks.poll(awake) {
                 self.stirred = true;
                 match (owner, done) {
                     (Owner::Node(node, life), Done::Node(ended)) => self.node_ended(node, life, ended),
                     (Owner::Writer(writer), Done::Writer(how)) => {
                         self.writers[writer].1 = false;
                         self.note(format!("writer {writer}: {how}"));
+                        if let Some(what) = self.writers[writer].0.violation() {
+                            self.violate(format!("writer {writer}: {what}"));
+                        }
                     }
                     (Owner::Keeper(keeper), Done::Keeper(how)) => {
                         self.keepers[keeper].1 = false;
+                        if let Some(what) = self.family.lock().violation.take() {
+                            self.violation.get_or_insert(what);
+                        }
                         self.note(format!("{:?} {keeper}: {how}", self.keepers[keeper].0));
                     }
                     (Owner::Document(document, life), Done::Document(ended)) => {
@@ -378,6 +440,7 @@ impl World {
         for (delay, event) in self.bucket.take_schedule() {
             self.queue.after(delay, Event::Store(event));
         }
+        self.look_at_owners();
         true
     }
 
@@ -394,8 +457,14 @@ impl World {
         self.bucket.set_weather(Weather::default());
         self.shelf.calm();
         let keepers = (0..self.keepers.len()).map(|keeper| self.keeper_asker(keeper));
-        for asker in (0..self.nodes.len()).chain((0..self.writers.len()).map(writer_asker)).chain(keepers) {
+        let askers: Vec<usize> =
+            (0..self.nodes.len()).chain((0..self.writers.len()).map(writer_asker)).chain(keepers).collect();
+        for asker in askers {
             self.bucket.set_unreachable(asker, false);
+            self.free_disk(asker);
+        }
+        for node in &mut self.nodes {
+            node.isolated = false;
         }
         self.calm_documents();
     }
@@ -420,6 +489,7 @@ impl World {
                 client.is_settled() && conn.is_some_and(|conn| conn.is_healthy())
             })
             && (0..self.nodes.len()).all(|node| self.node_is_at_rest(node))
+            && self.is_owned()
             && self.bucket.is_quiet()
             && self.documents_are_at_rest()
     }
@@ -451,10 +521,11 @@ impl World {
             .map(|document| format!("{:?}", document.papers.lock().replica))
             .collect();
         format!(
-            "{} frames in flight, documents {documents:?}, tasks {:?}, store quiet {}, {} {}",
+            "{} frames in flight, documents {documents:?}, tasks {:?}, store quiet {}, owned {}, {} {}",
             self.network.in_flight,
             self.tasks,
             self.bucket.is_quiet(),
+            self.is_owned(),
             clients.join(", "),
             nodes.join(", ")
         )
@@ -503,6 +574,7 @@ impl World {
             let (sealed, durable) = desk.take();
             self.truth.direct.extend(sealed);
             self.truth.direct_durable.extend(durable);
+            self.truth.lost.extend(desk.take_lost());
         }
         self.collect_documents();
         for node in &self.nodes {
@@ -510,6 +582,9 @@ impl World {
             self.summary.lsns_lost += metrics.replays;
             self.summary.query_runs += metrics.query_runs;
         }
+        let disks = self.writers.iter().filter_map(|(desk, _)| desk.disk());
+        let disks = disks.chain(self.nodes.iter().filter_map(|node| node.disk.clone()));
+        self.summary.disk_full = disks.map(|disk| disk.refused()).sum();
         self.summary.faults = self.bucket.faults();
         self.summary.stalls = self.bucket.stalls();
         let family = self.family.lock().clone();
@@ -520,6 +595,9 @@ impl World {
         self.summary.abandoned = done("abandoned");
         self.summary.forks = done("forks");
         self.summary.fork_commits = done("commits in forks");
+        self.summary.verified = done("verified");
+        self.summary.removed = done("removed");
+        self.summary.reads = done("reads under leases");
         self.summary.checkpoints += done("checkpoints");
         self.summary.virtual_ms = self.queue.now();
         self.summary.shown = self.truth.shown.len() as u64;

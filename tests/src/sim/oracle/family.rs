@@ -50,11 +50,10 @@ impl Forks {
             }
             parents.insert(*child, parent);
         }
-        if let Some(child) = truth.branches.keys().find(|child| !parents.contains_key(child)) {
-            return Err(format!("a branch was published as {child}, which is no fork"));
-        }
+        // Of those that were removed since, nothing is there.
         let states = parents.keys().map(|child| (*child, None)).collect();
-        let branches = truth.branches.iter().map(|(child, (_, work))| (*child, work.clone())).collect();
+        let branches = truth.branches.iter().filter(|(child, _)| parents.contains_key(child));
+        let branches = branches.map(|(child, (_, work))| (*child, work.clone())).collect();
         Ok(Forks { root, parents, branches, states })
     }
 

@@ -15,6 +15,7 @@ use super::{DocumentEvent, Event, Owner, VOLUME, World, writer_asker};
 use crate::sim::bank::{self, Ask};
 use crate::sim::clients::{self, SUBSCRIPTIONS_MAX};
 use crate::sim::coordinators::Stage;
+use crate::sim::disks::Crash;
 use crate::sim::plant::Plant;
 use crate::sim::truth::{Made, Told, rows_text};
 use crate::sim::writers::Run;
@@ -95,9 +96,11 @@ impl World {
             Some(alone) => alone,
             None => self.random.index(self.nodes.len()),
         };
+        let node = self.route(node);
         let offline = self.document_of(at).is_some_and(|document| self.cast.documents[document].offline);
         let refused = offline || (self.storm && self.random.chance(0.1));
-        let up = matches!(self.nodes[node].stage, Stage::Up(_)) && !self.nodes[node].draining;
+        let answers = !self.nodes[node].isolated && self.nodes[node].frozen_until <= self.queue.now();
+        let up = answers && matches!(self.nodes[node].stage, Stage::Up(_)) && !self.nodes[node].draining;
         if refused || !up {
             return self.event(at, SessionEvent::Closed { why: "simulated: connection refused".into() });
         }
@@ -362,16 +365,16 @@ impl World {
             return;
         }
         self.writers[at].1 = true;
-        let sql = bank::random_direct(&mut self.random);
-        let short: String = sql.chars().take(100).collect();
+        let texts = bank::random_direct(&mut self.random);
+        let short: String = texts.concat().chars().take(100).collect();
         self.note(format!("writer {at} runs {short}"));
         let run = Run {
             remote: self.bucket.handle(writer_asker(at)),
             volume: VOLUME,
             desk: self.writers[at].0.clone(),
-            sql,
+            texts,
             random: self.random.fork(),
-            now_ms: self.now_ms(),
+            now_ms: self.some_clock(),
             blind: self.plant == Some(Plant::BlindMerge),
         };
         self.spawn(Owner::Writer(at), async move { super::Done::Writer(run.run().await) });
@@ -384,5 +387,8 @@ impl World {
             self.bucket.crash(writer_asker(at));
             self.tasks.cancel(Owner::Writer(at));
         }
+        let how = Crash::random(&mut self.random);
+        self.note(format!("the disk of writer {at}: {how:?}"));
+        self.writers[at].0.crash(how);
     }
 }
