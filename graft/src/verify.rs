@@ -116,7 +116,9 @@ pub async fn verify(
     for _ in 0..ATTEMPTS_MAX {
         let before = floor(remote, volume).await?;
         let report = attempt(remote, volume, progress).await?;
-        if report.is_sound() || floor(remote, volume).await? == before {
+        // Where others overtook us there is nothing between the oldest state and the one that we know.
+        let whole = report.from <= report.lsn;
+        if whole && (report.is_sound() || floor(remote, volume).await? == before) {
             return Ok(report);
         }
     }
@@ -265,7 +267,9 @@ async fn history(
         for start in checkpoints.remove(&at.lsn()).unwrap_or_default() {
             compare(remote, replica, &at, &start, report).await?;
         }
-        progress(Step::Commits(at.lsn().0 - report.from.0, newest.0 - report.from.0));
+        // Others may have written checkpoints beyond the newest commit that we know.
+        let done = |lsn: Lsn| lsn.0.saturating_sub(report.from.0);
+        progress(Step::Commits(done(at.lsn()), done(newest)));
         if at.lsn() >= newest {
             break;
         }
