@@ -42,6 +42,7 @@ use crate::merge::{Footprint, Validation};
 use crate::payload::{Mutation, Op, Outcome, Payload, Record};
 use crate::protocol::{ClientId, Reason, Seed, codes};
 use crate::rebase::{Handler, Pending, Policy, Work};
+use crate::session::client::{ClientState, PendingMutation};
 use crate::value::Params;
 use crate::vfs::{ConnectError, Database, IoFailure, Note, WriteSet};
 
@@ -472,15 +473,35 @@ impl Replica {
         self.kept.values().filter(|kept| kept.rejected.is_none()).map(|kept| &kept.mutation)
     }
 
+    /// A session's state that goes on where the timeline stands, for [`Route::Coordinator`]: what is pending
+    /// now goes out with it, and what is made from now on comes from [`Replica::take_unsent`].
+    pub fn session_state(&self) -> ClientState {
+        let pending = self.pending().map(|mutation| PendingMutation {
+            seq: mutation.seq,
+            reducer: mutation.reducer.clone(),
+            args: serde_json::from_str(&mutation.args).unwrap_or_default(),
+            clock: mutation.clock,
+            seed: mutation.seed,
+        });
+        ClientState {
+            client: self.client().clone(),
+            volume: Some(self.volume.id()),
+            next_seq: Some(self.next_seq()),
+            settled: self.settled(),
+            since: self.since().max(Lsn(1)),
+            pending: pending.collect(),
+        }
+    }
+
     /// Mutations that were made since this was last asked: for the session that sends them.
-    pub(super) fn take_unsent(&mut self) -> Vec<Mutation> {
+    pub fn take_unsent(&mut self) -> Vec<Mutation> {
         let unsent = self.kept.range(self.unsent..).map(|(_, kept)| kept.mutation.clone()).collect();
         self.unsent = self.me.next_seq;
         unsent
     }
 
     /// Mutations from `seq` on could not be given to the session.
-    pub(super) fn unsent_from(&mut self, seq: u64) {
+    pub fn unsent_from(&mut self, seq: u64) {
         self.unsent = self.unsent.min(seq);
     }
 

@@ -10,6 +10,9 @@
 //! | each answer is recorded so | the payloads |
 //! | rows shown of a durable state are the query's answer at that state | [`replay::Plain`] |
 //! | what was collected has a tombstone that says what it was; what is retained is as it was | the archive |
+//! | what was read on a replica is what a serial run of its local work on its commit answers | `reads` |
+//! | what was read durably fits one serial order, judged without the log | [`super::serial`] |
+//! | each document, at rest, equals the replay | a dump of both |
 //! | each fork, opened fresh, equals the replay at its LSN and what was written to it | `family` |
 //! | each checkpoint's ledger is what the log gives at its LSN | the archive |
 //! | the volume, opened fresh, equals the replay and passes `integrity_check` | a dump of both |
@@ -20,6 +23,7 @@
 
 mod dump;
 mod family;
+mod reads;
 mod replay;
 
 use std::collections::BTreeMap;
@@ -34,12 +38,15 @@ use graft::remote::{MemoryRemote, Remote, SharedRemote};
 use graft::{ChainHash, CommitId, Lsn, Seq, VolumeId, key};
 use sqlsync_layer::ledger::Ledger;
 use sqlsync_layer::payload::{Mutation, Op, Outcome, Payload};
+use sqlsync_layer::protocol::codes;
+use sqlsync_layer::vfs::Database;
 
 use self::replay::Plain;
 use super::bank;
 use super::clients;
 use super::keepers::Family;
-use super::truth::{Claim, Shown, Told, Truth};
+use super::serial::Extent;
+use super::truth::{Claim, Local, Seen, Shown, Told, Truth};
 
 /// What a clean run holds.
 #[derive(Debug, Clone, Copy, Default)]
@@ -54,6 +61,15 @@ pub struct Verdict {
     pub rejected: u64,
     /// Sets of rows compared with the state that they claim.
     pub shown_checked: u64,
+    /// Commits by documents.
+    pub documents: u64,
+    /// What the check for serializability looked at.
+    pub serial: Extent,
+}
+
+/// All that a replica holds: schema and rows, a line each.
+pub fn dump_of(database: &Arc<Database>) -> Result<Vec<String>, String> {
+    dump::of_database(database)
 }
 
 /// Checks everything. An error says what does not hold.
@@ -68,19 +84,28 @@ pub fn check(
 ) -> Result<Verdict, String> {
     let remote: SharedRemote = objects.clone();
     let heads = read_log(objects, archive, volume, Lsn::ZERO, ChainHash::ZERO)?;
-    let mut forks = family::Forks::find(&remote, volume, family)?;
+    let mut forks = family::Forks::find(&remote, volume, family, truth)?;
+    let found = dump::of_volume(&remote, volume);
+    // First what needs no replay: it tells the most.
+    let serial = reads::serializable(truth, &heads, &remote, volume)?;
     let mut judge = Judge::new(truth, &heads)?;
-    forks.pass(Lsn::ZERO, judge.plain.connection())?;
+    forks.pass(Lsn::ZERO, &judge.plain)?;
+    judge.reads(Lsn::ZERO)?;
     for head in &heads {
         judge.commit(head)?;
-        forks.pass(head.lsn, judge.plain.connection())?;
+        judge.reads(head.lsn)?;
+        forks.pass(head.lsn, &judge.plain)?;
     }
     judge.answers()?;
+    judge.verdict.serial = serial;
     forks.check(&remote, objects, archive, family, &heads)?;
     check_ledgers(archive, &forks)?;
-    let found = dump::of_volume(&remote, volume)?;
     let expected = dump::of_connection(judge.plain.connection())?;
-    dump::compare(&expected, &found)?;
+    dump::compare(&expected, &found?)?;
+    for document in &truth.at_rest {
+        let differs = |error| format!("document {} at lsn {}: {error}", document.who, document.lsn);
+        dump::compare(&expected, &document.dump).map_err(differs)?;
+    }
     Ok(judge.verdict)
 }
 
@@ -171,6 +196,7 @@ struct Judge<'a> {
     outcomes: Vec<BTreeMap<u64, Told>>,
     deploys: Vec<(u32, Lsn)>,
     shown: BTreeMap<Lsn, Vec<&'a Shown>>,
+    seen: BTreeMap<Lsn, Vec<&'a Seen>>,
     verdict: Verdict,
 }
 
@@ -180,6 +206,10 @@ impl<'a> Judge<'a> {
         for rows in &truth.shown {
             shown.entry(rows.lsn).or_default().push(rows);
         }
+        let mut seen: BTreeMap<Lsn, Vec<&Seen>> = BTreeMap::new();
+        for rows in &truth.seen {
+            seen.entry(rows.lsn).or_default().push(rows);
+        }
         Ok(Judge {
             truth,
             plain: Plain::new()?,
@@ -188,6 +218,7 @@ impl<'a> Judge<'a> {
             outcomes: vec![BTreeMap::new(); truth.made.len()],
             deploys: Vec::new(),
             shown,
+            seen,
             verdict: Verdict::default(),
         })
     }
@@ -209,6 +240,9 @@ impl<'a> Judge<'a> {
             for text in texts {
                 self.plain.direct(text).map_err(|error| format!("lsn {lsn}: direct SQL: {error}"))?;
             }
+        } else if let Some(work) = self.truth.documents.get(&head.id) {
+            self.verdict.documents += 1;
+            self.document(lsn, work, &payload)?;
         } else if self.truth.published.contains_key(&head.id) {
             for record in &payload.records {
                 self.record(lsn, &record.op, &record.outcome)?;
@@ -228,6 +262,27 @@ impl<'a> Judge<'a> {
                 shown.rows,
                 self.plain.ask(shown.ask).unwrap_or_else(|error| error)
             )),
+        }
+    }
+
+    /// What a document put into the log: its local commits, in order.
+    fn document(&mut self, lsn: Lsn, work: &[Local], payload: &Payload) -> Result<(), String> {
+        let mut records = payload.records.iter();
+        for local in work {
+            match local {
+                Local::Sql(text) => {
+                    self.plain.direct(text).map_err(|error| format!("lsn {lsn}: a document's SQL: {error}"))?;
+                }
+                Local::Ran(ran) => {
+                    let record = records.next().filter(|record| *record == ran);
+                    let record = record.ok_or_else(|| format!("lsn {lsn} does not record {ran:?}"))?;
+                    self.record(lsn, &record.op, &record.outcome)?;
+                }
+            }
+        }
+        match records.next() {
+            Some(record) => Err(format!("lsn {lsn} records {record:?}, which was not on the stack")),
+            None => Ok(()),
         }
     }
 
@@ -298,6 +353,10 @@ impl<'a> Judge<'a> {
         let replayed = match op {
             Op::Mutation(mutation) => {
                 self.sequence(lsn, mutation, code.is_none())?;
+                if code == Some(codes::DISCARDED) {
+                    // The app's decision, which no replay makes.
+                    return Ok(());
+                }
                 self.plain.mutation(mutation)?
             }
             Op::Deploy { module, schema, clock, seed } => {
@@ -327,10 +386,7 @@ impl<'a> Judge<'a> {
         self.last[client] = expected;
         let made = self.truth.made[client].get(&mutation.seq);
         let made = made.ok_or_else(|| format!("lsn {lsn} records {mutation:?}, which was never made"))?;
-        let args = serde_json::Value::Object(made.args.clone()).to_string();
-        let same = (&made.reducer, &args, made.clock, made.seed)
-            == (&mutation.reducer, &mutation.args, mutation.clock, mutation.seed);
-        if !same {
+        if !made.is(mutation) {
             return Err(format!("lsn {lsn} records {mutation:?}; its client made {made:?}"));
         }
         if applied {
@@ -348,7 +404,9 @@ impl<'a> Judge<'a> {
         for (client, made) in self.truth.made.iter().enumerate() {
             for seq in made.keys() {
                 let (told, recorded) = (self.truth.told[client].get(seq), self.outcomes[client].get(seq));
-                if told.is_none() || told != recorded {
+                // A document whose process died may have missed its answer, which is in the log.
+                let missed = told.is_none() && self.truth.forgetful.contains(&client);
+                if recorded.is_none() || (told != recorded && !missed) {
                     return Err(format!(
                         "client {client} was told {told:?} of its mutation {seq}; the log says {recorded:?}"
                     ));
@@ -367,6 +425,9 @@ impl<'a> Judge<'a> {
                     "a deploy of version {version} was acknowledged under lsn {lsn} and is not there"
                 ));
             }
+        }
+        if let Some((lsn, _)) = self.seen.first_key_value() {
+            return Err(format!("somebody read at lsn {lsn}, which the log does not have"));
         }
         match self.shown.values().flatten().find(|shown| shown.claim == Claim::Exactly) {
             Some(shown) => {

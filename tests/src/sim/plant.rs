@@ -32,6 +32,12 @@ pub enum Plant {
     StateOfTheTip,
     /// A compaction is published in an epoch that it did not begin in.
     OtherEpoch,
+    /// A document's merge does not look at what was read.
+    MergeSkipsReads,
+    /// A document's merge looks at nothing but whether the same pages were written.
+    MergeWritesOnly,
+    /// A coordinator applies a mutation again that is sent again.
+    SkipsLedger,
     /// A direct writer acknowledges local commits that are not on its disk yet.
     AckBeforeFsync,
     /// Segments of two commits under one LSN have the same key.
@@ -46,7 +52,7 @@ pub enum Plant {
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Plant; 18] = [
+    pub const ALL: [Plant; 21] = [
         Plant::ResendRenumbers,
         Plant::StoreOverwrites,
         Plant::StoreLoses,
@@ -60,6 +66,9 @@ impl Plant {
         Plant::EpochGoesOn,
         Plant::StateOfTheTip,
         Plant::OtherEpoch,
+        Plant::MergeSkipsReads,
+        Plant::MergeWritesOnly,
+        Plant::SkipsLedger,
         Plant::AckBeforeFsync,
         Plant::ReusesSegmentKeys,
         Plant::SkipsReadBack,
@@ -82,6 +91,9 @@ impl Plant {
             Plant::EpochGoesOn => "epoch-goes-on",
             Plant::StateOfTheTip => "state-of-the-tip",
             Plant::OtherEpoch => "other-epoch",
+            Plant::MergeSkipsReads => "merge-skips-reads",
+            Plant::MergeWritesOnly => "merge-writes-only",
+            Plant::SkipsLedger => "skips-ledger",
             Plant::AckBeforeFsync => "ack-before-fsync",
             Plant::ReusesSegmentKeys => "reuses-segment-keys",
             Plant::SkipsReadBack => "skips-read-back",

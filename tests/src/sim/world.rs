@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | [`nodes`] | driving the coordinators' actors |
 //! | [`people`] | driving the clients' sessions, and checking at once what they are told and shown |
+//! | [`documents`] | driving documents and direct readers |
 //! | [`leases`] | who owns the volume by whose clock |
 //! | [`upkeep`] | driving those who keep house, and the last collection when all is quiet |
 //! | [`wires`] | frames and the ends of connections |
@@ -18,6 +19,7 @@
 //! from the seed. The first violation ends the run.
 
 pub mod chaos;
+mod documents;
 mod leases;
 mod nodes;
 mod people;
@@ -38,6 +40,7 @@ use graft::{CommitId, Lsn, PageSize, VolumeId, VolumeName, catalog};
 use sqlsync_layer::actor::{Actor, Input, Limits, Output, RequestId};
 
 use self::chaos::Profile;
+use self::documents::{Cast, DocumentEnded, DocumentEvent};
 use super::bank::{self, Shelf};
 use super::clients::Client;
 use super::coordinators::{Coordinator, Ended};
@@ -52,7 +55,7 @@ use super::queue::Queue;
 use super::random::Random;
 use super::store::{Bucket, StoreEvent, Weather};
 use super::tasks::Tasks;
-use super::truth::{Claim, Shown, Truth, rows_text};
+use super::truth::{Claim, Seen, Shown, Truth, rows_text};
 use super::writers::Desk;
 use super::{Config, Summary};
 
@@ -93,6 +96,8 @@ enum Event {
     WriterActs(usize),
     /// Somebody keeps house.
     KeeperActs(usize),
+    /// Something about documents.
+    Document(DocumentEvent),
     /// A client's process starts again.
     StartClient(usize),
     /// A coordinator starts.
@@ -124,6 +129,10 @@ enum Owner {
     Writer(usize),
     /// Somebody who keeps house.
     Keeper(usize),
+    /// A document in one of its lives.
+    Document(usize, u64),
+    /// A direct reader.
+    Reader(usize),
 }
 
 /// How a task ended.
@@ -135,6 +144,10 @@ enum Done {
     Writer(String),
     /// A keeper's.
     Keeper(String),
+    /// A document's.
+    Document(DocumentEnded),
+    /// A direct reader's.
+    Reader(Result<Vec<Seen>, String>),
 }
 
 /// Who asks the object store on behalf of writer `at`.
@@ -168,7 +181,9 @@ pub struct World {
     /// Whether a task may be able to go on.
     stirred: bool,
     nodes: Vec<Coordinator>,
+    /// Those with a session: clients, and then the documents that go through a coordinator.
     clients: Vec<Client>,
+    cast: Cast,
     writers: Vec<(Desk, bool)>,
     /// Who keeps house, and whether they are at work.
     keepers: Vec<(Trade, bool)>,
@@ -211,11 +226,13 @@ impl World {
         for node in &mut nodes {
             node.skew_ms = random.between(0, profile.tenure.skew_ms) as i64;
         }
-        let clients: Vec<Client> = (0..profile.clients).map(|at| Client::new(at, random.fork())).collect();
+        let mut clients: Vec<Client> = (0..profile.clients).map(|at| Client::new(at, random.fork())).collect();
         let writers = (0..profile.writers).map(|_| (desk(&mut random, config.plant), false)).collect();
+        let cast = Cast::draw(&mut random.fork(), profile.page_bytes, &mut clients);
+        let mutating = profile.clients + cast.documents.len();
         let truth = Truth {
-            made: vec![Default::default(); clients.len()],
-            told: vec![Default::default(); clients.len()],
+            made: vec![Default::default(); mutating],
+            told: vec![Default::default(); mutating],
             ..Truth::default()
         };
         let mut world = World {
@@ -229,6 +246,7 @@ impl World {
             stirred: false,
             nodes,
             clients,
+            cast,
             writers,
             keepers: profile.keepers.iter().map(|trade| (*trade, false)).collect(),
             family: SharedFamily::default(),
@@ -278,7 +296,8 @@ impl World {
             let delay = self.random.below(300);
             self.queue.after(delay, Event::StartNode(node));
         }
-        for client in 0..self.clients.len() {
+        self.found_documents();
+        for client in 0..self.profile.clients {
             let delay = self.random.below(500);
             self.queue.after(delay, Event::StartClient(client));
             self.queue.after(delay + 1, Event::ClientActs(client));
@@ -325,6 +344,9 @@ impl World {
             self.rest("with one coordinator left");
             self.show_settled();
         }
+        if self.violation.is_none() {
+            self.dump_documents();
+        }
         if self.violation.is_none()
             && let Err(what) = self.tidy_up()
         {
@@ -363,6 +385,7 @@ impl World {
             Event::Woken { node, life } => self.woken(node, life),
             Event::LeaseTick { node, life, wake } => self.lease_tick(node, life, wake),
             Event::Reachable(asker) => self.bucket.set_unreachable(asker, false),
+            Event::Document(event) => self.document_event(event),
             Event::Rejoined(nodes) => nodes.into_iter().for_each(|node| self.nodes[node].isolated = false),
             Event::DiskFreed(asker) => self.free_disk(asker),
             Event::Thawed(node) => self.note(format!("coordinator {node} goes on")),
@@ -372,7 +395,7 @@ impl World {
             let (now, nodes) = (self.queue.now(), &self.nodes);
             let awake = |owner| match owner {
                 Owner::Node(node, _) => nodes[node].frozen_until <= now,
-                Owner::Writer(_) | Owner::Keeper(_) => true,
+                Owner::Writer(_) | Owner::Keeper(_) | Owner::Document(..) | Owner::Reader(_) => true,
             };
             for (owner, done) in self.tasks.poll(awake) {
                 self.stirred = true;
@@ -392,11 +415,22 @@ impl World {
                         }
                         self.note(format!("{:?} {keeper}: {how}", self.keepers[keeper].0));
                     }
-                    (Owner::Node(..), Done::Writer(_) | Done::Keeper(_))
-                    | (Owner::Writer(_), Done::Node(_) | Done::Keeper(_))
-                    | (Owner::Keeper(_), Done::Node(_) | Done::Writer(_)) => {
-                        self.violate("a task ended as another's".into());
+                    (Owner::Document(document, life), Done::Document(ended)) => {
+                        self.document_ended(document, life, ended);
                     }
+                    (Owner::Reader(reader), Done::Reader(how)) => self.reader_ended(reader, how),
+                    (
+                        Owner::Node(..)
+                        | Owner::Writer(_)
+                        | Owner::Keeper(_)
+                        | Owner::Document(..)
+                        | Owner::Reader(_),
+                        Done::Node(_)
+                        | Done::Writer(_)
+                        | Done::Keeper(_)
+                        | Done::Document(_)
+                        | Done::Reader(_),
+                    ) => self.violate("a task ended as another's".into()),
                 }
             }
             for (delay, event) in self.bucket.take_schedule() {
@@ -432,6 +466,7 @@ impl World {
         for node in &mut self.nodes {
             node.isolated = false;
         }
+        self.calm_documents();
     }
 
     /// Runs until nothing is under way. It must come to that.
@@ -456,6 +491,7 @@ impl World {
             && (0..self.nodes.len()).all(|node| self.node_is_at_rest(node))
             && self.is_owned()
             && self.bucket.is_quiet()
+            && self.documents_are_at_rest()
     }
 
     /// What is still under way, for the report.
@@ -478,8 +514,14 @@ impl World {
             .filter(|node| !self.node_is_at_rest(*node))
             .map(|node| format!("coordinator {node} {:?}", self.nodes[node].stage))
             .collect();
+        let documents: Vec<String> = self
+            .cast
+            .documents
+            .iter()
+            .map(|document| format!("{:?}", document.papers.lock().replica))
+            .collect();
         format!(
-            "{} frames in flight, tasks {:?}, store quiet {}, owned {}, {} {}",
+            "{} frames in flight, documents {documents:?}, tasks {:?}, store quiet {}, owned {}, {} {}",
             self.network.in_flight,
             self.tasks,
             self.bucket.is_quiet(),
@@ -518,8 +560,11 @@ impl World {
         for node in (0..self.nodes.len()).filter(|node| *node != alone) {
             self.crash_node(node);
         }
-        for client in 0..self.clients.len() {
+        for client in 0..self.profile.clients {
             self.mutate(client);
+        }
+        for document in 0..self.cast.documents.len() {
+            self.document_mutates(document);
         }
     }
 
@@ -531,6 +576,7 @@ impl World {
             self.truth.direct_durable.extend(durable);
             self.truth.lost.extend(desk.take_lost());
         }
+        self.collect_documents();
         for node in &self.nodes {
             let metrics = node.metrics();
             self.summary.lsns_lost += metrics.replays;
@@ -565,6 +611,9 @@ impl World {
                 self.summary.durable = verdict.applied;
                 self.summary.rejected = verdict.rejected;
                 self.summary.shown_checked = verdict.shown_checked;
+                self.summary.documents.commits = verdict.documents;
+                self.summary.documents.txns = verdict.serial.txns;
+                self.summary.documents.edges = verdict.serial.edges;
             }
             Err(what) => self.violate(what),
         }

@@ -222,6 +222,7 @@ impl World {
             | Event::KeeperActs(_)
             | Event::StartClient(_)
             | Event::StartNode(_)
+            | Event::Document(_)
             | Event::Reachable(_)
             | Event::Rejoined(_)
             | Event::DiskFreed(_)

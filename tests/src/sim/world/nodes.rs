@@ -48,7 +48,8 @@ impl World {
         match ended {
             Ended::Opened(opened) => {
                 let fetch = Arc::new(PageFetch(self.bucket.handle(at)));
-                let (limits, shelf) = (self.nodes[at].limits, self.shelf.clone());
+                let (mut limits, shelf) = (self.nodes[at].limits, self.shelf.clone());
+                limits.ledger_skipped = self.plant == Some(Plant::SkipsLedger);
                 self.epochs += 1;
                 let epoch = self.epochs << 20;
                 let actor = (*opened).map_err(|error| error.to_string()).and_then(|opened| {

@@ -11,7 +11,7 @@ use sqlsync_layer::session::client::{
 };
 use sqlsync_layer::session::rows::Rows;
 
-use super::{Event, Owner, VOLUME, World, writer_asker};
+use super::{DocumentEvent, Event, Owner, VOLUME, World, writer_asker};
 use crate::sim::bank::{self, Ask};
 use crate::sim::clients::{self, SUBSCRIPTIONS_MAX};
 use crate::sim::coordinators::Stage;
@@ -32,7 +32,7 @@ impl World {
         self.effects(at);
     }
 
-    fn effects(&mut self, at: usize) {
+    pub(super) fn effects(&mut self, at: usize) {
         while let Some(effect) = self.clients[at].session.next_effect() {
             match effect {
                 Effect::Dial => self.dial(at),
@@ -97,7 +97,8 @@ impl World {
             None => self.random.index(self.nodes.len()),
         };
         let node = self.route(node);
-        let refused = self.storm && self.random.chance(0.1);
+        let offline = self.document_of(at).is_some_and(|document| self.cast.documents[document].offline);
+        let refused = offline || (self.storm && self.random.chance(0.1));
         let answers = !self.nodes[node].isolated && self.nodes[node].frozen_until <= self.queue.now();
         let up = answers && matches!(self.nodes[node].stage, Stage::Up(_)) && !self.nodes[node].draining;
         if refused || !up {
@@ -124,6 +125,9 @@ impl World {
 
     /// A client's process dies; its next one goes on from what it kept.
     pub(super) fn restart_client(&mut self, at: usize) {
+        if let Some(document) = self.document_of(at) {
+            return self.crash_document(document);
+        }
         let client = &mut self.clients[at];
         let kept = serde_json::to_string(&client.session.state());
         client.life += 1;
@@ -172,7 +176,8 @@ impl World {
         let client = &mut self.clients[at];
         let (reducer, args) = bank::random_mutation(&mut client.random, tag);
         let (clock, seed) = (now + client.skew, Seed(client.random.draw()));
-        let made = Made { reducer: reducer.clone(), args: args.clone(), clock, seed };
+        let at_ms = self.queue.now();
+        let made = Made { reducer: reducer.clone(), args: args.clone(), clock, seed, at: at_ms };
         match client.session.mutate(reducer, args, clock, seed) {
             Ok(seq) => {
                 self.note(format!("client {at} makes {seq}: {} {:?}", made.reducer, made.args));
@@ -224,7 +229,7 @@ impl World {
     fn notice(&mut self, at: usize, notice: Notice) {
         match notice {
             Notice::Accepted { seq, .. } => {
-                if !self.truth.made[at].contains_key(&seq) {
+                if !self.has_made(at, seq) {
                     self.violate(format!("client {at} was told of seq {seq}, which it never made"));
                 }
             }
@@ -261,8 +266,14 @@ impl World {
                     self.violate(format!("client {at}: question {id} failed: {reason:?}"));
                 }
             }
+            Notice::Head { .. } => {
+                if let Some(document) = self.document_of(at) {
+                    let delay = self.random.between(1, 20);
+                    self.queue.after(delay, Event::Document(DocumentEvent::Woken(document)));
+                }
+            }
             // Nobody asks.
-            Notice::Presence | Notice::Head { .. } => {}
+            Notice::Presence => {}
             Notice::Status(status) => self.status(at, status),
         }
     }
@@ -284,19 +295,29 @@ impl World {
     }
 
     /// A final answer: given once, of a mutation that was made, and true already.
-    fn told(&mut self, at: usize, seq: u64, told: Told) {
+    pub(super) fn told(&mut self, at: usize, seq: u64, told: Told) {
         let (lsn, applied) = match told {
             Told::Durable(lsn) => (lsn, true),
             Told::Rejected(lsn) => (lsn, false),
         };
-        if !self.truth.made[at].contains_key(&seq) {
+        if !self.has_made(at, seq) {
             self.violate(format!("client {at} was told of seq {seq}, which it never made"));
         }
-        if let Some(before) = self.truth.told[at].insert(seq, told) {
+        // A document hears it from its session and from the log, and again after a restart.
+        let may_repeat = self.document_of(at).is_some();
+        let before = self.truth.told[at].insert(seq, told);
+        if let Some(before) = before.filter(|before| !may_repeat || *before != told) {
             self.violate(format!("client {at} was told twice how {seq} ended: {before:?}, then {told:?}"));
         }
         if !self.is_recorded(at, seq, lsn, applied) {
             self.violate(format!("client {at} was told {told:?} of {seq}, and the store does not hold that"));
+        }
+    }
+
+    fn has_made(&self, at: usize, seq: u64) -> bool {
+        match self.document_of(at) {
+            Some(document) => self.cast.documents[document].papers.lock().made.contains_key(&seq),
+            None => self.truth.made[at].contains_key(&seq),
         }
     }
 
