@@ -63,8 +63,8 @@ impl Trade {
 pub struct Family {
     /// Forks that were acknowledged.
     pub forks: Vec<VolumeId>,
-    /// The name of each fork ever made, and its parent.
-    pub names: BTreeMap<VolumeId, (VolumeName, VolumeId)>,
+    /// The name of each fork ever made, and the volume whose own log it goes back to.
+    pub names: BTreeMap<VolumeId, (VolumeName, Option<VolumeId>)>,
     /// Forks that are being removed, or whose removal did not end.
     pub leaving: Vec<VolumeId>,
     /// Forks that were removed.
@@ -270,10 +270,10 @@ impl Job {
             let child = VolumeId(self.random.bytes16());
             tried.push(child);
             match fork::create(&self.remote, parent, at, child, &name).await {
-                Ok(_) => return self.forked(child, parent, &name),
+                Ok(found) => return self.forked(child, Some(found.origin), &name),
                 // An earlier try of ours was heard at last.
                 Err(ForkError::Catalog(CatalogError::Exists { found, .. })) if tried.contains(&found) => {
-                    return self.forked(found, parent, &name);
+                    return self.forked(found, None, &name);
                 }
                 Err(error @ (ForkError::Expired { .. } | ForkError::At(_))) => {
                     self.done("forks refused");
@@ -288,13 +288,19 @@ impl Job {
         Err(format!("no fork of {parent}: {last}"))
     }
 
-    fn forked(&self, child: VolumeId, parent: VolumeId, name: &VolumeName) -> Result<String, String> {
+    /// `origin` is the volume whose own log it goes back to, where that is known.
+    fn forked(
+        &self,
+        child: VolumeId,
+        origin: Option<VolumeId>,
+        name: &VolumeName,
+    ) -> Result<String, String> {
         let mut family = self.family.lock();
         family.forks.push(child);
-        family.names.insert(child, (name.clone(), parent));
+        family.names.insert(child, (name.clone(), origin));
         drop(family);
         self.done("forks");
-        Ok(format!("{child} is a fork of {parent}"))
+        Ok(format!("{child} is a fork of {origin:?}"))
     }
 
     /// Reads everything and finds nothing wrong, whatever goes on meanwhile.
@@ -360,7 +366,8 @@ impl Job {
     /// The forks of a volume that nobody removes.
     fn children(&self, volume: VolumeId) -> Vec<VolumeId> {
         let family = self.family.lock();
-        let is_child = |fork: &&VolumeId| family.names.get(fork).is_some_and(|(_, parent)| *parent == volume);
+        let is_child =
+            |fork: &&VolumeId| family.names.get(fork).is_some_and(|(_, parent)| *parent == Some(volume));
         family.forks.iter().filter(is_child).copied().collect()
     }
 

@@ -112,7 +112,7 @@ impl Profile {
         // One world in four is without.
         let some = random.below(4) > 0;
         let keepers = Trade::ALL.into_iter().chain(Trade::ALL);
-        let keepers = keepers.filter(|_| some && random.chance(0.6)).collect();
+        let keepers = keepers.filter(|_| some && random.chance(0.5)).collect();
         Profile {
             keepers,
             keeper_pause_ms: [300, 1_000, 4_000][random.index(3)],
@@ -126,9 +126,9 @@ impl Profile {
             lost_frames,
             doubled_frames,
             tenure: Tenure::draw(random),
-            pause_ms: [120, 400, 1_500][random.index(3)],
-            writer_pause_ms: [1_000, 4_000, 15_000][random.index(3)],
-            misfortune_ms: [500, 2_000, 8_000][random.index(3)],
+            pause_ms: [250, 800, 3_000][random.index(3)],
+            writer_pause_ms: [500, 1_500, 6_000][random.index(3)],
+            misfortune_ms: [300, 1_000, 4_000][random.index(3)],
             weights,
         }
     }

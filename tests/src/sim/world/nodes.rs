@@ -240,6 +240,7 @@ impl World {
         self.summary.crashes += 1;
         if let Some(disk) = &self.nodes[at].disk {
             disk.crash(how);
+            self.summary.power_cuts += u64::from(how != Crash::Kept);
         }
         self.stop_node(at);
     }

@@ -391,5 +391,6 @@ impl World {
         let how = Crash::random(&mut self.random);
         self.note(format!("the disk of writer {at}: {how:?}"));
         self.writers[at].0.crash(how);
+        self.summary.power_cuts += u64::from(how != Crash::Kept && self.writers[at].0.disk().is_some());
     }
 }
