@@ -647,10 +647,12 @@ impl Papers {
                 self.branches.remove(&number);
                 Some(number)
             }
-            Ok(false) | Err(_) => {
-                self.wrong(format!("branch {number} cannot be dropped"));
+            Ok(false) => {
+                self.wrong(format!("branch {number} is not there to be dropped"));
                 None
             }
+            // Its disk is full.
+            Err(_) => None,
         }
     }
 }
@@ -772,7 +774,7 @@ impl Round {
             ended.map_err(|error| error.to_string())?;
             match result {
                 Ok(_) => {
-                    let parent = self.with(|replica| replica.volume().id())?;
+                    let parent = Some(self.with(|replica| replica.volume().id())?);
                     let mut family = self.family.lock();
                     family.forks.push(publication.volume);
                     family.names.insert(publication.volume, (publication.name.clone(), parent));
