@@ -49,7 +49,7 @@ use crate::remote::{Listed, Remote, RemoteError};
 const CONCURRENT: usize = 16;
 const LIST_ROWS: usize = 1000;
 /// Stands as the metadata of a fork that was given up, so that its maker cannot finish it any more.
-const REAPED: &[u8] = b"GFX1 this fork was not finished in time, and its parent no longer keeps its pages";
+pub(crate) const REAPED: &[u8] = b"GFX1 this fork was not finished in time, and its parent no longer keeps its pages";
 
 /// What is kept readable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
