@@ -16,7 +16,6 @@ use std::sync::Arc;
 
 use graft::fetch::Fetch;
 use graft::publish::{PublishError, publish};
-use graft::store::SharedStore;
 use graft::volume::{LocalCommit, Opened, Options};
 use graft::{CommitId, Lsn, PageIdx, VolumeId, VolumeName};
 use parking_lot::Mutex;
@@ -32,6 +31,7 @@ use sqlsync_layer::protocol::{ClientId, wire_rows};
 use sqlsync_layer::rebase::{Dispute, Handler, Policy, Resolution};
 
 use super::bank::{self, Ask};
+use super::disks::{Crash, Disk};
 use super::plant::Plant;
 use super::random::Random;
 use super::store::Handle;
@@ -123,14 +123,24 @@ pub struct Papers {
     /// The stack as it should be, and each local commit's print.
     stack: Vec<Local>,
     prints: Vec<u64>,
+    /// Plain SQL that was ever run, by the print of its local commit.
+    ran: BTreeMap<u64, Local>,
+    /// What the disk went through when the last process died.
+    crashed: Option<Crash>,
     /// Mutations taken, by seq, that are on the volume or on the way to it.
     pub made: BTreeMap<u64, Made>,
     /// What each sealed commit holds.
     pub sealed: BTreeMap<CommitId, Vec<Local>>,
     /// Branches that are kept here.
     pub branches: BTreeMap<u64, Kept>,
+    /// Mutations whose seqs were given free when they went to a branch.
+    freed: BTreeMap<u64, Vec<(u64, Made)>>,
+    /// Mutations as they were before the app edited them.
+    before_edits: BTreeMap<u64, Vec<Made>>,
     /// Branches that became volumes.
     pub published: BTreeMap<VolumeId, Kept>,
+    /// Their numbers.
+    numbers: BTreeMap<u64, VolumeId>,
     /// Branches that the app has begun to publish, or that can never be.
     begun: BTreeSet<u64>,
     stuck: BTreeSet<u64>,
@@ -161,7 +171,7 @@ pub struct Document {
     /// What kind it is.
     pub kind: Kind,
     /// Its disk.
-    pub store: SharedStore,
+    pub disk: Disk,
     /// Whether its volume was opened before.
     pub known: bool,
     /// How many times its process has started.
@@ -188,7 +198,7 @@ impl fmt::Display for Document {
 
 impl Document {
     /// Document `who`, not started.
-    pub fn new(who: usize, kind: Kind, store: SharedStore, mut random: Random) -> Document {
+    pub fn new(who: usize, kind: Kind, disk: Disk, mut random: Random) -> Document {
         let skew = random.below(20_000) as i64 - 10_000;
         let decisions = Arc::new(Mutex::new(Decisions { random: random.fork(), edits: BTreeMap::new() }));
         let papers = Papers {
@@ -197,10 +207,15 @@ impl Document {
             random,
             stack: Vec::new(),
             prints: Vec::new(),
+            ran: BTreeMap::new(),
+            crashed: None,
             made: BTreeMap::new(),
             sealed: BTreeMap::new(),
             branches: BTreeMap::new(),
+            freed: BTreeMap::new(),
+            before_edits: BTreeMap::new(),
             published: BTreeMap::new(),
+            numbers: BTreeMap::new(),
             begun: BTreeSet::new(),
             stuck: BTreeSet::new(),
             told: BTreeMap::new(),
@@ -214,7 +229,7 @@ impl Document {
         Document {
             who,
             kind,
-            store,
+            disk,
             known: false,
             life: 0,
             opening: false,
@@ -228,7 +243,7 @@ impl Document {
 
     /// How it opens the volume.
     pub fn options(&self) -> Options {
-        Options { store: Some(self.store.clone()), cache_bytes: self.kind.cache_bytes, ..Options::default() }
+        Options { store: Some(self.disk.store()), cache_bytes: self.kind.cache_bytes, ..Options::default() }
     }
 
     /// Makes the document of a volume that was opened.
@@ -255,9 +270,13 @@ impl Document {
         Ok(())
     }
 
-    /// Its process is gone. Whether there was one.
-    pub fn stop(&mut self) -> bool {
+    /// Its process is gone, or the power is. Whether there was a process.
+    pub fn stop(&mut self, how: Crash) -> bool {
         let mut papers = self.papers.lock();
+        self.disk.crash(how);
+        if papers.crashed != Some(Crash::PowerCut) {
+            papers.crashed = Some(how);
+        }
         papers.subscriptions.clear();
         let replica = papers.replica.take();
         if let Some(mut replica) = replica {
@@ -312,18 +331,44 @@ impl Papers {
         let Some(replica) = &self.replica else { return };
         let locals = replica.volume().locals();
         let found: Vec<u64> = locals.iter().map(print_of).collect();
-        if found != self.prints {
+        let theirs: BTreeSet<u64> = replica.branches().keys().copied().collect();
+        let ours: BTreeSet<u64> = self.branches.keys().copied().collect();
+        let same = (found == self.prints, theirs == ours);
+        if self.crashed.take() == Some(Crash::PowerCut) {
+            // What was not synced may be undone: settled work is settled again, by the log.
+            self.undone(&theirs);
+        } else if same != (true, true) {
             let (found, expected) = (found.len(), self.prints.len());
-            self.wrong(format!("after a restart it has another stack, of {found} local commits where {expected} were"));
-        }
-        let ours: Vec<u64> = self.branches.keys().copied().collect();
-        if let Some(replica) = &self.replica {
-            let theirs: Vec<u64> = replica.branches().keys().copied().collect();
-            if ours != theirs {
-                self.wrong(format!("after a restart it has the branches {theirs:?} where {ours:?} were"));
-            }
+            self.wrong(format!(
+                "after a restart it has {found} local commits and the branches {theirs:?} where {expected} and {ours:?} were"
+            ));
         }
         self.look(None);
+    }
+
+    /// After a power cut these branches are here.
+    fn undone(&mut self, branches: &BTreeSet<u64>) {
+        let missing: Vec<u64> = self.branches.keys().copied().filter(|number| !branches.contains(number)).collect();
+        for number in missing {
+            self.branches.remove(&number);
+            for (seq, made) in self.freed.remove(&number).unwrap_or_default() {
+                if self.made.contains_key(&seq) {
+                    self.wrong(format!("branch {number} is undone, and its seq {seq} was given again"));
+                }
+                self.made.insert(seq, made);
+            }
+        }
+        for number in branches {
+            if let Some(child) = self.numbers.get(number)
+                && let Some(kept) = self.published.get(child)
+            {
+                self.branches.insert(*number, kept.clone());
+            }
+        }
+        let ours: BTreeSet<u64> = self.branches.keys().copied().collect();
+        if ours != *branches {
+            self.wrong(format!("after a power cut it has the branches {branches:?}, and can only have {ours:?}"));
+        }
     }
 
     /// The stack may be another one: reads it, and checks that nothing is lost. `sql` was just run.
@@ -332,25 +377,20 @@ impl Papers {
         let locals = replica.volume().locals();
         let settled = replica.settled();
         let (mut stack, mut prints) = (Vec::with_capacity(locals.len()), Vec::with_capacity(locals.len()));
-        let mut from = 0;
         let mut unknown = None;
         for (at, local) in locals.iter().enumerate() {
             let print = print_of(local);
             let work = match Record::behind(local) {
                 Some(record) => Local::Ran(record),
                 None => {
-                    let before = (from..self.prints.len()).find(|at| self.prints[*at] == print);
-                    match (before.map(|at| (at, self.stack[at].clone())), sql) {
-                        (Some((at, work)), _) => {
-                            from = at + 1;
-                            work
-                        }
-                        (None, Some(sql)) if at + 1 == locals.len() => Local::Sql(sql.into()),
-                        (None, _) => {
-                            unknown = Some(local.number);
-                            continue;
-                        }
-                    }
+                    let new = sql.filter(|_| at + 1 == locals.len());
+                    let ran = self.ran.get(&print).cloned().or(new.map(|sql| Local::Sql(sql.into())));
+                    let Some(ran) = ran else {
+                        unknown = Some(local.number);
+                        continue;
+                    };
+                    self.ran.insert(print, ran.clone());
+                    ran
                 }
             };
             stack.push(work);
@@ -376,6 +416,12 @@ impl Papers {
             }
             let made = self.made.get_mut(&seq).ok_or("a mutation that was never made")?;
             if !made.is(mutation) {
+                // A power cut may undo an edit.
+                let before = self.before_edits.entry(seq).or_default();
+                if let Some(other) = before.iter().find(|other| other.is(mutation)).cloned() {
+                    before.push(std::mem::replace(made, other));
+                    continue;
+                }
                 let decisions = self.decisions.lock();
                 let edit = decisions.edits.get(&seq).and_then(|edits| {
                     edits.iter().find(|(reducer, args)| {
@@ -385,6 +431,7 @@ impl Papers {
                 let Some((reducer, args)) = edit.cloned() else {
                     return Err(format!("{mutation:?} is on its stack; made was {made:?}"));
                 };
+                before.push(made.clone());
                 (made.reducer, made.args) = (reducer, args);
             }
         }
@@ -405,6 +452,9 @@ impl Papers {
                 Event::Published { branch, volume, .. } => {
                     if let Some(kept) = self.branches.remove(&branch) {
                         self.published.insert(volume, kept);
+                        if let Some(other) = self.numbers.insert(branch, volume).filter(|other| *other != volume) {
+                            self.wrong(format!("branch {branch} was published as {other} and as {volume}"));
+                        }
                     }
                 }
                 Event::Refused { seq, reason } => self.wrong(format!("mutation {seq} was refused: {reason}")),
@@ -429,6 +479,11 @@ impl Papers {
         if branch.base != base.0 || !prints.starts_with(&held) {
             return self.wrong(format!("branch {number} is not the stack that was on lsn {base}"));
         }
+        // Numbers are given again once their branch is gone.
+        self.numbers.remove(&number);
+        self.freed.remove(&number);
+        self.begun.remove(&number);
+        self.stuck.remove(&number);
         let work = before[..held.len()].to_vec();
         let replica = self.replica.as_ref();
         let settled = replica.map_or(0, Replica::settled);
@@ -437,7 +492,8 @@ impl Papers {
         for seq in work.iter().filter_map(Local::seq) {
             if seq > settled && !stays.contains(&seq) {
                 // Its seq is free again; its work is in the branch alone.
-                self.made.remove(&seq);
+                let made = self.made.remove(&seq).map(|made| (seq, made));
+                self.freed.entry(number).or_default().extend(made);
             }
         }
         self.branches.insert(number, Kept { base, work });
@@ -591,10 +647,12 @@ impl Papers {
                 self.branches.remove(&number);
                 Some(number)
             }
-            Ok(false) | Err(_) => {
-                self.wrong(format!("branch {number} cannot be dropped"));
+            Ok(false) => {
+                self.wrong(format!("branch {number} is not there to be dropped"));
                 None
             }
+            // Its disk is full.
+            Err(_) => None,
         }
     }
 }
@@ -716,8 +774,10 @@ impl Round {
             ended.map_err(|error| error.to_string())?;
             match result {
                 Ok(_) => {
+                    let parent = Some(self.with(|replica| replica.volume().id())?);
                     let mut family = self.family.lock();
                     family.forks.push(publication.volume);
+                    family.names.insert(publication.volume, (publication.name.clone(), parent));
                     *family.done.entry("branches published").or_default() += 1;
                 }
                 Err(error) if error.is_passing() => return Err(error.to_string()),

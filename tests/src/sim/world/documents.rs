@@ -17,6 +17,7 @@ use sqlsync_layer::vfs::Database;
 use super::{Done, Event, Owner, VOLUME, World};
 use crate::sim::bank::{self, Ask};
 use crate::sim::clients::{self, Client};
+use crate::sim::disks::{Crash, Disk};
 use crate::sim::documents::{Document, Kind, Round};
 use crate::sim::oracle;
 use crate::sim::random::Random;
@@ -44,6 +45,8 @@ pub(super) enum DocumentEvent {
     Woken(usize),
     /// The network is back.
     Online(usize),
+    /// A disk has room again.
+    Freed(usize),
     /// Somebody reads straight from the bucket.
     Reads(usize),
 }
@@ -68,6 +71,10 @@ pub(super) struct Cast {
     pub(super) poll_ms: u64,
     /// How often a document loses its network, as a probability for each doing.
     pub(super) offline: f64,
+    /// How often its process dies, or the power fails.
+    pub(super) crash: f64,
+    /// And how often its disk is full.
+    pub(super) full: f64,
 }
 
 impl std::fmt::Debug for Cast {
@@ -79,7 +86,7 @@ impl std::fmt::Debug for Cast {
 impl Cast {
     /// Who there is. Those who go through a coordinator come first and get a session behind `clients`.
     pub(super) fn draw(random: &mut Random, page_bytes: u32, clients: &mut Vec<Client>) -> Cast {
-        let count = [0, 1, 2, 3, 4][random.index(5)];
+        let count = [0, 1, 2, 3, 5][random.index(5)];
         let mut kinds: Vec<Kind> = (0..count).map(|_| Kind::draw(random, page_bytes)).collect();
         kinds.sort_by_key(|kind| kind.route == Route::Direct);
         let first = clients.len();
@@ -88,15 +95,17 @@ impl Cast {
             if kind.route == Route::Coordinator {
                 clients.push(Client::new(first + at, random.fork()));
             }
-            let store = Arc::new(graft::store::memory::MemoryStore::default());
-            documents.push(Document::new(first + at, kind, store, random.fork()));
+            let disk = Disk::new(random.fork(), false);
+            documents.push(Document::new(first + at, kind, disk, random.fork()));
         }
         Cast {
             documents,
             readers: vec![false; random.below(3) as usize],
-            pause_ms: [150, 600, 2_000][random.index(3)],
+            pause_ms: [100, 300, 1_200][random.index(3)],
             poll_ms: [300, 1_500, 6_000][random.index(3)],
             offline: [0.0, 0.01, 0.05][random.index(3)],
+            crash: [0.0, 0.005, 0.03][random.index(3)],
+            full: [0.0, 0.0, 0.02][random.index(3)],
         }
     }
 }
@@ -144,6 +153,7 @@ impl World {
             }
             DocumentEvent::Woken(at) => self.sync_document(at),
             DocumentEvent::Online(at) => self.go_online(at),
+            DocumentEvent::Freed(at) => self.cast.documents[at].disk.free(),
             DocumentEvent::Reads(at) => self.reader_acts(at),
         }
     }
@@ -219,15 +229,16 @@ impl World {
     }
 
     /// A document's process dies, whatever it is in the middle of.
-    pub(super) fn crash_document(&mut self, at: usize) {
+    pub(super) fn crash_document(&mut self, at: usize, how: Crash) {
         let document = &mut self.cast.documents[at];
         let (life, who) = (document.life, document.who);
-        if !document.stop() {
+        if !document.stop(how) {
             return;
         }
         (document.life, document.syncing) = (life + 1, false);
         let offline = document.offline;
-        self.note(format!("document {who} restarts, offline {offline}"));
+        self.summary.power_cuts += u64::from(how == Crash::PowerCut);
+        self.note(format!("document {who} restarts: {how:?}, offline {offline}"));
         self.bucket.crash(asker(at));
         self.tasks.cancel(Owner::Document(at, life));
         self.end_session(who, true);
@@ -291,6 +302,18 @@ impl World {
         let Some(ahead) = ahead else { return };
         if self.random.chance(self.cast.offline) {
             self.go_offline(at);
+        }
+        // More often in the middle of something.
+        let crash = self.cast.crash * if self.cast.documents[at].syncing { 4.0 } else { 1.0 };
+        if self.random.chance(crash) {
+            let how = if self.random.chance(0.5) { Crash::Kept } else { Crash::PowerCut };
+            return self.crash_document(at, how);
+        }
+        if self.random.chance(self.cast.full) {
+            self.note(format!("the disk of document {who} is full soon"));
+            self.cast.documents[at].disk.fill(self.random.below(6) as u32);
+            let delay = self.random.between(50, 5_000);
+            self.later(delay, DocumentEvent::Freed(at));
         }
         match draw {
             0..45 if ahead < AHEAD_MAX => self.document_mutates(at),
@@ -454,6 +477,7 @@ impl World {
         for at in 0..self.cast.documents.len() {
             self.go_online(at);
             self.bucket.set_unreachable(asker(at), false);
+            self.cast.documents[at].disk.free();
         }
     }
 
@@ -520,6 +544,7 @@ impl World {
     pub(super) fn collect_documents(&mut self) {
         for document in &self.cast.documents {
             let papers = document.papers.lock();
+            self.summary.disk_full += document.disk.refused();
             let counts = papers.counts();
             let summary = &mut self.summary.documents;
             summary.documents += 1;

@@ -126,7 +126,8 @@ impl World {
     /// A client's process dies; its next one goes on from what it kept.
     pub(super) fn restart_client(&mut self, at: usize) {
         if let Some(document) = self.document_of(at) {
-            return self.crash_document(document);
+            let how = if self.random.chance(0.5) { Crash::Kept } else { Crash::PowerCut };
+            return self.crash_document(document, how);
         }
         let client = &mut self.clients[at];
         let kept = serde_json::to_string(&client.session.state());
