@@ -70,6 +70,11 @@ pub async fn create(
         }
         Err(error) => return Err(error.into()),
     }
+    self::name(remote, name, id).await
+}
+
+/// Names the volume `id`, whose metadata is stored. One request, two where the name is there already.
+pub(crate) async fn name(remote: &dyn Remote, name: &VolumeName, id: VolumeId) -> Result<(), CatalogError> {
     match remote.create(&key::name(name), Bytes::from(name_text(name, id))).await {
         Ok(()) => Ok(()),
         Err(RemoteError::AlreadyExists { .. }) => match resolve(remote, name).await? {
