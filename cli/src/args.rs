@@ -101,10 +101,23 @@ pub struct Serve {
     #[arg(long, env = "GRAFT_PRESENCE_TTL", value_name = "SECONDS", default_value_t = 90)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub presence_ttl: u64,
-    /// Seconds between two runs of garbage collection on a volume that is written to, which keep a week and
-    /// 1000 commits; 0 for none. `graft volume gc` does it with other bounds.
+    /// Seconds between two runs of garbage collection on a volume that is written to; 0 for none.
     #[arg(long, env = "GRAFT_GC_INTERVAL", value_name = "SECONDS", default_value_t = 21_600)]
     pub gc_interval: u64,
+    #[command(flatten)]
+    pub keep: crate::gc::Keep,
+    /// Write a checkpoint after so many commits: who opens a volume reads the head of each commit since.
+    #[arg(long, env = "GRAFT_CHECKPOINT_COMMITS", value_name = "COUNT", default_value_t = 64)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub checkpoint_commits: u64,
+    /// Or as soon as the heads of the commits since have so many bytes.
+    #[arg(long, env = "GRAFT_CHECKPOINT_BYTES", value_name = "BYTES", default_value_t = 4 << 20)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub checkpoint_bytes: u64,
+    /// Look after so many commits, when a checkpoint is written, whether a volume's pages lie so badly that
+    /// it is to be compacted; 0 for never. A look reads the page table.
+    #[arg(long, env = "GRAFT_COMPACT_EVERY", value_name = "COUNT", default_value_t = 256)]
+    pub compact_every: u64,
     /// Let programs that give this server as their --store write objects, as if they had the bucket's
     /// credentials. [default: they read]
     #[arg(long, env = "GRAFT_ALLOW_REMOTE_WRITES")]
@@ -499,6 +512,9 @@ mod tests {
     fn the_documented_lines_parse() {
         for line in [
             "graft serve --store memory: --listen 127.0.0.1:0 --data d --web w",
+            "graft serve --gc-interval 60 --keep-days 0.5 --keep-commits 9 --grace 5 --checkpoint-commits 8 \
+             --checkpoint-bytes 4096 --compact-every 0",
+            "graft volume gc todo --keep-days 0.5 --keep-commits 9 --grace 5 --dry-run --json",
             "graft deploy m.wasm --volume todo --url http://127.0.0.1:1",
             "graft mutate add {} --volume todo --wait accepted --json --client c",
             "graft subscribe SELECT --volume todo --params [] --json",
@@ -522,7 +538,7 @@ mod tests {
             "graft dev app --wasm m.wasm --volume v --listen 127.0.0.1:0 --types t.ts",
             "graft dev --url http://127.0.0.1:1",
         ] {
-            assert!(Args::try_parse_from(line.split(' ')).is_ok(), "{line}");
+            assert!(Args::try_parse_from(line.split_whitespace()).is_ok(), "{line}");
         }
     }
 }

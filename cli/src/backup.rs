@@ -8,11 +8,13 @@ use clap::Args as ClapArgs;
 use graft::remote::SharedRemote;
 use graft::{Lsn, VolumeName};
 use serde::Serialize;
+use sqlsync_layer::transfer::Progress;
 use sqlsync_layer::transfer::backup::{Backup, Ship};
 use sqlsync_layer::transfer::source::Source;
 
 use crate::args::Store;
-use crate::import::{Shown, now_ms, random};
+use crate::import::{now_ms, random};
+use crate::progress::Bar;
 use crate::{Outcome, output};
 
 /// `graft backup`
@@ -49,12 +51,12 @@ pub async fn run(args: BackupArgs) -> anyhow::Result<Outcome> {
     let remote = graft::remote::open(&args.store.store)?;
     let context = || format!("`{}` is not backed up to volume `{name}`", args.file.display());
     let source = Source::open(&args.file).with_context(context)?;
-    let mut shown = Shown::new("read");
-    let mut progress = |at| shown.progress(at);
+    let mut bar = Bar::of(format!("read {name}"), "pages");
+    let mut progress = |at: Progress| bar.set(at.pages_done.into(), at.pages.into());
     let (mut backup, first) = Backup::start(&*remote, source, &name, &mut random, now_ms(), &mut progress)
         .await
         .with_context(context)?;
-    shown.end();
+    bar.end();
     if let Some(ship) = first {
         print(&ship, args.json)?;
     }

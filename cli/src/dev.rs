@@ -52,7 +52,7 @@ pub async fn run(args: Dev) -> anyhow::Result<Outcome> {
     if let Some(running) = embedded
         && !running.shutdown().await
     {
-        eprintln!("warning: stopped before everything accepted was durable");
+        say!("warning: stopped before everything accepted was durable");
     }
     ended.map(|()| Outcome::Done)
 }
@@ -127,8 +127,8 @@ impl App {
                 Ok(()) => {}
                 Err(error) if output::is_broken_pipe(&error) => return Err(error),
                 Err(error) => {
-                    eprintln!("error: {error:#}");
-                    eprintln!("waiting for the next save");
+                    say!("error: {}", output::reason(&error));
+                    say!("waiting for the next save");
                 }
             }
         }
@@ -216,7 +216,7 @@ async fn build(folder: &Path) -> anyhow::Result<PathBuf> {
     let mut lines = BufReader::new(stderr).lines();
     let hear = async {
         while let Some(line) = lines.next_line().await? {
-            eprintln!("{line}");
+            say!("{line}");
             said.push_str(&line);
             said.push('\n');
         }

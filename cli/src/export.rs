@@ -11,8 +11,8 @@ use serde::Serialize;
 use sqlsync_layer::transfer::export::export;
 
 use crate::args::Store;
-use crate::import::Shown;
 use crate::moment::Moment;
+use crate::progress::Bar;
 use crate::{Outcome, output};
 
 /// `graft export`
@@ -53,11 +53,13 @@ pub async fn run(args: Export) -> anyhow::Result<Outcome> {
     let at = args.at.map_or(At::Newest, |moment| moment.0);
     let volume = Volume::open_at(&*remote, id, at, CACHE_BYTES).await.with_context(context)?.volume;
     let snapshot = volume.tip();
-    let mut shown = Shown::new("exported");
-    export(&*remote, &volume, &snapshot, &args.file, &mut |at| shown.progress(at))
-        .await
-        .with_context(context)?;
-    shown.end();
+    let mut bar = Bar::of(format!("export {name}"), "pages");
+    export(&*remote, &volume, &snapshot, &args.file, &mut |at| {
+        bar.set(at.pages_done.into(), at.pages.into())
+    })
+    .await
+    .with_context(context)?;
+    bar.end();
     let line = Line {
         volume: name.as_str(),
         file: args.file.display().to_string(),

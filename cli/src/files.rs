@@ -85,9 +85,7 @@ pub async fn run_put(args: VolumePut) -> anyhow::Result<Outcome> {
                 Ok(lsn) => lsn,
                 Err(PublishError::Rejected { .. }) if tries < TRIES_MAX => {
                     tries += 1;
-                    eprintln!(
-                        "note: another writer committed to `{name}` meanwhile; storing the file on top"
-                    );
+                    say!("note: another writer committed to `{name}` meanwhile; storing the file on top");
                     let pulled = volume.pull(&*remote).await?;
                     volume.absorb(pulled)?;
                     continue;

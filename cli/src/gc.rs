@@ -19,23 +19,40 @@ pub struct Gc {
     pub name: String,
     #[command(flatten)]
     pub store: Store,
-    /// Keep every state of the last so many days readable.
-    #[arg(long, value_name = "DAYS", default_value_t = 7.0, value_parser = days)]
-    pub keep_days: f64,
-    /// And every one of the last so many commits.
-    #[arg(long, value_name = "COUNT", default_value_t = 1000)]
-    pub keep_commits: u64,
-    /// Seconds between announcing which states are given up and deleting what only they need, in a later
-    /// run. With 0, one run does both: for a volume that nobody reads.
-    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
-    #[arg(value_parser = clap::value_parser!(u32))]
-    pub grace: u32,
+    #[command(flatten)]
+    pub keep: Keep,
     /// Say what would go and why, and delete nothing.
     #[arg(long)]
     pub dry_run: bool,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// What garbage collection keeps: of `graft volume gc` and of `graft serve`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Keep {
+    /// Keep every state of the last so many days readable.
+    #[arg(long, env = "GRAFT_KEEP_DAYS", value_name = "DAYS", default_value_t = 7.0, value_parser = days)]
+    pub keep_days: f64,
+    /// And every one of the last so many commits.
+    #[arg(long, env = "GRAFT_KEEP_COMMITS", value_name = "COUNT", default_value_t = 1000)]
+    pub keep_commits: u64,
+    /// Seconds between announcing which states are given up and deleting what only they need, in a later
+    /// run. With 0, one run does both: for a volume that nobody reads.
+    #[arg(long, env = "GRAFT_GRACE", value_name = "SECONDS", default_value_t = 3600)]
+    #[arg(value_parser = clap::value_parser!(u32))]
+    pub grace: u32,
+}
+
+impl Keep {
+    pub fn retention(&self) -> Retention {
+        Retention {
+            keep_ms: (self.keep_days * 86_400_000.0) as i64,
+            keep_commits: self.keep_commits,
+            grace_ms: i64::from(self.grace) * 1000,
+        }
+    }
 }
 
 /// Up to a thousand years; fractions count.
@@ -89,11 +106,7 @@ pub async fn run(args: Gc) -> anyhow::Result<Outcome> {
     let name: VolumeName = args.name.parse()?;
     let remote = graft::remote::open(&args.store.store)?;
     let id = catalog::resolve(&*remote, &name).await?;
-    let retention = Retention {
-        keep_ms: (args.keep_days * 86_400_000.0) as i64,
-        keep_commits: args.keep_commits,
-        grace_ms: i64::from(args.grace) * 1000,
-    };
+    let retention = args.keep.retention();
     let plan = if args.dry_run {
         gc::plan(&*remote, id, retention, now_ms()).await
     } else {
@@ -154,6 +167,7 @@ fn word(why: Why) -> &'static str {
         Why::Commit => "commit",
         Why::Checkpoint => "checkpoint",
         Why::Segment => "segment",
+        Why::Tombstone => "tombstone",
         Why::Floor => "floor",
         Why::Lease => "lease",
         Why::Abandoned => "abandoned",
@@ -166,6 +180,7 @@ fn reason(why: Why) -> &'static str {
         Why::Commit => "its commit is older than what is kept, and no kept page lies in it",
         Why::Checkpoint => "it is older than what is kept, and no kept checkpoint names a part of it",
         Why::Segment => "nothing that is kept names it",
+        Why::Tombstone => "what it stands for is so old that nobody can be late for it",
         Why::Floor => "a newer one is published",
         Why::Lease => "its reader did not renew it",
         Why::Abandoned => "its fork was never finished, or was removed",
@@ -185,10 +200,10 @@ fn print(name: &VolumeName, args: &Gc, plan: &Plan) -> anyhow::Result<()> {
     }
     if let Some(floor) = plan.publish {
         let will = if args.dry_run { "would be given up" } else { "are given up" };
-        let when = if args.grace == 0 {
+        let when = if args.keep.grace == 0 {
             String::new()
         } else {
-            format!("; a run {} seconds from now or later deletes what only they need", args.grace)
+            format!("; a run {} seconds from now or later deletes what only they need", args.keep.grace)
         };
         output::line(&format!("states below lsn {} {will}{when}", floor.lsn))?;
     }

@@ -41,7 +41,7 @@ pub async fn run(args: Hydrate) -> anyhow::Result<Outcome> {
     let options = Options { store: Some(store), disk_bytes: args.disk_bytes, ..Options::default() };
     let volume = Volume::open(&*remote, id, options).await?.volume;
     if volume.status().ahead > 0 {
-        eprintln!("note: this replica holds local commits; it stays at its base until they are pushed");
+        say!("note: this replica holds local commits; it stays at its base until they are pushed");
     }
     let fetcher = Fetcher::new(remote);
     let line = |fetched| {

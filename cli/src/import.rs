@@ -1,6 +1,5 @@
 //! `graft import`: a volume of a SQLite file.
 
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
@@ -8,9 +7,10 @@ use clap::Args as ClapArgs;
 use graft::{Lsn, PageSize, VolumeId, VolumeName};
 use rand::Rng as _;
 use serde::Serialize;
-use sqlsync_layer::transfer::{Progress, import};
+use sqlsync_layer::transfer::import;
 
 use crate::args::Store;
+use crate::progress::Bar;
 use crate::{Outcome, output};
 
 /// `graft import`
@@ -52,12 +52,13 @@ pub async fn run(args: Import) -> anyhow::Result<Outcome> {
         None => None,
     };
     let remote = graft::remote::open(&args.store.store)?;
-    let mut shown = Shown::new("imported");
-    let imported =
-        import(&*remote, &args.file, &name, page_size, &mut random, now_ms(), &mut |at| shown.progress(at))
-            .await
-            .with_context(|| format!("`{}` was not imported", args.file.display()))?;
-    shown.end();
+    let mut bar = Bar::of(format!("import {name}"), "pages");
+    let imported = import(&*remote, &args.file, &name, page_size, &mut random, now_ms(), &mut |at| {
+        bar.set(at.pages_done.into(), at.pages.into())
+    })
+    .await
+    .with_context(|| format!("`{}` was not imported", args.file.display()))?;
+    bar.end();
     let line = Line {
         volume: name.as_str(),
         id: imported.volume,
@@ -84,39 +85,4 @@ pub fn random() -> [u8; 16] {
 pub fn now_ms() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
-}
-
-/// Progress on stderr: one line that is written over on a terminal, a line for each tenth elsewhere.
-pub struct Shown {
-    verb: &'static str,
-    terminal: bool,
-    tenth: u64,
-    open: bool,
-}
-
-impl Shown {
-    /// `verb` is what was done to the pages.
-    pub fn new(verb: &'static str) -> Shown {
-        Shown { verb, terminal: std::io::stderr().is_terminal(), tenth: 0, open: false }
-    }
-
-    /// Shows how far it is.
-    pub fn progress(&mut self, at: Progress) {
-        let percent = u64::from(at.pages_done) * 100 / u64::from(at.pages.max(1));
-        if self.terminal {
-            eprint!("\r{} {} of {} pages, {percent} %", self.verb, at.pages_done, at.pages);
-            self.open = true;
-        } else if percent / 10 > self.tenth {
-            self.tenth = percent / 10;
-            eprintln!("{} {} of {} pages, {percent} %", self.verb, at.pages_done, at.pages);
-        }
-    }
-
-    /// Ends the line, if one is open.
-    pub fn end(&mut self) {
-        if std::mem::take(&mut self.open) {
-            eprintln!();
-        }
-        self.tenth = 0;
-    }
 }

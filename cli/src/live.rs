@@ -73,7 +73,7 @@ pub async fn mutate(args: Mutate) -> anyhow::Result<Outcome> {
             if args.json {
                 output::json(&MutationLine::Rejected { seq, lsn, reason: &reason })?;
             } else {
-                eprintln!("rejected: {}", output::printable(&reason.to_string()));
+                say!("rejected: {}", output::printable(&reason.to_string()));
             }
             Ok(Outcome::Rejected)
         }
@@ -177,11 +177,11 @@ async fn tell(mut status: watch::Receiver<Status>) {
     while status.changed().await.is_ok() {
         match &*status.borrow_and_update() {
             Status::Offline { error, .. } if !lost => {
-                eprintln!("connection lost: {}; trying again", output::printable(error));
+                say!("connection lost: {}; trying again", output::printable(error));
                 lost = true;
             }
             Status::Live { .. } if lost => {
-                eprintln!("connected again");
+                say!("connected again");
                 lost = false;
             }
             Status::Offline { .. } | Status::Live { .. } | Status::Connecting | Status::Ended(_) => {}

@@ -7,6 +7,11 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
+/// Prints a line to stderr, as `eprintln!` does; nobody there to read it is no reason to stop.
+macro_rules! say {
+    ($($text:tt)*) => { $crate::output::say(format_args!($($text)*)) };
+}
+
 mod args;
 mod backup;
 mod codegen;
@@ -52,13 +57,13 @@ fn main() -> ExitCode {
     };
     if let Err(error) = output::start_logging(args.log.as_deref(), matches!(args.command, Command::Serve(_)))
     {
-        eprintln!("error: {error:#}");
+        say!("error: {}", output::reason(&error));
         return ExitCode::FAILURE;
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: no threads to run on: {error}");
+            say!("error: no threads to run on: {error}");
             return ExitCode::FAILURE;
         }
     };
@@ -69,7 +74,7 @@ fn main() -> ExitCode {
         // The reader of our output has seen enough (`graft … | head`).
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            say!("error: {}", output::reason(&error));
             ExitCode::FAILURE
         }
     }

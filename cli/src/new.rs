@@ -57,9 +57,9 @@ pub fn run(args: New) -> anyhow::Result<Outcome> {
         codegen::write_if_changed(&to, &filled(template, name, &checkout))?;
     }
     output::line(&format!("made {name}/; its README says how to run it: `cd {name} && graft dev`"))?;
-    eprintln!("note: its SDK and client come from {}, until they are published", checkout.display());
+    say!("note: its SDK and client come from {}, until they are published", checkout.display());
     if !checkout.join("client/package.json").is_file() {
-        eprintln!("note: that checkout has no client/ yet, which the page needs");
+        say!("note: that checkout has no client/ yet, which the page needs");
     }
     Ok(Outcome::Done)
 }

@@ -20,6 +20,7 @@ pub fn start_logging(filter: Option<&str>, serving: bool) -> anyhow::Result<()> 
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
+        .log_internal_errors(false)
         .init();
     Ok(())
 }
@@ -32,9 +33,31 @@ pub fn line(text: &str) -> io::Result<()> {
     out.flush()
 }
 
+/// Prints a line to stderr where somebody reads it. Use it as `say!`.
+pub fn say(text: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
 /// Prints one JSON object on a line.
 pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(line(&serde_json::to_string(value)?)?)
+}
+
+/// An error and its causes, each said once: many an error ends with its cause's text already.
+pub fn reason(error: &anyhow::Error) -> String {
+    let mut out = String::new();
+    let mut said = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        // SQLite's own errors begin with what was said, and add its number.
+        let known = !said.is_empty() && (out.ends_with(&text) || text.starts_with(&said));
+        if !known {
+            out.push_str(if out.is_empty() { "" } else { ": " });
+            out.push_str(&text);
+        }
+        said = text.rsplit(": ").next().map(str::to_owned).unwrap_or_default();
+    }
+    out
 }
 
 /// Whether stdout was closed by its reader.
@@ -117,6 +140,20 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let file = std::io::Error::from_raw_os_error(2);
+        let said = anyhow::anyhow!("file is not a database: Error code 26: file is not a database")
+            .context("a.db: file is not a database")
+            .context("`a.db` was not imported");
+        assert_eq!(reason(&said), "`a.db` was not imported: a.db: file is not a database");
+        let text = format!("a.db: {file}");
+        let said = anyhow::Error::new(file).context(text.clone()).context("no import");
+        assert_eq!(reason(&said), format!("no import: {text}"));
+        let said = anyhow::anyhow!("the disk is full").context("it was not written");
+        assert_eq!(reason(&said), "it was not written: the disk is full");
+    }
 
     #[test]
     fn tables_are_aligned_and_safe_to_print() {

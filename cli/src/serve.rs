@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use coordinator::{Config, Coordinator};
+use graft::compact::Policy;
 
 use crate::args::Serve;
 use crate::{Outcome, output};
@@ -16,6 +17,11 @@ pub async fn run(args: Serve) -> anyhow::Result<Outcome> {
     config.limits.presence.ttl_ms = args.presence_ttl * 1000;
     config.remote_writes = args.allow_remote_writes;
     config.limits.upkeep.gc_every = (args.gc_interval > 0).then(|| Duration::from_secs(args.gc_interval));
+    config.limits.upkeep.retention = args.keep.retention();
+    config.limits.upkeep.compact =
+        (args.compact_every > 0).then(|| Policy { every: args.compact_every, ..Policy::default() });
+    config.limits.actor.checkpoint.commits = args.checkpoint_commits;
+    config.limits.actor.checkpoint.bytes = args.checkpoint_bytes;
     let mut stop = Signals::new()?;
     let running = tokio::select! {
         running = Coordinator::start(config) => running?,

@@ -92,14 +92,14 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
     let volume = Arc::new(volume);
     let mut known = Known { ledger: Ledger::open(&start, &heads)? };
     if volume.status().ahead > 0 && !args.write {
-        eprintln!("note: this replica holds local commits that the store does not have");
+        say!("note: this replica holds local commits that the store does not have");
     }
     let fetch = Arc::new(RemoteFetch::new(remote.clone()));
     warm_up(&fetch, &volume).await;
     let database = Database::new(volume.clone(), fetch);
     if args.discard_kept {
         let dropped = volume.reset()?.len();
-        eprintln!("dropped {}", output::count(dropped, "kept change"));
+        say!("dropped {}", output::count(dropped, "kept change"));
         known.pull(&remote, &volume).await?;
     } else if args.write && volume.status().ahead > 0 {
         push_kept(&name, &remote, &volume, &mut known).await?;
@@ -265,12 +265,12 @@ async fn settle_kept(
         for event in replica.take_events() {
             match event {
                 Event::Merged { transplanted } => {
-                    eprintln!("merged {}", output::count(transplanted, "kept change"));
+                    say!("merged {}", output::count(transplanted, "kept change"));
                 }
                 Event::Forked { to, commits, why } => {
-                    eprintln!("put {} aside as branch {to}: {why}", output::count(commits, "change"));
+                    say!("put {} aside as branch {to}: {why}", output::count(commits, "change"));
                 }
-                other => eprintln!("{other:?}"),
+                other => say!("{other:?}"),
             }
         }
         settled = !lost && replica.status().ahead == 0;
@@ -313,7 +313,7 @@ async fn publish_branches(
                 }
             }
         };
-        eprintln!("branch {number} is volume `{to}` now, at lsn {lsn}");
+        say!("branch {number} is volume `{to}` now, at lsn {lsn}");
         made.push(MadeBranch { volume: to.to_string(), id: volume.to_string(), lsn });
     }
     Ok(made)

@@ -166,7 +166,7 @@ async fn fork(name: &str, from: &str, at: At, store: &str, json: bool) -> anyhow
     let remote = graft::remote::open(store)?;
     let parent = catalog::resolve(&*remote, &from).await?;
     let id = VolumeId(rand::rng().random());
-    let lsn = graft::fork::create(&*remote, parent, at, id, &name).await?.lsn;
+    let lsn = graft::fork::create_once(&*remote, parent, at, id, &name).await?.lsn;
     if json {
         output::json(&json!({ "name": name.as_str(), "id": id, "from": from.as_str(), "lsn": lsn }))?;
     } else {

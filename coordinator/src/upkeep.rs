@@ -2,12 +2,15 @@
 //!
 //! After each checkpoint it is looked whether one of them is due. They run on a thread of their own, on a
 //! replica of their own: mutations and readers go on, and what they publish is a checkpoint, which any
-//! writer may lose. An idle volume costs nothing: garbage comes from commits alone.
+//! writer may lose. An idle volume costs nothing: garbage comes from commits alone. Only where a run has
+//! given states up, another one comes after the grace and deletes what only they needed, also of a volume
+//! that nobody has open any more.
 //!
 //! Invariants: at most one run for each volume of a coordinator; closing the volume ends it at its next
-//! request, which leaves garbage at worst; two coordinators may do it at once.
+//! request, which leaves garbage at worst; two coordinators may do it at once. At most one sweep waits for
+//! each volume; what waits ends with the coordinator, and the first run after its next start makes up for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +21,7 @@ use graft::{CommitId, Lsn, VolumeId};
 use parking_lot::Mutex;
 use sqlsync_layer::upkeep::{self, Compacted, Request};
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::clock;
@@ -45,15 +48,58 @@ impl Default for UpkeepLimits {
     }
 }
 
-/// When each volume was collected by this process. Outlives the volumes' being open.
-pub(crate) type Collected = Arc<Mutex<HashMap<VolumeId, Instant>>>;
+/// When each volume was collected by this process, and which are to be swept again. Outlives the volumes'
+/// being open; dropped, it ends what waits.
+#[derive(Default)]
+pub(crate) struct Collected {
+    last: Mutex<HashMap<VolumeId, Instant>>,
+    waiting: Mutex<HashSet<VolumeId>>,
+    sweeps: Mutex<JoinSet<()>>,
+}
+
+impl Collected {
+    /// Whether a run is due, which begins now.
+    fn begins(&self, volume: VolumeId, every: Duration) -> bool {
+        let mut last = self.last.lock();
+        let due = last.get(&volume).is_none_or(|last| last.elapsed() >= every);
+        if due {
+            last.insert(volume, Instant::now());
+        }
+        due
+    }
+
+    /// Comes back for what a run has given up, after the grace. Must be called in tokio.
+    fn sweep_later(self: &Arc<Self>, remote: &SharedRemote, volume: VolumeId, retention: Retention) {
+        let grace = u64::try_from(retention.grace_ms).unwrap_or(0);
+        if grace == 0 || !self.waiting.lock().insert(volume) {
+            return;
+        }
+        let (collected, remote) = (Arc::downgrade(self), remote.clone());
+        let mut sweeps = self.sweeps.lock();
+        while sweeps.try_join_next().is_some() {}
+        sweeps.spawn(async move {
+            // The store's stamp of what was announced is a little later than the announcement began.
+            tokio::time::sleep(Duration::from_millis(grace).saturating_add(SWEEP_AFTER)).await;
+            let Some(collected) = collected.upgrade() else { return };
+            collected.waiting.lock().remove(&volume);
+            let runtime = tokio::runtime::Handle::current();
+            let run = move || runtime.block_on(collect(&remote, volume, retention, &collected));
+            if let Err(error) = tokio::task::spawn_blocking(run).await {
+                tracing::error!(%volume, %error, "sweeping ended badly; the next run makes up for it");
+            }
+        });
+    }
+}
+
+/// How long after the grace the sweep comes: for requests under way and stamps that are whole seconds.
+const SWEEP_AFTER: Duration = Duration::from_secs(2);
 
 /// The upkeep of one open volume.
 pub(crate) struct Upkeep {
     remote: SharedRemote,
     volume: VolumeId,
     limits: UpkeepLimits,
-    collected: Collected,
+    collected: Arc<Collected>,
     state: Mutex<State>,
 }
 
@@ -70,7 +116,7 @@ impl Upkeep {
         remote: SharedRemote,
         volume: VolumeId,
         limits: UpkeepLimits,
-        collected: Collected,
+        collected: Arc<Collected>,
     ) -> Arc<Upkeep> {
         Arc::new(Upkeep { remote, volume, limits, collected, state: Mutex::default() })
     }
@@ -86,19 +132,15 @@ impl Upkeep {
             state.looked.is_none_or(|looked| lsn.0 >= looked.0.saturating_add(policy.every))
         };
         let policy = self.limits.compact.filter(looks);
-        let collects = self.limits.gc_every.is_some_and(|every| {
-            self.collected.lock().get(&self.volume).is_none_or(|last| last.elapsed() >= every)
-        });
+        let collects = self.limits.gc_every.is_some_and(|every| self.collected.begins(self.volume, every));
         if policy.is_none() && !collects {
             return;
         }
         if policy.is_some() {
             state.looked = Some(lsn);
         }
-        if collects {
-            self.collected.lock().insert(self.volume, Instant::now());
-        }
         let (stop, stopped) = oneshot::channel();
+        let collected = self.collected.clone();
         let (remote, volume, retention) = (self.remote.clone(), self.volume, self.limits.retention);
         let runtime = tokio::runtime::Handle::current();
         // Compression would hold up one of the threads that serve sockets.
@@ -109,12 +151,18 @@ impl Upkeep {
                         compact(&remote, volume, policy).await;
                     }
                     if collects {
-                        collect(&remote, volume, retention).await;
+                        collect(&remote, volume, retention, &collected).await;
                     }
                 };
                 tokio::select! {
                     () = work => {}
-                    _ = stopped => tracing::debug!(%volume, "upkeep ended with the volume"),
+                    _ = stopped => {
+                        tracing::debug!(%volume, "upkeep ended with the volume");
+                        if collects {
+                            // It may have announced what it did not come to delete.
+                            collected.sweep_later(&remote, volume, retention);
+                        }
+                    }
                 }
             });
         });
@@ -134,11 +182,14 @@ async fn compact(remote: &SharedRemote, volume: VolumeId, policy: Policy) {
     }
 }
 
-async fn collect(remote: &SharedRemote, volume: VolumeId, retention: Retention) {
+async fn collect(remote: &SharedRemote, volume: VolumeId, retention: Retention, collected: &Arc<Collected>) {
     match gc::collect(&**remote, volume, retention, clock::now_ms(), &|_, _| {}).await {
         Ok(plan) => {
             let (objects, bytes) = (plan.doomed.len(), plan.freed_bytes());
             tracing::info!(%volume, objects, bytes, publish = ?plan.publish, "collected");
+            if plan.publish.is_some() {
+                collected.sweep_later(remote, volume, retention);
+            }
         }
         Err(error) => tracing::warn!(%volume, %error, "garbage collection ended early; the next run goes on"),
     }

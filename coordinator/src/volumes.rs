@@ -75,7 +75,7 @@ pub(crate) struct Volumes {
     modules: Arc<StoreModules>,
     limits: Limits,
     slots: Mutex<HashMap<VolumeName, Arc<Slot>>>,
-    collected: Collected,
+    collected: Arc<Collected>,
     sessions: AtomicU64,
     stopping: AtomicBool,
     /// Every session's task holds a clone; closed when all are gone.
@@ -182,7 +182,7 @@ impl Volumes {
             modules,
             limits,
             slots: Mutex::default(),
-            collected: Collected::default(),
+            collected: Arc::default(),
             sessions: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             tasks: Mutex::new(Some(mpsc::channel(1))),

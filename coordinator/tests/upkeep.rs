@@ -4,16 +4,18 @@
 mod common;
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::ops::Range;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use common::*;
 use coordinator::Config;
 use graft::compact::Policy;
 use graft::gc::Retention;
 use graft::ids::key;
-use graft::remote::{DirectoryRemote, SharedRemote};
+use graft::remote::{DirectoryRemote, Listed, Remote, RemoteError, SharedRemote, Tag};
 use graft::{VolumeId, VolumeName, catalog, verify};
 use sqlsync_layer::protocol::ServerMessage;
 
@@ -97,6 +99,99 @@ async fn a_volume_is_compacted_and_collected_while_it_is_used() {
     let running = start(store.clone()).await;
     assert_eq!(count(&running).await, written as i64 + 21);
     running.shutdown().await;
+}
+
+/// A store that says when a commit was buried.
+#[derive(Debug)]
+struct Watched {
+    inner: SharedRemote,
+    volume_log: std::sync::OnceLock<String>,
+    buried: tokio::sync::Notify,
+}
+
+#[async_trait::async_trait]
+impl Remote for Watched {
+    async fn get(&self, key: &str) -> Result<Bytes, RemoteError> {
+        self.inner.get(key).await
+    }
+    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, RemoteError> {
+        self.inner.get_range(key, range).await
+    }
+    async fn create(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
+        self.inner.create(key, body).await
+    }
+    async fn put(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
+        self.inner.put(key, body).await?;
+        if self.volume_log.get().is_some_and(|log| key.starts_with(log)) {
+            self.buried.notify_one();
+        }
+        Ok(())
+    }
+    async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError> {
+        self.inner.get_tagged(key).await
+    }
+    async fn update(&self, key: &str, body: Bytes, tag: &Tag) -> Result<Tag, RemoteError> {
+        self.inner.update(key, body, tag).await
+    }
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, RemoteError> {
+        self.inner.list(prefix, after, limit).await
+    }
+    async fn delete(&self, key: &str) -> Result<(), RemoteError> {
+        self.inner.delete(key).await
+    }
+    fn url(&self) -> String {
+        self.inner.url()
+    }
+}
+
+/// What is announced just before a volume goes idle was deleted at its next checkpoint, which never came.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_volume_is_swept_after_the_grace() {
+    const GRACE: Duration = Duration::from_millis(300);
+    let folder = tempfile::tempdir().unwrap();
+    // Its stamps are of a clock that goes.
+    let inner: SharedRemote = Arc::new(DirectoryRemote::open(folder.path()).unwrap());
+    let watched = Arc::new(Watched { inner, volume_log: Default::default(), buried: Default::default() });
+    let store: SharedRemote = watched.clone();
+    let rarely = |config: &mut Config| {
+        eager(config);
+        config.limits.upkeep.compact = None;
+        config.limits.upkeep.gc_every = None;
+    };
+    let running = start_todo(store.clone(), rarely).await;
+    let id = id_of(&store).await;
+    watched.volume_log.set(key::log_prefix(id)).unwrap();
+    let writer = client(&running).await;
+    for i in 0..20 {
+        add(&writer, &format!("t{i}"), "one").await;
+    }
+    writer.close().await;
+    assert!(running.shutdown().await);
+    // It collects once, at its first checkpoint, and then no more for a day.
+    let running = start_with(store.clone(), |config| {
+        rarely(config);
+        config.limits.upkeep.gc_every = Some(Duration::from_secs(86_400));
+        config.limits.upkeep.retention.grace_ms = GRACE.as_millis() as i64;
+        config.limits.volume_idle = Duration::from_millis(50);
+    })
+    .await;
+    let writer = client(&running).await;
+    let begun = std::time::Instant::now();
+    for i in 0..9 {
+        add(&writer, &format!("u{i}"), "two").await;
+    }
+    writer.close().await;
+    let buried = tokio::time::timeout(Duration::from_secs(60), watched.buried.notified()).await;
+    buried.expect("nobody came back for what was announced");
+    assert!(begun.elapsed() >= GRACE, "it was announced for as long as the grace");
+    assert_eq!(count(&running).await, 29);
+    running.shutdown().await;
+    is_sound(&store).await;
 }
 
 /// Not a test by itself: the process that the next one kills.

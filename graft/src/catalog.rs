@@ -11,6 +11,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::format::Damaged;
 use crate::format::meta::Meta;
+use crate::gc;
 use crate::ids::{Lsn, Seq, VolumeId, VolumeName, key};
 use crate::remote::{Remote, RemoteError};
 
@@ -69,6 +70,11 @@ pub async fn create(
         }
         Err(error) => return Err(error.into()),
     }
+    self::name(remote, name, id).await
+}
+
+/// Names the volume `id`, whose metadata is stored. One request, two where the name is there already.
+pub(crate) async fn name(remote: &dyn Remote, name: &VolumeName, id: VolumeId) -> Result<(), CatalogError> {
     match remote.create(&key::name(name), Bytes::from(name_text(name, id))).await {
         Ok(()) => Ok(()),
         Err(RemoteError::AlreadyExists { .. }) => match resolve(remote, name).await? {
@@ -129,11 +135,12 @@ pub async fn finish_removal(remote: &dyn Remote, name: &VolumeName, id: VolumeId
         Ok(_) | Err(CatalogError::NoSuchVolume { .. }) => {}
         Err(error) => return Err(error),
     }
-    let parent = match meta(remote, id).await {
-        Ok(meta) => meta.parent,
+    let parent = match remote.get(&key::meta(id)).await {
+        Ok(bytes) if bytes == gc::REAPED => return Ok(0),
+        Ok(bytes) => Meta::decode(id, &bytes)?.parent,
         // All that may be left are its pins, which its ancestors' collections take.
-        Err(CatalogError::Remote(RemoteError::NotFound { .. })) => return Ok(0),
-        Err(error) => return Err(error),
+        Err(RemoteError::NotFound { .. }) => return Ok(0),
+        Err(error) => return Err(error.into()),
     };
     match remote.create(&key::horizon(id, Lsn(u64::MAX), Seq(u64::MAX)), Bytes::new()).await {
         Ok(()) | Err(RemoteError::AlreadyExists { .. }) => {}

@@ -11,7 +11,8 @@
 //! Invariants: the *pin* under the parent is stored before the child's metadata, so that garbage
 //! collection, which announces its horizon before it lists pins, either sees the pin or was announced
 //! before it: then the forker sees the horizon and gives up. A child names the volume in whose log the
-//! commit is, so that each pin is under the volume that it keeps.
+//! commit is, so that each pin is under the volume that it keeps. A name is created after the fork that it
+//! names is whole, and nothing of a fork is deleted while a try may still name it.
 
 use crate::catalog::{self, CatalogError};
 use crate::format::Damaged;
@@ -37,6 +38,22 @@ pub enum ForkError {
     Removed {
         /// Which volume.
         volume: VolumeId,
+    },
+    /// The id stands for another fork already: an earlier try with it meant another commit.
+    #[error("fork {child} was begun at lsn {lsn}, not at {wanted}; fork again, with a fresh id")]
+    Differs {
+        /// The fork's id.
+        child: VolumeId,
+        /// Where it was begun.
+        lsn: Lsn,
+        /// What was asked for now.
+        wanted: Lsn,
+    },
+    /// An earlier try with this id was not finished for longer than the grace, and was given up.
+    #[error("fork {child} was not finished in time and its pages are not kept; fork again, with a fresh id")]
+    Reaped {
+        /// The fork's id.
+        child: VolumeId,
     },
     /// Garbage collection has passed this commit.
     #[error("volume {volume}: lsn {lsn} is older than what the volume retains, which begins at {horizon}")]
@@ -66,12 +83,16 @@ impl From<Damaged> for ForkError {
 /// Eight requests for the newest state or an LSN of the parent's own log; what [`find`] says on top for
 /// a time or an ancestor's LSN. No page and no part of the page table is read.
 ///
+/// May be called any number of times with the same id, whatever became of the tries before, also with
+/// another name: where an earlier one has made the volume, this one goes on with it, and answers the state
+/// that it was forked at, which for a moment is the one that it meant then. It deletes nothing, because a
+/// delete that arrives late would undo what a later try does. Whoever uses the id no more after an error
+/// calls [`abandon`].
+///
 /// # Errors
 ///
-/// [`ForkError`]. The name is not created then; what else was is removed again, and where that fails,
-/// nothing names it. Only where the store failed, the outcome may be unknown: try again, with *another*
-/// fresh id. Should the first try's name arrive at last, it names the first try's fork, which is whole;
-/// with the same id, the second try could remove what that name means.
+/// [`ForkError`]. The name is not created then, but where the store failed: then it may be there, now or
+/// later, and names this fork, which is whole.
 pub async fn create(
     remote: &dyn Remote,
     parent: VolumeId,
@@ -81,21 +102,40 @@ pub async fn create(
 ) -> Result<Found, ForkError> {
     // Most often a taken name shows here, before anything is stored.
     match catalog::resolve(remote, name).await {
+        Ok(found) if found == child => {
+            return earlier(remote, child).await?.map_or(Err(ForkError::Reaped { child }), |meta| {
+                Ok(meta
+                    .parent
+                    .map_or(Found { lsn: Lsn::ZERO, origin: child }, |(origin, lsn)| Found { lsn, origin }))
+            });
+        }
         Ok(found) => return Err(CatalogError::Exists { name: name.clone(), found }.into()),
         Err(CatalogError::NoSuchVolume { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    let found = find(remote, parent, at).await?;
-    let Found { lsn, origin } = found;
-    let page_size = catalog::meta(remote, origin).await?.page_size;
-    let pin = key::fork_pin(origin, child);
+    let Found { mut lsn, mut origin } = find(remote, parent, at).await?;
+    let mut meta =
+        Meta { page_size: catalog::meta(remote, origin).await?.page_size, parent: Some((origin, lsn)) };
+    let key = key::fork_pin(origin, child);
     let pinned = Pin { lsn, seq: None, until_ms: Pin::FOR_EVER };
-    match remote.create(&pin, pinned.encode(&pin)).await {
-        // Its key carries our random id: whatever is there, we wrote it.
-        Ok(()) | Err(RemoteError::AlreadyExists { .. }) => {}
+    let mut made = None;
+    match remote.create(&key, pinned.encode(&key)).await {
+        Ok(()) => {}
+        // An earlier try's: what it keeps is what is forked.
+        Err(RemoteError::AlreadyExists { .. }) => {
+            made = earlier(remote, child).await?;
+            if made.is_none() {
+                let kept = Pin::decode(&key, &remote.get(&key).await?)?.lsn;
+                if let (true, At::Lsn(wanted)) = (kept != lsn, at) {
+                    return Err(ForkError::Differs { child, lsn: kept, wanted });
+                }
+                lsn = kept;
+                meta.parent = Some((origin, lsn));
+            }
+        }
         Err(error) => return Err(error.into()),
     }
-    let made = async {
+    if made.is_none() {
         let horizon = gc::published(remote, origin).await.map_err(AtError::from)?.lsn;
         if horizon == Lsn(u64::MAX) {
             return Err(ForkError::Removed { volume: origin });
@@ -103,26 +143,82 @@ pub async fn create(
         if lsn < horizon {
             return Err(ForkError::Expired { volume: origin, lsn, horizon });
         }
-        let meta = Meta { page_size, parent: Some((origin, lsn)) };
-        catalog::create(remote, name, child, meta).await?;
-        Ok(found)
-    };
-    match made.await {
-        Err(
-            error @ (ForkError::Expired { .. }
-            | ForkError::Removed { .. }
-            | ForkError::Catalog(CatalogError::Exists { .. })),
-        ) => {
-            // Nobody knows the child: nothing of it is to stay, the pin least of all.
-            for key in [key::meta(child), pin] {
-                if let Err(error) = remote.delete(&key).await {
-                    tracing::warn!(%key, %error, "left over from a fork that was not made");
-                }
-            }
-            Err(error)
+        match remote.create(&key::meta(child), meta.encode(child)).await {
+            Ok(()) => {}
+            // An earlier try's, also one that meant a commit of another volume: or gc's.
+            Err(RemoteError::AlreadyExists { .. }) => made = earlier(remote, child).await?,
+            Err(error) => return Err(error.into()),
         }
-        made => made,
     }
+    if let Some(made) = made {
+        let Some(state) = made.parent else { return Err(ForkError::Reaped { child }) };
+        (origin, lsn) = state;
+        if let At::Lsn(wanted) = at
+            && wanted != lsn
+        {
+            return Err(ForkError::Differs { child, lsn, wanted });
+        }
+    }
+    catalog::name(remote, name, child).await?;
+    Ok(Found { lsn, origin })
+}
+
+/// As [`create`], once: `child` is fresh, and used no more where this fails. Nothing is left behind then
+/// but, where the store failed, what garbage collection takes.
+///
+/// # Errors
+///
+/// As [`create`].
+pub async fn create_once(
+    remote: &dyn Remote,
+    parent: VolumeId,
+    at: At,
+    child: VolumeId,
+    name: &VolumeName,
+) -> Result<Found, ForkError> {
+    let made = create(remote, parent, at, child, name).await;
+    if let Err(
+        ForkError::Expired { .. }
+        | ForkError::Removed { .. }
+        | ForkError::Catalog(CatalogError::Exists { .. }),
+    ) = &made
+        && let Err(error) = abandon(remote, parent, child).await
+    {
+        tracing::warn!(%child, %error, "left over from a fork that was not made");
+    }
+    made
+}
+
+/// The metadata of `child`, where an earlier try has made it.
+async fn earlier(remote: &dyn Remote, child: VolumeId) -> Result<Option<Meta>, ForkError> {
+    let key = key::meta(child);
+    match remote.get(&key).await {
+        Ok(bytes) if gc::is_reaped(&bytes) => Err(ForkError::Reaped { child }),
+        Ok(bytes) => Ok(Some(Meta::decode(child, &bytes)?)),
+        Err(RemoteError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes back what [`create`] left of a fork of `parent` that failed, and that nobody will try again: its
+/// id must not be used any more. A fork that has a name is not for this: see [`catalog::remove`].
+///
+/// Five requests. Where they fail, a pin without a fork goes by garbage collection; a fork without a name
+/// keeps what it was made from.
+///
+/// # Errors
+///
+/// The store failed, or an object is damaged.
+pub async fn abandon(remote: &dyn Remote, parent: VolumeId, child: VolumeId) -> Result<(), CatalogError> {
+    let mut origin = Some(parent);
+    // The metadata first: a fork without its pin must not be.
+    remote.delete(&key::meta(child)).await?;
+    for _ in 0..crate::format::chunk::LINEAGE_MAX {
+        let Some(volume) = origin else { return Ok(()) };
+        remote.delete(&key::fork_pin(volume, child)).await?;
+        origin = catalog::meta(remote, volume).await?.parent.map(|(volume, _)| volume);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

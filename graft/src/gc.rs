@@ -13,8 +13,10 @@
 //! Why no clock has a part in its safety:
 //!
 //! - *A stalled writer* prepares LSN n, others pass n, n is swept, the stalled create arrives. It meets
-//!   the tombstone that was written over the key, and loses. Keys are not freed here.
-//! - *A stalled checkpointer* meets the winner of its number, or that one's tombstone, and loses.
+//!   the tombstone that was written over the key, and loses. Tombstones go only far below the floor and
+//!   long after; who comes later still is kept from acknowledging by a second look: see [`bottom`].
+//! - *A stalled checkpointer* meets the winner of its number, or that one's tombstone, and loses; [`bottom`]
+//!   says why it harms nobody where even that is gone.
 //! - *A commit's segment* goes only when the LSN that its key carries is taken: whoever stalls between
 //!   its upload and its create loses that create.
 //! - *A compaction's segment* that nothing names goes only when the epoch that its key carries is over.
@@ -25,31 +27,54 @@
 //!   after we have won the create of the fork's metadata.
 //! - *A second collector* at the same time decides from the same rules; every step may happen twice.
 //!
-//! Only readers without a lease depend on time: they have [`Retention::grace_ms`] between the day that a
-//! floor is published and the sweep, and are told [`Expired`](crate::fetch::FetchError) after that.
+//! Readers depend on time: one without a lease has [`Retention::grace_ms`] between the moment that a
+//! floor is published and the sweep, one with a lease as long as it renews it ([`crate::reader`]); they are
+//! told [`Expired`](crate::fetch::FetchError) after that. A lease has lapsed where the store's own stamps
+//! say that it was not renewed for its term, or where it ended more than [`SKEW_MS`] ago by our clock.
 //!
 //! A crash at any step leaves garbage at worst, and the next run finds it.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`bottom`] | when tombstones go, and what writers do about it |
+//! | `inventory` | what the store lists |
+//! | `readable` | what readable states name |
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+pub mod bottom;
+mod inventory;
+mod readable;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 
+use self::bottom::Burial;
+pub(crate) use self::inventory::list_all;
+use self::inventory::{Inventory, Segment};
+use self::readable::Readable;
+pub(crate) use self::readable::unnamed;
 use crate::format::Damaged;
-use crate::format::checkpoint::{ChunkRef, HISTORY_MAX, NewChunk, Root, assemble};
-use crate::format::chunk::{self, Object, ObjectKind};
+use crate::format::checkpoint::{HISTORY_MAX, NewChunk, Root, assemble};
 use crate::format::pin::Pin;
 use crate::format::tombstone::{Of, TOMBSTONE_BYTES, Tombstone};
 use crate::history::{checkpoint_below, read_checkpoint};
 use crate::ids::{CommitId, Epoch, Lsn, Seq, VolumeId, key};
 use crate::pull::{PullError, read_head};
+use crate::reader::TERM_MS;
 use crate::remote::{Listed, Remote, RemoteError};
 
 /// Requests under way at the same time.
 const CONCURRENT: usize = 16;
-const LIST_ROWS: usize = 1000;
+/// How far a reader's clock and a collector's may be apart.
+pub const SKEW_MS: i64 = 3_600_000;
 /// Stands as the metadata of a fork that was given up, so that its maker cannot finish it any more.
-const REAPED: &[u8] = b"GFX1 this fork was not finished in time, and its parent no longer keeps its pages";
+pub(crate) const REAPED: &[u8] = b"GFX1 this fork was not finished in time, and its parent no longer keeps its pages";
+
+/// Whether `meta` stands where a fork's metadata would, because the fork was given up.
+pub(crate) fn is_reaped(meta: &[u8]) -> bool {
+    meta == REAPED
+}
 
 /// What is kept readable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +112,9 @@ pub enum Why {
     Checkpoint,
     /// No kept checkpoint or commit names it, and whoever uploaded it has lost.
     Segment,
-    /// A newer floor is published.
+    /// It is a tombstone far below the floor.
+    Tombstone,
+    /// A newer floor or bottom is published.
     Floor,
     /// Its reader did not renew it.
     Lease,
@@ -133,6 +160,8 @@ pub struct Plan {
     pub publish: Option<Floor>,
     /// The floor that is swept below: published for longer than the grace.
     pub sweep: Floor,
+    /// The bottom that is published before the first tombstone goes, where any does. See [`mod@bottom`].
+    pub bottom: Option<Floor>,
     /// What goes, in the order in which it goes.
     pub doomed: Vec<Doomed>,
     /// Whether the compaction epoch is to be ended, because a compaction has left segments in it. They
@@ -204,9 +233,19 @@ pub async fn plan(
     retention: Retention,
     now_ms: i64,
 ) -> Result<Plan, GcError> {
+    plan_burying(remote, volume, retention, Burial::after(retention.grace_ms), now_ms).await
+}
+
+async fn plan_burying(
+    remote: &dyn Remote,
+    volume: VolumeId,
+    retention: Retention,
+    burial: Burial,
+    now_ms: i64,
+) -> Result<Plan, GcError> {
     // Pins last: see the module's head. What is planned is swept only after planning anew.
     let publish = wanted(remote, volume, retention, now_ms).await?;
-    sweep_plan(remote, volume, retention, now_ms, publish).await
+    sweep_plan(remote, volume, retention, burial, now_ms, publish).await
 }
 
 /// Publishes the floor that `retention` asks for and sweeps below the one that was published a grace ago.
@@ -218,14 +257,31 @@ pub async fn collect(
     now_ms: i64,
     progress: Progress<'_>,
 ) -> Result<Plan, GcError> {
+    collect_burying(remote, volume, retention, Burial::after(retention.grace_ms), now_ms, progress).await
+}
+
+async fn collect_burying(
+    remote: &dyn Remote,
+    volume: VolumeId,
+    retention: Retention,
+    burial: Burial,
+    now_ms: i64,
+    progress: Progress<'_>,
+) -> Result<Plan, GcError> {
+    let announce =
+        async |key: String, what: &'static [u8]| match remote.create(&key, Bytes::from_static(what)).await {
+            Ok(()) | Err(RemoteError::AlreadyExists { .. }) => Ok(()),
+            Err(error) => Err(GcError::from(error)),
+        };
     let publish = wanted(remote, volume, retention, now_ms).await?;
     if let Some(floor) = publish {
-        match remote.create(&key::horizon(volume, floor.lsn, floor.seq), Bytes::from_static(b"floor")).await {
-            Ok(()) | Err(RemoteError::AlreadyExists { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
+        announce(key::horizon(volume, floor.lsn, floor.seq), b"floor").await?;
     }
-    let mut plan = sweep_plan(remote, volume, retention, now_ms, publish).await?;
+    let mut plan = sweep_plan(remote, volume, retention, burial, now_ms, publish).await?;
+    // Before the first key is freed: see the module.
+    if let Some(bottom) = plan.bottom {
+        announce(key::bottom(volume, bottom.lsn, bottom.seq), b"bottom").await?;
+    }
     let total = plan.doomed.len();
     let mut steps = futures::stream::iter(plan.doomed.iter().map(|doomed| sweep(remote, volume, doomed)))
         .buffer_unordered(CONCURRENT);
@@ -284,7 +340,7 @@ async fn sweep(remote: &dyn Remote, volume: VolumeId, doomed: &Doomed) -> Result
     let (id, hash) = match of {
         Of::Commit(lsn) => match read_head(remote, volume, lsn).await {
             Ok(head) => (head.id, head.hash),
-            Err(PullError::Expired { .. }) => return Ok(()),
+            Err(PullError::Expired { .. } | PullError::Remote(RemoteError::NotFound { .. })) => return Ok(()),
             Err(error) => return Err(error.into()),
         },
         Of::Checkpoint(seq) => match read_checkpoint(remote, volume, seq).await {
@@ -292,7 +348,7 @@ async fn sweep(remote: &dyn Remote, volume: VolumeId, doomed: &Doomed) -> Result
                 Some(root) => (CommitId([0; 16]), root.hash),
                 None => return Ok(()),
             },
-            Err(PullError::Expired { .. }) => return Ok(()),
+            Err(PullError::Expired { .. } | PullError::Remote(RemoteError::NotFound { .. })) => return Ok(()),
             Err(error) => return Err(error.into()),
         },
     };
@@ -323,152 +379,6 @@ async fn wanted(
     Ok(floor.filter(|floor| *floor > published))
 }
 
-/// Everything of one volume that the store lists.
-struct Inventory {
-    commits: BTreeMap<Lsn, Listed>,
-    checkpoints: BTreeMap<Seq, Listed>,
-    segments: Vec<(Segment, Listed)>,
-    floors: Vec<(Floor, Listed)>,
-    pinned: Vec<(Pinned, Listed)>,
-}
-
-/// Whose a segment is, from its key alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Segment {
-    Commit(Lsn),
-    Compaction(Epoch),
-}
-
-fn segment_of(row: &Listed) -> Result<Segment, Damaged> {
-    let parse = || {
-        let name = row.key.rsplit('/').next()?;
-        let (number, rest) = name.split_once('-')?;
-        rest.split_once('-')?;
-        match number.strip_prefix('c') {
-            // `c` is a hex digit too: a commit's number has 16 digits, an epoch `c` and 8 more.
-            Some(epoch) if epoch.len() == 8 => {
-                u32::from_str_radix(epoch, 16).ok().map(|n| Segment::Compaction(Epoch(n)))
-            }
-            _ => Lsn::from_key_part(number).map(Segment::Commit),
-        }
-    };
-    parse().ok_or_else(|| Damaged::new(&row.key, "its key is not a segment's"))
-}
-
-pub(crate) async fn list_all(remote: &dyn Remote, prefix: &str) -> Result<Vec<Listed>, RemoteError> {
-    let mut all: Vec<Listed> = Vec::new();
-    loop {
-        let after = all.last().map(|row| row.key.clone());
-        let rows = remote.list(prefix, after.as_deref(), LIST_ROWS).await?;
-        let full = rows.len() == LIST_ROWS;
-        all.extend(rows);
-        if !full {
-            return Ok(all);
-        }
-    }
-}
-
-impl Inventory {
-    async fn take(remote: &dyn Remote, volume: VolumeId) -> Result<Inventory, GcError> {
-        let number = |row: &Listed| row.key.rsplit('/').next().and_then(Lsn::from_key_part);
-        let odd = |row: &Listed| Damaged::new(&row.key, "its key is not one of ours");
-        let mut inventory = Inventory {
-            commits: BTreeMap::new(),
-            checkpoints: BTreeMap::new(),
-            segments: Vec::new(),
-            floors: Vec::new(),
-            pinned: Vec::new(),
-        };
-        // Segments before the commits and checkpoints that may name them: what is listed first can only
-        // be kept by what is listed later.
-        for row in list_all(remote, &key::segments_prefix(volume)).await? {
-            inventory.segments.push((segment_of(&row)?, row));
-        }
-        for row in list_all(remote, &key::log_prefix(volume)).await? {
-            inventory.commits.insert(number(&row).ok_or_else(|| odd(&row))?, row);
-        }
-        for row in list_all(remote, &key::checkpoints_prefix(volume)).await? {
-            let seq = number(&row).map(|lsn| Seq(lsn.0)).ok_or_else(|| odd(&row))?;
-            inventory.checkpoints.insert(seq, row);
-        }
-        for row in list_all(remote, &key::horizon_prefix(volume)).await? {
-            inventory.floors.push((floor_of(&row)?, row));
-        }
-        for prefix in [key::forks_prefix(volume), key::pins_prefix(volume), key::readers_prefix(volume)] {
-            for row in list_all(remote, &prefix).await? {
-                let bytes = match remote.get(&row.key).await {
-                    Ok(bytes) => bytes,
-                    // A fork that was given up, or a reader that ended, since it was listed.
-                    Err(RemoteError::NotFound { .. }) => continue,
-                    Err(error) => return Err(error.into()),
-                };
-                let pin = Pin::decode(&row.key, &bytes)?;
-                inventory.pinned.push((Pinned { key: row.key.clone(), pin }, row));
-            }
-        }
-        Ok(inventory)
-    }
-
-    fn newest_seq(&self) -> Seq {
-        self.checkpoints.keys().next_back().copied().unwrap_or(Seq::ZERO)
-    }
-}
-
-/// What must stay: objects by what they are.
-#[derive(Default)]
-struct Marks {
-    commits: BTreeSet<Lsn>,
-    checkpoints: BTreeSet<Seq>,
-    segments: HashSet<String>,
-}
-
-impl Marks {
-    fn object(&mut self, object: &Object) {
-        match object.kind {
-            ObjectKind::Commit(lsn) => {
-                self.commits.insert(lsn);
-            }
-            ObjectKind::CommitSegment(_) | ObjectKind::CompactedSegment(_) => {
-                self.segments.insert(object.key());
-            }
-        }
-    }
-}
-
-/// Marks what the checkpoint `seq` names in its own volume; a chunk that was read before is passed over.
-async fn mark_checkpoint(
-    remote: &dyn Remote,
-    volume: VolumeId,
-    seq: Seq,
-    marks: &mut Marks,
-    known: &mut HashSet<(VolumeId, Seq, u64)>,
-) -> Result<Option<Root>, GcError> {
-    let start = match read_checkpoint(remote, volume, seq).await {
-        Ok(start) => start,
-        // Another collector was faster: what it deleted, nobody retains.
-        Err(PullError::Expired { .. }) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let Some(root) = start.checkpoint else { return Ok(None) };
-    marks.checkpoints.insert(seq);
-    let fresh: Vec<ChunkRef> = root
-        .chunks
-        .iter()
-        .filter(|chunk| known.insert((chunk.volume, chunk.seq, chunk.offset)))
-        .copied()
-        .collect();
-    let reads = fresh.into_iter().map(|chunk| chunk_objects(remote, &root, chunk));
-    let objects: Vec<(ChunkRef, Vec<Object>)> =
-        futures::stream::iter(reads).buffer_unordered(CONCURRENT).try_collect().await?;
-    for (chunk, objects) in objects {
-        if chunk.volume == volume {
-            marks.checkpoints.insert(chunk.seq);
-        }
-        objects.iter().filter(|object| object.volume == volume).for_each(|object| marks.object(object));
-    }
-    Ok(Some(Root::clone(&root)))
-}
-
 /// The fork whose pin this is, where it was never finished or is gone: its metadata is not there, long
 /// after the pin.
 async fn abandoned(
@@ -490,148 +400,45 @@ async fn abandoned(
     }
 }
 
-/// The newest checkpoint that is there, at or below `lsn`; 0 for none. `lsns` are those known already.
-async fn newest_below(
-    remote: &dyn Remote,
-    volume: VolumeId,
-    inventory: &Inventory,
-    lsn: Lsn,
-    lsns: &mut BTreeMap<Seq, Lsn>,
-) -> Result<Seq, GcError> {
-    let live: Vec<Seq> = inventory
-        .checkpoints
-        .iter()
-        .filter(|(_, row)| row.bytes != TOMBSTONE_BYTES as u64)
-        .map(|(seq, _)| *seq)
-        .collect();
-    // Their LSNs ascend with their numbers.
-    let (mut below, mut above) = (0, live.len());
-    while below < above {
-        let middle = usize::midpoint(below, above);
-        let found = match lsns.get(&live[middle]) {
-            Some(found) => *found,
-            None => match read_checkpoint(remote, volume, live[middle]).await {
-                Ok(start) => start.lsn,
-                // Another collector was faster: it and what is before it is below every pin's.
-                Err(PullError::Expired { .. }) => Lsn::ZERO,
-                Err(error) => return Err(error.into()),
-            },
-        };
-        lsns.insert(live[middle], found);
-        if found <= lsn { below = middle + 1 } else { above = middle }
-    }
-    Ok(below.checked_sub(1).map_or(Seq::ZERO, |at| live[at]))
+/// Whether a reader's lease has lapsed: see the module's head.
+fn has_lapsed(pin: &Pin, row: &Listed, store_ms: i64, now_ms: i64) -> bool {
+    pin.until_ms != Pin::FOR_EVER
+        && (store_ms.saturating_sub(row.modified_ms) > TERM_MS
+            || pin.until_ms.saturating_add(SKEW_MS) < now_ms)
 }
 
-async fn chunk_objects(
-    remote: &dyn Remote,
-    root: &Root,
-    at: ChunkRef,
-) -> Result<(ChunkRef, Vec<Object>), GcError> {
-    let end = at.offset.saturating_add(at.bytes.into());
-    let bytes = remote.get_range(&at.key(), at.offset..end).await?;
-    if bytes.len() != at.bytes as usize || chunk::hash(at.index, &bytes) != at.hash {
-        let reason = format!("chunk {} of its page table does not match its hash", at.index);
-        return Err(Damaged::new(&at.key(), reason).into());
-    }
-    let decoded = chunk::decode(at.index, &root.lineage, &bytes);
-    let decoded = decoded.map_err(|reason| Damaged::new(&at.key(), reason))?;
-    let objects: BTreeSet<Object> = decoded.frames().map(|frame| frame.object).collect();
-    Ok((at, objects.into_iter().collect()))
-}
-
-/// What readable states name: those at the floor and above, and pinned ones.
-struct Readable {
-    marks: Marks,
-    /// The newest checkpoint's.
-    epoch: Epoch,
-    /// The LSNs, first and last, of commits that are read one by one.
-    ranges: Vec<(Lsn, Lsn)>,
-}
-
-impl Readable {
-    async fn mark<'a>(
-        remote: &dyn Remote,
-        volume: VolumeId,
-        inventory: &Inventory,
-        floor: Floor,
-        pins: impl Iterator<Item = &'a Pin>,
-    ) -> Result<Readable, GcError> {
-        let (mut marks, mut known, mut epoch) = (Marks::default(), HashSet::new(), Epoch::default());
-        // By LSN, for pins: the newest checkpoints first.
-        let mut lsns: BTreeMap<Seq, Lsn> = BTreeMap::new();
-        for (seq, row) in inventory.checkpoints.range(floor.seq..) {
-            if row.bytes == TOMBSTONE_BYTES as u64 {
-                continue;
-            }
-            if let Some(root) = mark_checkpoint(remote, volume, *seq, &mut marks, &mut known).await? {
-                // They ascend: the newest one's is in force.
-                epoch = root.epoch;
-                lsns.insert(*seq, root.lsn);
-            }
+/// The tombstones that go, and the bottom below which they all are.
+fn freed(inventory: &Inventory, floor: Floor, burial: Burial) -> (Vec<Of>, Floor) {
+    let ripe = inventory.store_ms.saturating_sub(burial.ms);
+    let mut bottom = inventory.bottom();
+    let mut freed = Vec::new();
+    // From the oldest on, as far as all of them are ripe.
+    for (lsn, written_ms) in inventory.buried_commits.iter().rev() {
+        if lsn.0.saturating_add(burial.commits) > floor.lsn.0 || *written_ms > ripe {
+            break;
         }
-        let mut ranges: Vec<(Lsn, Lsn)> = vec![(floor.lsn.next(), Lsn(u64::MAX))];
-        for pin in pins {
-            let seq = match pin.seq {
-                Some(seq) => seq,
-                None => newest_below(remote, volume, inventory, pin.lsn, &mut lsns).await?,
-            };
-            let from = if seq == Seq::ZERO {
-                Some(Lsn::ZERO)
-            } else {
-                mark_checkpoint(remote, volume, seq, &mut marks, &mut known).await?.map(|root| root.lsn)
-            };
-            if from.is_none() && pin.seq.is_none() {
-                // Another collector is at work, and sees other checkpoints: let it finish.
-                return Err(PullError::Expired { volume, lsn: pin.lsn }.into());
-            }
-            ranges.extend(from.map(|from| (from.next(), pin.lsn)));
+        bottom.lsn = bottom.lsn.max(*lsn);
+        freed.push(Of::Commit(*lsn));
+    }
+    for (seq, written_ms) in inventory.buried_checkpoints.iter().rev() {
+        if seq.0.saturating_add(burial.checkpoints) > floor.seq.0 || *written_ms > ripe {
+            break;
         }
-        Ok(Readable { marks, epoch, ranges })
-    }
-
-    fn retains(&self, lsn: Lsn) -> bool {
-        self.ranges.iter().any(|(from, to)| *from <= lsn && lsn <= *to)
-    }
-}
-
-/// Segments that no readable state names: what lost writers, dead compactions and crashes have left, and
-/// what is being uploaded now.
-pub(crate) async fn unnamed(remote: &dyn Remote, volume: VolumeId) -> Result<Vec<String>, GcError> {
-    let floor = published(remote, volume).await?;
-    let inventory = Inventory::take(remote, volume).await?;
-    let pins = inventory.pinned.iter().map(|(pinned, _)| &pinned.pin);
-    let Readable { marks, .. } = Readable::mark(remote, volume, &inventory, floor, pins).await?;
-    let mut ids: BTreeMap<Lsn, CommitId> = BTreeMap::new();
-    let mut unnamed = Vec::new();
-    for (segment, row) in &inventory.segments {
-        let named = marks.segments.contains(&row.key)
-            || match segment {
-                Segment::Compaction(_) => false,
-                Segment::Commit(lsn) => match inventory.commits.get(lsn) {
-                    None => false,
-                    Some(commit) if commit.bytes == TOMBSTONE_BYTES as u64 => false,
-                    Some(_) => {
-                        let id = match ids.get(lsn) {
-                            Some(id) => *id,
-                            None => read_head(remote, volume, *lsn).await?.id,
-                        };
-                        ids.insert(*lsn, id);
-                        row.key.contains(&format!("-{id}-"))
-                    }
-                },
-            };
-        if !named {
-            unnamed.push(row.key.clone());
+        // What a late checkpointer could pass for, where it began at one that is kept.
+        let before = Seq(seq.0.saturating_sub(1));
+        if before != Seq::ZERO && !inventory.checkpoints.contains_key(&before) {
+            bottom.seq = bottom.seq.max(*seq);
+            freed.push(Of::Checkpoint(*seq));
         }
     }
-    Ok(unnamed)
+    (freed, bottom)
 }
 
 async fn sweep_plan(
     remote: &dyn Remote,
     volume: VolumeId,
     retention: Retention,
+    burial: Burial,
     now_ms: i64,
     publish: Option<Floor>,
 ) -> Result<Plan, GcError> {
@@ -650,10 +457,12 @@ async fn sweep_plan(
         let doomed = |why, how| Doomed { key: row.key.clone(), bytes: row.bytes, why, how };
         if let Some(child) = abandoned(remote, volume, pinned, row, graced).await? {
             plan.doomed.push(doomed(Why::Abandoned, How::Reap(child)));
-        } else if pinned.pin.until_ms < now_ms {
+        } else if has_lapsed(&pinned.pin, row, inventory.store_ms, now_ms) {
             plan.doomed.push(doomed(Why::Lease, How::Delete));
             continue;
         } else {
+            plan.kept_objects += 1;
+            plan.kept_bytes += row.bytes;
             plan.pinned.push(pinned.clone());
         }
         // What an abandoned fork pins goes in the run after: its maker may be faster than we are.
@@ -672,7 +481,7 @@ async fn sweep_plan(
             Segment::Commit(lsn) if retained(*lsn) && !marks.segments.contains(&row.key) => Some(*lsn),
             Segment::Commit(_) | Segment::Compaction(_) => None,
         })
-        .filter(|lsn| inventory.commits.get(lsn).is_some_and(|row| row.bytes != TOMBSTONE_BYTES as u64))
+        .filter(|lsn| inventory.commits.contains_key(lsn))
         .collect();
     let reads = held.into_iter().map(|lsn| async move {
         match read_head(remote, volume, lsn).await {
@@ -699,22 +508,17 @@ async fn sweep_plan(
         }
     };
     for (lsn, row) in &inventory.commits {
-        let stays = retained(*lsn) || marks.commits.contains(lsn) || row.bytes == TOMBSTONE_BYTES as u64;
+        let stays = retained(*lsn) || marks.commits.contains(lsn);
         decide(row, (!stays).then_some(Why::Commit), How::Bury(Of::Commit(*lsn)));
     }
     for (seq, row) in &inventory.checkpoints {
-        let stays = *seq >= floor.seq
-            || *seq == newest
-            || marks.checkpoints.contains(seq)
-            || row.bytes == TOMBSTONE_BYTES as u64;
+        let stays = *seq >= floor.seq || *seq == newest || marks.checkpoints.contains(seq);
         decide(row, (!stays).then_some(Why::Checkpoint), How::Bury(Of::Checkpoint(*seq)));
     }
     for (segment, row) in &inventory.segments {
         let stays = marks.segments.contains(&row.key)
             || match segment {
-                Segment::Commit(lsn) => {
-                    !inventory.commits.contains_key(lsn) || (retained(*lsn) && !lost(lsn, &row.key))
-                }
+                Segment::Commit(lsn) => !inventory.is_taken(*lsn) || (retained(*lsn) && !lost(lsn, &row.key)),
                 Segment::Compaction(begun) => *begun >= epoch,
             };
         if matches!(segment, Segment::Compaction(begun) if *begun >= epoch)
@@ -729,9 +533,25 @@ async fn sweep_plan(
     for (published, row) in &inventory.floors {
         decide(row, (*published < floor).then_some(Why::Floor), How::Delete);
     }
-    for (_, row) in inventory.pinned.iter().filter(|(pinned, _)| pinned.pin.until_ms >= now_ms) {
-        decide(row, None, How::Delete);
+    let (freed, bottom) = freed(&inventory, floor, burial);
+    for of in &freed {
+        let (key, bytes) = (of.key(volume), TOMBSTONE_BYTES as u64);
+        plan.doomed.push(Doomed { key, bytes, why: Why::Tombstone, how: How::Delete });
     }
+    let in_force = inventory.bottoms.iter().map(|(bottom, _)| *bottom).max().unwrap_or_default();
+    plan.bottom = (bottom > in_force).then_some(bottom);
+    for (published, row) in &inventory.bottoms {
+        if *published < bottom {
+            let key = row.key.clone();
+            plan.doomed.push(Doomed { key, bytes: row.bytes, why: Why::Floor, how: How::Delete });
+        } else {
+            plan.kept_objects += 1;
+            plan.kept_bytes += row.bytes;
+        }
+    }
+    let buried = inventory.buried_commits.len() + inventory.buried_checkpoints.len() - freed.len();
+    plan.kept_objects += buried as u64;
+    plan.kept_bytes += (buried * TOMBSTONE_BYTES) as u64;
     // A compaction that has uploaded nothing for longer than the grace is dead.
     plan.end_epoch = newest != Seq::ZERO && unpublished.values().any(|newest| *newest <= graced);
     Ok(plan)

@@ -249,11 +249,20 @@ pub(crate) async fn read_heads(
     let mut parent = hash;
     for head in &heads {
         if head.parent != parent {
-            return Err(PullError::Diverged { volume: head.volume, lsn: head.lsn });
+            return Err(broken(remote, head.volume, head.lsn).await?);
         }
         parent = head.hash;
     }
     Ok(heads)
+}
+
+/// What it means that `lsn` does not name the hash of the commit before it, or that one does not have the
+/// hash known of it: below the bottom, that a late writer's stands there, which is in no history.
+async fn broken(remote: &dyn Remote, volume: VolumeId, lsn: Lsn) -> Result<PullError, PullError> {
+    let bottom = gc::bottom::bottom(remote, volume).await?.lsn;
+    // The one before it may be the late one.
+    let expired = lsn <= bottom.next() && bottom != Lsn::ZERO;
+    Ok(if expired { PullError::Expired { volume, lsn } } else { PullError::Diverged { volume, lsn } })
 }
 
 /// A head that must be there, because later ones are.
@@ -410,14 +419,20 @@ async fn continues(remote: &dyn Remote, from: &Standing) -> Result<(), PullError
     }
     let volume = from.volumes.origin(from.lsn);
     let hash = match read_entry(remote, volume, from.lsn).await {
-        Ok(Entry::Commit(head)) => head.hash,
-        Ok(Entry::Gone(tombstone)) => tombstone.hash,
-        Err(PullError::Remote(RemoteError::NotFound { .. })) => {
-            return Err(PullError::Expired { volume, lsn: from.lsn });
-        }
+        Ok(Entry::Commit(head)) => Some(head.hash),
+        Ok(Entry::Gone(tombstone)) => Some(tombstone.hash),
+        Err(PullError::Remote(RemoteError::NotFound { .. })) => None,
         Err(error) => return Err(error),
     };
-    if hash == from.hash { Ok(()) } else { Err(PullError::Diverged { volume, lsn: from.lsn }) }
+    // Below the bottom nothing is left to compare with, and what is there may be a late writer's. What the
+    // checkpoint names has hashes of its own, so that no page of another history is taken for one of ours.
+    if hash == Some(from.hash) || from.lsn <= gc::bottom::bottom(remote, volume).await?.lsn {
+        return Ok(());
+    }
+    match hash {
+        Some(_) => Err(PullError::Diverged { volume, lsn: from.lsn }),
+        None => Err(PullError::Expired { volume, lsn: from.lsn }),
+    }
 }
 
 /// The newest commits of a volume's own log, newest first: at most `limit`, and as far back as they are
@@ -434,7 +449,11 @@ pub async fn log(remote: &dyn Remote, volume: VolumeId, limit: usize) -> Result<
             read => read?,
         };
         if let Some(later) = heads.last().filter(|later| later.parent != head.hash) {
-            return Err(PullError::Diverged { volume, lsn: later.lsn });
+            match broken(remote, volume, later.lsn).await? {
+                // It is no part of the log any more.
+                PullError::Expired { .. } => break,
+                error => return Err(error),
+            }
         }
         heads.push(head);
     }

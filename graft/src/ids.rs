@@ -322,6 +322,14 @@ pub mod key {
     pub fn horizon(vid: VolumeId, lsn: Lsn, seq: Seq) -> String {
         format!("volumes/{vid}/horizon/{}-{}", lsn.key_part(), seq.key_part())
     }
+    /// Where tombstones begin; the newest is in force.
+    pub fn bottom_prefix(vid: VolumeId) -> String {
+        format!("volumes/{vid}/bottom/")
+    }
+    /// Keys of commits up to `lsn` and of checkpoints up to `seq` may be free again.
+    pub fn bottom(vid: VolumeId, lsn: Lsn, seq: Seq) -> String {
+        format!("volumes/{vid}/bottom/{}-{}", lsn.key_part(), seq.key_part())
+    }
     /// The pins of all of a volume's forks.
     pub fn forks_prefix(vid: VolumeId) -> String {
         format!("volumes/{vid}/forks/")

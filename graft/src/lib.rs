@@ -31,6 +31,7 @@
 //! | [`file`] | volumes as files: byte ranges, whole files, sparse |
 //! | [`compact`] | rewriting pages into dense segments, laid out for readers |
 //! | [`gc`] | deleting what no reader can reach any more |
+//! | [`reader`] | leases that keep an old state readable |
 //! | [`mod@verify`] | reading everything and saying what is wrong |
 //! | [`catalog`] | names of volumes, creating and listing them |
 //! | [`lease`] | who owns a volume just now: for speed, never for safety |
@@ -55,6 +56,7 @@ pub mod plants;
 pub mod prefetch;
 pub mod publish;
 pub mod pull;
+pub mod reader;
 pub mod remote;
 mod replan;
 pub mod snapshot;

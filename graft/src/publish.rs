@@ -18,6 +18,7 @@ use bytes::Bytes;
 use crate::format::Damaged;
 use crate::format::commit::{FrameEntry, HEAD_BYTES_MAX, Head};
 use crate::format::frame::{self, FRAME_PAGES_MAX, PageHash};
+use crate::gc::bottom::{Confirmed, Moment, settle};
 use crate::ids::{ChainHash, CommitId, Lsn, PageIdx, VolumeId, key};
 use crate::page_set::PageSet;
 use crate::pull::{Entry, PullError, read_entry};
@@ -43,6 +44,8 @@ pub struct Prepared {
     pub segments: Vec<(String, Bytes)>,
     /// How many local commits of the replica it rolls up.
     pub locals: usize,
+    /// When the log's head was last seen: see [`crate::gc::bottom`].
+    pub confirmed: Confirmed,
 }
 
 /// What a commit will say; see [`prepare`].
@@ -188,7 +191,7 @@ impl Builder {
         let bytes = object.len();
         assert!(bytes as u64 <= HEAD_BYTES_MAX, "a head of {bytes} bytes: nobody could read it");
         object.extend_from_slice(&body);
-        (last, Prepared { head, body: object.into(), segments: Vec::new(), locals: draft.locals })
+        (last, Prepared { head, body: object.into(), segments: Vec::new(), locals: draft.locals, confirmed: Confirmed::default() })
     }
 }
 
@@ -229,6 +232,16 @@ pub enum PublishError {
         /// What the store said.
         source: RemoteError,
     },
+    /// The LSN lies so far below what the volume retains that the log says no more whose it was. It was
+    /// ours or another's: pull, and let the ledger or the pages that changed since decide; what they
+    /// cannot decide becomes a fork. Never run it again unasked.
+    #[error("lsn {lsn} is so old that the log, which begins at {bottom} now, does not say any more whose it was")]
+    Forgotten {
+        /// The LSN meant.
+        lsn: Lsn,
+        /// The bottom of the log.
+        bottom: Lsn,
+    },
     /// The LSN is occupied by bytes that are no commit. Someone must look.
     #[error(transparent)]
     Damaged(#[from] Damaged),
@@ -236,10 +249,17 @@ pub enum PublishError {
 
 /// Stores a prepared commit. One request where its frames ride inside and the create is answered;
 /// one more for each segment; one read (two where the head there is longer than 4 KiB) where the
-/// create was not answered or found the key taken.
+/// create was not answered or found the key taken. One LIST where the log's head was not seen for half an
+/// hour, or never by this process: see [`crate::gc::bottom`].
 ///
 /// May be called any number of times with the same commit.
 pub async fn publish(remote: &dyn Remote, prepared: &Prepared) -> Result<Published, PublishError> {
+    let sent = Moment::now();
+    let outcome = send(remote, prepared).await;
+    settle(remote, prepared, sent, outcome).await
+}
+
+async fn send(remote: &dyn Remote, prepared: &Prepared) -> Result<Published, PublishError> {
     let lsn = prepared.head.lsn;
     for (key, bytes) in &prepared.segments {
         match remote.create(key, bytes.clone()).await {

@@ -13,6 +13,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use crate::format::Damaged;
 use crate::format::commit::{Head, HeadError, PREFIX_BYTES};
 use crate::format::tombstone::{Of, Tombstone};
+use crate::gc::bottom::bottom;
 use crate::history::Start;
 use crate::ids::{ChainHash, Lsn, VolumeId, key};
 use crate::remote::{Remote, RemoteError};
@@ -32,6 +33,14 @@ pub struct Pulled {
     pub jump: Option<Box<Start>>,
     /// What came after it.
     pub heads: Vec<Head>,
+}
+
+impl Pulled {
+    /// The newest commit that is known now.
+    pub fn newest(&self) -> Lsn {
+        let jumped = self.jump.as_ref().map_or(self.from, |start| start.lsn.max(self.from));
+        self.heads.last().map_or(jumped, |head| head.lsn)
+    }
 }
 
 /// Why a pull failed. Nothing has changed; see each for what to do.
@@ -121,6 +130,9 @@ async fn list_after(remote: &dyn Remote, volume: VolumeId, from: Lsn) -> Result<
     lsns.reverse();
     for (expected, lsn) in (from.0 + 1..).zip(&lsns) {
         if lsn.0 != expected {
+            if Lsn(expected) <= bottom(remote, volume).await?.lsn {
+                return Err(PullError::Expired { volume, lsn: Lsn(expected) });
+            }
             let reason = format!("missing: the log goes from {} to {lsn}", expected - 1);
             return Err(Damaged { key: key::log(volume, Lsn(expected)), reason }.into());
         }

@@ -37,6 +37,7 @@ use crate::catalog::{self, CatalogError};
 use crate::checkpoint::Policy;
 use crate::format::chunk::Lineage;
 use crate::format::commit::Head;
+use crate::gc::bottom::{Confirmed, Moment};
 use crate::history::{self, History, HistoryError, Standing, Start};
 use crate::ids::{ChainHash, CommitId, Lsn, PageIdx, PageSize, VolumeId};
 use crate::page_set::PageSet;
@@ -248,6 +249,8 @@ pub struct Volume {
     state: Mutex<State>,
     /// Shared with the volumes [`aside`](Volume::aside) of this one.
     cache: Arc<PageCache>,
+    /// When the log's head was last seen.
+    confirmed: Confirmed,
 }
 
 impl fmt::Debug for Volume {
@@ -261,12 +264,14 @@ impl Volume {
     /// it; else the metadata and a pull.
     pub async fn open(remote: &dyn Remote, id: VolumeId, options: Options) -> Result<Opened, OpenError> {
         if !persist::holds(options.store.as_deref(), id)? {
+            let looked = Moment::now();
             let History { meta, start, heads } = history::read(remote, id, None).await?;
             let mut opened = Volume::load(id, meta.page_size, options)?;
             let pulled = Pulled { from: Lsn::ZERO, jump: Some(Box::new(start.clone())), heads };
             opened.heads = pulled.heads.clone();
             opened.start = start;
             opened.volume.absorb(pulled)?;
+            opened.volume.confirmed.note(opened.volume.base().lsn(), looked);
             return Ok(opened);
         }
         let meta = catalog::meta(remote, id).await?;
@@ -325,7 +330,7 @@ impl Volume {
             numbers: 0,
         };
         let cache = Arc::new(PageCache::open(id, page_size, &options)?);
-        Ok(Volume { id, page_size, options, fixed: false, state: Mutex::new(state), cache })
+        Ok(Volume { id, page_size, options, fixed: false, state: Mutex::new(state), cache, confirmed: Confirmed::default() })
     }
 
     /// Its identity.
@@ -450,7 +455,9 @@ impl Volume {
             locals,
         };
         let changes: Vec<(PageIdx, Bytes)> = changes.into_iter().collect();
-        let prepared = Arc::new(prepare(draft, &changes));
+        let mut prepared = prepare(draft, &changes);
+        prepared.confirmed = self.confirmed.clone();
+        let prepared = Arc::new(prepared);
         self.store_pending(&prepared)?;
         state.pending = Some(prepared.clone());
         Ok(Some(prepared))
@@ -537,9 +544,11 @@ impl Volume {
     /// Reads what others committed since the base: the newest key and one prefix for each commit, or
     /// a newer checkpoint and the commits since. Changes nothing.
     pub async fn pull(&self, remote: &dyn Remote) -> Result<Pulled, PullError> {
-        let base = self.base();
+        let (base, looked) = (self.base(), Moment::now());
         let standing = Standing { lsn: base.lsn(), hash: base.hash(), volumes: base.volumes().clone() };
-        history::catch_up(remote, &standing).await
+        let pulled = history::catch_up(remote, &standing).await?;
+        self.confirmed.note(pulled.newest(), looked);
+        Ok(pulled)
     }
 
     /// Where a pull goes on from: the newest durable commit and its hash.

@@ -411,7 +411,7 @@ fn fork_here(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
     let at = if lsn == Lsn::ZERO { At::Newest } else { At::Lsn(lsn) };
     let mut id = [0; 16];
     random(&mut id)?;
-    let made = fork::create(&*session.remote, session.volume.id(), at, VolumeId(id), &name);
+    let made = fork::create_once(&*session.remote, session.volume.id(), at, VolumeId(id), &name);
     let found = runtime()?.block_on(made).map_err(text)?;
     Ok(vec![vec![
         name.to_string().into(),

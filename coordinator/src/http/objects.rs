@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | `volumes/{id}/meta`, `…/log/…`, `…/segments/…`, `…/checkpoints/…` | for ever |
 //! | `modules/{sha256}` | for ever |
-//! | `volumes/{id}/owner`, `…/forks/…`, `…/readers/…`, `…/horizon/…` | never |
+//! | `volumes/{id}/owner`, `…/forks/…`, `…/pins/…`, `…/readers/…`, `…/horizon/…`, `…/bottom/…` | never |
 //! | `names/{name}`, `probe/…` | never |
 //!
 //! For ever is right for a log or checkpoint key too, although gc later puts a tombstone there: what
@@ -139,7 +139,7 @@ fn kind(key: &str) -> Option<Kind> {
                 None if object == "meta" => Kind::Immutable,
                 None if object == "owner" => Kind::Mutable,
                 Some(("log" | "segments" | "checkpoints", _)) => Kind::Immutable,
-                Some(("forks" | "readers" | "horizon", _)) => Kind::Mutable,
+                Some(("forks" | "pins" | "readers" | "horizon" | "bottom", _)) => Kind::Mutable,
                 None | Some(_) => return None,
             };
             id_is_exact.then_some(kind)

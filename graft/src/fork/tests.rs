@@ -13,7 +13,7 @@ use crate::checkpoint::{self, Written};
 use crate::fetch::fetch;
 use crate::ids::{CommitId, PageIdx, PageSize};
 use crate::pull::PullError;
-use crate::remote::{Counting, MemoryRemote};
+use crate::remote::{Counting, Faults, Faulty, MemoryRemote};
 use crate::store::{Durability, MemoryStore};
 use crate::volume::{Change, CommitError, Options, ReadError, Volume, push};
 
@@ -168,6 +168,7 @@ fn a_fork_below_the_horizon_gives_up() {
     let before = remote.objects();
     let error = block_on(create(&remote, FIRST, At::Lsn(Lsn(2)), id(2), &name(2))).unwrap_err();
     assert!(matches!(error, ForkError::Expired { lsn: Lsn(2), horizon: Lsn(3), .. }), "{error}");
+    block_on(abandon(&remote, FIRST, id(2))).unwrap();
     assert_eq!(remote.objects(), before);
     block_on(create(&remote, FIRST, At::Lsn(Lsn(3)), id(2), &name(2))).unwrap();
     let pin = block_on(remote.get(&key::fork_pin(FIRST, id(2)))).unwrap();
@@ -418,4 +419,92 @@ fn a_family_of_forks_reads_like_its_model() {
             std::panic::resume_unwind(panic);
         }
     }
+}
+
+/// `create` called again with the same id, whatever became of the tries before and of the requests that
+/// were on their way: a name never leads nowhere, and a fork never stands without its pin. It used to
+/// clean up after itself, and so took away what an earlier try's name, which arrived late, led to.
+#[test]
+fn a_fork_may_be_tried_again_with_the_same_id() {
+    let (mut made, mut gave_up, mut renamed, mut moved) = (0, 0, 0, 0);
+    for seed in 0..600 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let store = Arc::new(MemoryRemote::new());
+        created(&*store);
+        let parent = open(&*store, FIRST);
+        let mut model: Vec<Vec<u8>> = vec![vec![]];
+        let grow = |model: &mut Vec<Vec<u8>>| {
+            let byte = model.len() as u8;
+            commit(&*store, &parent, 1, &[(1, byte)], byte.into());
+            model.push(vec![byte]);
+        };
+        (0..3).for_each(|_| grow(&mut model));
+        let faults = Faults {
+            fail_before: 0.1,
+            fail_after: 0.1,
+            delay: 0.15,
+            duplicate: 0.05,
+            echo: 0.05,
+            delay_requests_max: 20,
+            ..Faults::default()
+        };
+        let faulty = Faulty::with_faults(store.clone(), seed, faults);
+        let at = if rng.random() { At::Newest } else { At::Lsn(Lsn(3)) };
+        let (child, mut wanted, mut result) = (id(2), name(2), None);
+        for round in 0..8 {
+            if round == 6 {
+                faulty.set_faults(Faults::default());
+            }
+            match block_on(create(&*faulty, FIRST, at, child, &wanted)) {
+                Ok(found) => {
+                    moved += u32::from(result.is_none() && found.lsn < Lsn(model.len() as u64 - 1));
+                    assert!(
+                        result.is_none_or(|before| before == found),
+                        "seed {seed}: {result:?}, {found:?}"
+                    );
+                    result = Some(found);
+                }
+                Err(ForkError::Catalog(CatalogError::Exists { .. })) => {
+                    wanted = name(3 + round);
+                    renamed += 1;
+                }
+                Err(_) => {}
+            }
+            match rng.random_range(0..8) {
+                0..3 => grow(&mut model),
+                3 if round < 4 => {
+                    let newest = block_on(crate::history::newest_lsn(&*store, FIRST)).unwrap();
+                    block_on(store.create(&key::horizon(FIRST, newest, Seq(1)), Bytes::new())).ok();
+                }
+                4 if round < 4 => {
+                    let meta = Meta { page_size: PageSize::new(PAGE as u32).unwrap(), parent: None };
+                    block_on(catalog::create(&*store, &wanted, id(100 + round), meta)).ok();
+                }
+                _ => {}
+            }
+        }
+        block_on(faulty.land_all()).unwrap();
+        made += u32::from(result.is_some());
+        gave_up += u32::from(result.is_none());
+        for named in block_on(catalog::list(&*store)).unwrap() {
+            let found = block_on(catalog::resolve(&*store, &named)).unwrap();
+            if found != child {
+                continue;
+            }
+            let fork = open(&*store, child);
+            let lsn = fork.status().lsn;
+            assert_eq!(bytes_of(&*store, &fork), model[lsn.0 as usize], "seed {seed}, {named}");
+            let pin = block_on(store.get(&key::fork_pin(FIRST, child)));
+            assert!(pin.is_ok(), "seed {seed}: {named} leads to a fork that nothing keeps");
+            assert!(result.is_none_or(|found| found.lsn == lsn), "seed {seed}");
+        }
+        if let Some(found) = result {
+            assert_eq!(
+                block_on(catalog::resolve(&*store, &wanted)).unwrap(),
+                child,
+                "seed {seed}, {found:?}"
+            );
+        }
+    }
+    assert!(made > 300 && gave_up > 5 && renamed > 20 && moved > 20, "{made} {gave_up} {renamed} {moved}");
 }

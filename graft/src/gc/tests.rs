@@ -7,6 +7,7 @@ use std::sync::Arc;
 use futures::executor::block_on;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
+use super::bottom::Confirmed;
 use super::*;
 use crate::compact::{self, ByNumber, CompactError, Group, Layout, Moved, Scope, Source};
 use crate::fetch::fetch;
@@ -21,6 +22,8 @@ use crate::snapshot::Snapshot;
 use crate::time::At;
 use crate::volume::{Change, Options, Volume, push};
 use crate::{catalog, checkpoint};
+
+mod late;
 
 const VOLUME: VolumeId = VolumeId([9; 16]);
 const PAGE: usize = 16_384;
@@ -50,6 +53,12 @@ impl Layout for Shuffled {
     }
 }
 
+/// Tombstones go early, so that many a late create meets a key that is free again.
+const BURIAL: Burial = Burial { commits: 3, checkpoints: 2, ms: 200_000 };
+/// How many may sleep at a time, and how many of them, the first, until the end.
+const STALLED_MAX: usize = 4;
+const SLEEP_ON: usize = 2;
+
 struct World {
     remote: Arc<MemoryRemote>,
     rng: StdRng,
@@ -57,12 +66,12 @@ struct World {
     next_id: u128,
     /// The content at each LSN.
     model: BTreeMap<Lsn, Content>,
-    /// A commit that was prepared, and whose writer sleeps.
-    stalled_commit: Option<Arc<Prepared>>,
-    /// A checkpointer that sleeps before its create.
-    stalled_checkpoint: Option<(Volume, Snapshot)>,
-    /// A compaction that sleeps before its create, and the replica that made it.
-    stalled_compaction: Option<(Volume, Moved)>,
+    /// Commits that were prepared, and whose writers sleep since then.
+    stalled_commits: Vec<(Arc<Prepared>, i64)>,
+    /// Checkpointers that sleep before their creates.
+    stalled_checkpoints: Vec<(Volume, Snapshot)>,
+    /// Compactions that sleep before their creates, and the replicas that made them.
+    stalled_compactions: Vec<(Volume, Moved)>,
     /// Pins that were accepted.
     pins: Vec<Pin>,
     /// Forks and what is in them.
@@ -81,9 +90,9 @@ impl World {
             now_ms: 1_000,
             next_id: 1,
             model: BTreeMap::from([(Lsn::ZERO, Content::new())]),
-            stalled_commit: None,
-            stalled_checkpoint: None,
-            stalled_compaction: None,
+            stalled_commits: Vec::new(),
+            stalled_checkpoints: Vec::new(),
+            stalled_compactions: Vec::new(),
             pins: Vec::new(),
             forks: Vec::new(),
             counts: BTreeMap::new(),
@@ -143,7 +152,8 @@ impl World {
     }
 
     fn step(&mut self, seed: u64) {
-        self.now_ms += self.rng.random_range(0..50);
+        self.now_ms += self.rng.random_range(0..50_000);
+        self.remote.set_now_ms(self.now_ms);
         match self.rng.random_range(0..100) {
             0..32 => self.commit(),
             32..36 => self.fork(),
@@ -159,7 +169,8 @@ impl World {
                 let moved = compact::gather(&*self.remote, &volume, layout, scope, id, &|_, _| {});
                 let moved = block_on(moved).unwrap();
                 if self.rng.random_bool(0.4) {
-                    self.stalled_compaction = Some((volume, moved));
+                    self.stalled_compactions.push((volume, moved));
+                    self.stalled_compactions.truncate(STALLED_MAX);
                 } else if moved.pages() > 0 {
                     block_on(compact::publish(&*self.remote, &volume, &volume.base(), &moved, Bytes::new()))
                         .unwrap();
@@ -174,67 +185,79 @@ impl World {
                 for (key, bytes) in &prepared.segments {
                     block_on(self.remote.create(key, bytes.clone())).unwrap();
                 }
-                self.stalled_commit = Some(prepared);
+                self.stalled_commits.push((prepared, self.now_ms));
+                self.stalled_commits.truncate(STALLED_MAX);
                 if self.rng.random() {
                     self.collect();
-                    self.wake_commit();
+                    self.wake_commit(SLEEP_ON);
                 }
             }
-            80..86 => self.wake_commit(),
+            80..86 => self.wake_commit(SLEEP_ON),
             86..90 => {
                 let volume = self.open();
-                self.stalled_checkpoint = Some((self.open(), volume.base()));
+                self.stalled_checkpoints.push((self.open(), volume.base()));
+                self.stalled_checkpoints.truncate(STALLED_MAX);
             }
-            90..95 => {
-                if let Some((volume, snapshot)) = self.stalled_checkpoint.take() {
-                    // The reader's page table may be gone by now; what is there must be right.
-                    let written = checkpoint::write(&*self.remote, &volume, &snapshot, Bytes::new());
-                    if block_on(written).is_ok() {
-                        self.count("late checkpoints");
-                    }
-                }
+            90..93 => self.wake_checkpoint(SLEEP_ON),
+            _ => self.wake_compaction(SLEEP_ON),
+        }
+    }
+
+    fn wake_checkpoint(&mut self, sleep_on: usize) {
+        if self.stalled_checkpoints.len() <= sleep_on {
+            return;
+        }
+        let at = self.rng.random_range(sleep_on..self.stalled_checkpoints.len());
+        let (volume, snapshot) = self.stalled_checkpoints.swap_remove(at);
+        // The reader's page table may be gone by now; what is there must be right.
+        let written = checkpoint::write(&*self.remote, &volume, &snapshot, Bytes::new());
+        if let Ok(checkpoint::Written::Stored { seq, .. }) = block_on(written) {
+            let stray = seq <= block_on(bottom::bottom(&*self.remote, VOLUME)).unwrap().seq;
+            self.count(if stray { "stray checkpoints" } else { "late checkpoints" });
+        }
+    }
+
+    fn wake_compaction(&mut self, sleep_on: usize) {
+        if self.stalled_compactions.len() <= sleep_on {
+            return;
+        }
+        let at = self.rng.random_range(sleep_on..self.stalled_compactions.len());
+        let (volume, moved) = self.stalled_compactions.swap_remove(at);
+        // It may have slept right before its create, and look at nothing more.
+        if self.rng.random() {
+            let Ok(pulled) = block_on(volume.pull(&*self.remote)) else { return };
+            volume.absorb(pulled).unwrap();
+        }
+        match block_on(compact::publish(&*self.remote, &volume, &volume.base(), &moved, Bytes::new())) {
+            Ok(checkpoint::Written::Stored { seq, .. }) => {
+                let stray = seq <= block_on(bottom::bottom(&*self.remote, VOLUME)).unwrap().seq;
+                self.count(if stray { "stray compactions" } else { "late compactions" });
             }
-            _ => {
-                if let Some((volume, moved)) = self.stalled_compaction.take() {
-                    let pulled = block_on(volume.pull(&*self.remote));
-                    let Ok(()) = pulled.map(|pulled| {
-                        volume.absorb(pulled).unwrap();
-                    }) else {
-                        return;
-                    };
-                    match block_on(compact::publish(
-                        &*self.remote,
-                        &volume,
-                        &volume.base(),
-                        &moved,
-                        Bytes::new(),
-                    )) {
-                        Ok(_) => self.count("late compactions"),
-                        Err(CompactError::Abandoned) => self.count("abandoned"),
-                        Err(CompactError::Fetch(_) | CompactError::Checkpoint(_)) => {}
-                        Err(error) => panic!("{error}"),
-                    }
-                }
-            }
+            Ok(_) => {}
+            Err(CompactError::Abandoned) => self.count("abandoned"),
+            Err(CompactError::Fetch(_) | CompactError::Checkpoint(_)) => {}
+            Err(error) => panic!("{error}"),
         }
     }
 
     /// A collector that keeps as little as it may, after a dry run.
     fn collect(&mut self) {
         let retention = Retention {
-            keep_ms: self.rng.random_range(0..500),
+            keep_ms: self.rng.random_range(0..500_000),
             keep_commits: self.rng.random_range(0..10),
             grace_ms: 0,
         };
         let now = self.now_ms;
-        let before = block_on(plan(&*self.remote, VOLUME, retention, now)).unwrap();
-        let plan = block_on(collect(&*self.remote, VOLUME, retention, now, &|_, _| {})).unwrap();
+        let before = block_on(plan_burying(&*self.remote, VOLUME, retention, BURIAL, now)).unwrap();
+        let plan = collect_burying(&*self.remote, VOLUME, retention, BURIAL, now, &|_, _| {});
+        let plan = block_on(plan).unwrap();
         assert_eq!(before.doomed, plan.doomed, "a dry run says what a run does");
         for doomed in plan.doomed {
             self.count(match doomed.why {
                 Why::Commit => "commits",
                 Why::Checkpoint => "checkpoints",
                 Why::Segment => "segments",
+                Why::Tombstone => "tombstones",
                 Why::Floor => "floors",
                 Why::Lease => "leases",
                 Why::Abandoned => "abandoned forks",
@@ -252,7 +275,7 @@ impl World {
             self.commit();
         }
         let lease = crate::ids::LeaseId(self.id().0);
-        let until_ms = if self.rng.random() { Pin::FOR_EVER } else { self.now_ms + 300 };
+        let until_ms = if self.rng.random() { Pin::FOR_EVER } else { self.now_ms + TERM_MS };
         let pin = Pin { lsn: base.lsn(), seq: Some(seq), until_ms };
         let key = key::reader(VOLUME, lease);
         block_on(self.remote.create(&key, pin.encode(&key))).unwrap();
@@ -339,20 +362,34 @@ impl World {
         }
     }
 
-    /// A writer that slept through anything wakes and sends what it had prepared.
-    fn wake_commit(&mut self) {
-        let Some(prepared) = self.stalled_commit.take() else { return };
+    /// A writer that slept through anything wakes and sends what it had prepared; the first `sleep_on`
+    /// do not wake.
+    fn wake_commit(&mut self, sleep_on: usize) {
+        if self.stalled_commits.len() <= sleep_on {
+            return;
+        }
+        let at = self.rng.random_range(sleep_on..self.stalled_commits.len());
+        let (mut prepared, since_ms) = self.stalled_commits.swap_remove(at);
         let (newest, _) = self.newest();
+        let lsn = prepared.head.lsn;
         // The create alone, in half of the cases: what it had uploaded must still be there.
         if self.rng.random() {
-            let key = key::log(VOLUME, prepared.head.lsn);
+            let key = key::log(VOLUME, lsn);
             if block_on(self.remote.create(&key, prepared.body.clone())).is_ok() {
-                assert_eq!(prepared.head.lsn, newest.next(), "a commit into the past");
+                if lsn <= block_on(bottom::bottom(&*self.remote, VOLUME)).unwrap().lsn {
+                    // Nobody acknowledges it, and nobody may come upon it.
+                    return self.count("stray commits");
+                }
+                assert_eq!(lsn, newest.next(), "a commit into the past");
                 self.count("late commits");
                 let content = self.read_all(&self.open().base());
-                self.model.insert(prepared.head.lsn, content);
+                self.model.insert(lsn, content);
                 return;
             }
+        }
+        if self.now_ms - since_ms > BURIAL.ms / 2 {
+            // What a clock says to a writer that sleeps for longer than half an hour in a day.
+            Arc::make_mut(&mut prepared).confirmed = Confirmed::default();
         }
         match block_on(publish(&*self.remote, &prepared)) {
             Ok(published) => {
@@ -367,8 +404,29 @@ impl World {
                 assert!(lsn <= newest);
                 self.count("rejected");
             }
+            Err(PublishError::Forgotten { lsn, bottom }) => {
+                assert!(lsn <= bottom && bottom < newest);
+                self.count("forgotten");
+            }
             Err(error) => panic!("{error}"),
         }
+    }
+
+    /// All that sleep wake at last, and a collector comes once more.
+    fn end(&mut self) {
+        while !self.stalled_commits.is_empty() {
+            self.wake_commit(0);
+        }
+        while !self.stalled_checkpoints.is_empty() {
+            self.wake_checkpoint(0);
+        }
+        while !self.stalled_compactions.is_empty() {
+            self.wake_compaction(0);
+        }
+        self.check_forks();
+        self.collect();
+        self.check(&self.open().base());
+        self.check_forks();
     }
 
     fn read_all(&self, snapshot: &Snapshot) -> Content {
@@ -419,6 +477,7 @@ fn no_history_of_stalls_and_sweeps_changes_what_is_read() {
             let now = world.now_ms;
             world.pins.retain(|pin| pin.until_ms >= now);
         }
+        world.end();
         for pin in world.pins.clone() {
             world.check_pin(pin);
         }
@@ -439,8 +498,13 @@ fn no_history_of_stalls_and_sweeps_changes_what_is_read() {
         "late commits",
         "late compactions",
         "leases",
+        "forgotten",
         "rejected",
         "segments",
+        "stray checkpoints",
+        "stray commits",
+        "stray compactions",
+        "tombstones",
     ] {
         assert!(
             counts.contains_key(what) || std::env::var("GRAFT_SEED").is_ok(),

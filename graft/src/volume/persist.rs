@@ -28,6 +28,7 @@ use crate::format::checkpoint::{ChunkRef, Root, state_hash};
 use crate::format::chunk::Lineage;
 use crate::format::commit::Head;
 use crate::format::{Reader, Short};
+use crate::gc::bottom::Confirmed;
 use crate::history::Start;
 use crate::ids::{Lsn, PageIdx, Seq, VolumeId};
 use crate::snapshot::Snapshot;
@@ -553,7 +554,9 @@ fn decode_pending(volume: VolumeId, lsn: Lsn, value: &Bytes) -> Option<Prepared>
         let (locals, body, segments) = (reader.u32("locals")?, reader.u32("body")?, reader.u32("segments")?);
         let body = value.slice_ref(reader.take(body as usize, "body")?);
         let Ok(head) = Head::decode_in_place(volume, lsn, &body) else { return Ok(None) };
-        let mut prepared = Prepared { head, body, segments: Vec::new(), locals: locals as usize };
+        // Nobody knows how long ago it was made.
+        let confirmed = Confirmed::default();
+        let mut prepared = Prepared { head, body, segments: Vec::new(), locals: locals as usize, confirmed };
         for _ in 0..segments {
             let (key, bytes) = (reader.u32("key")?, reader.u32("segment")?);
             let Ok(key) = std::str::from_utf8(reader.take(key as usize, "key")?) else { return Ok(None) };

@@ -156,6 +156,7 @@ impl Volume {
             fixed: false,
             state: Mutex::new(state),
             cache: Arc::clone(&self.cache),
+            confirmed: self.confirmed.clone(),
         }
     }
 

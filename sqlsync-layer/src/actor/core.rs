@@ -750,7 +750,8 @@ impl Actor {
                 self.tell_head();
                 self.welcome_waiting();
             }
-            Err(PublishError::Rejected { lsn }) => {
+            // What is forgotten, the ledger of a newer checkpoint knows: what was applied is not run again.
+            Err(PublishError::Rejected { lsn } | PublishError::Forgotten { lsn, .. }) => {
                 tracing::info!(volume = %self.volume.id(), %lsn, "lost an lsn; pulling to replay");
                 self.pull();
             }

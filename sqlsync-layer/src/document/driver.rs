@@ -488,7 +488,7 @@ impl Inner {
             match ended {
                 Ok(lsn) => tracing::debug!(%lsn, "pushed"),
                 // Others were first: the pull below brings local work on top of theirs.
-                Err(PushError::Publish(PublishError::Rejected { .. })) => {}
+                Err(PushError::Publish(PublishError::Rejected { .. } | PublishError::Forgotten { .. })) => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -743,7 +743,8 @@ impl Replica {
         let published = match result {
             Ok(published) => published,
             Err(error) => {
-                if matches!(error, PublishError::Rejected { .. }) {
+                // What is forgotten is decided as what was lost: by the ledger, or by the pages that changed.
+                if matches!(error, PublishError::Rejected { .. } | PublishError::Forgotten { .. }) {
                     self.volume.forget_pending(prepared)?;
                 }
                 return Err(PushError::Publish(error));

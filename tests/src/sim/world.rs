@@ -388,7 +388,10 @@ impl World {
             Event::Document(event) => self.document_event(event),
             Event::Rejoined(nodes) => nodes.into_iter().for_each(|node| self.nodes[node].isolated = false),
             Event::DiskFreed(asker) => self.free_disk(asker),
-            Event::Thawed(node) => self.note(format!("coordinator {node} goes on")),
+            Event::Thawed(node) => {
+                self.note(format!("coordinator {node} goes on"));
+                self.stirred = true;
+            }
             Event::Chaos => self.chaos(),
         }
         while std::mem::take(&mut self.stirred) {

@@ -194,7 +194,7 @@ impl World {
     /// A coordinator's process stands still, for longer than any grace, or a moment.
     fn freeze(&mut self, node: usize) {
         let delay = self.random.between(100, 15_000);
-        if self.nodes[node].actor().is_some() {
+        if self.nodes[node].actor().is_some() && self.nodes[node].frozen_until <= self.queue.now() {
             self.note(format!("coordinator {node} stands still for {delay} ms"));
             self.summary.frozen += 1;
             self.nodes[node].frozen_until = self.queue.now() + delay;

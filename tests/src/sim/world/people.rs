@@ -263,7 +263,8 @@ impl World {
             Notice::QueryFailed { id, reason } => {
                 self.clients[at].questions.remove(&id);
                 let expected = self.storm || self.queue.now() < self.calm_since + AFTERMATH_MS;
-                if reason.code != codes::UNAVAILABLE || !expected {
+                let flipped = reason.code == codes::DAMAGED && self.profile.weather.flip > 0.0;
+                if !(flipped || reason.code == codes::UNAVAILABLE) || !expected {
                     self.violate(format!("client {at}: question {id} failed: {reason:?}"));
                 }
             }
