@@ -273,6 +273,8 @@ impl Run {
                     return Ok(Some(lsn));
                 }
                 Ok(Pushed::Nothing) => return Err("nothing to push".into()),
+                // Nobody can say any more whether it is in the log.
+                Err(PushError::Publish(PublishError::Forgotten { .. })) => return Ok(None),
                 Err(PushError::Publish(PublishError::Rejected { .. })) => {
                     self.desk.lost();
                     return Ok(None);
