@@ -545,6 +545,18 @@ impl Replica {
         clock: i64,
         seed: u64,
     ) -> Result<u64, MutateError> {
+        self.take(None, reducer, args, clock, seed)
+    }
+
+    /// Takes a mutation, in the place of a rejected one that is dropped in the same batch.
+    fn take(
+        &mut self,
+        instead_of: Option<u64>,
+        reducer: &str,
+        args: Map<String, Json>,
+        clock: i64,
+        seed: u64,
+    ) -> Result<u64, MutateError> {
         if let Some(reason) = &self.ended {
             return Err(MutateError::Client(reason.clone()));
         }
@@ -555,7 +567,13 @@ impl Replica {
         let mut also = Batch::default();
         self.timeline.put_mutation(&mut also, &kept);
         self.timeline.put_me(&mut also, &me);
+        if let Some(rejected) = instead_of {
+            self.timeline.remove_mutation(&mut also, rejected);
+        }
         self.apply(&Op::Mutation(mutation), &also)?;
+        if let Some(rejected) = instead_of {
+            self.kept.remove(&rejected);
+        }
         self.kept.insert(seq, kept);
         self.me = me;
         Ok(seq)
@@ -787,7 +805,8 @@ impl Replica {
         self.edit(seq, &reducer, args, clock, seed)
     }
 
-    /// Runs another call in a rejected mutation's place; answers its seq.
+    /// Runs another call in a rejected mutation's place; answers its seq. Where it is not taken, the rejected one
+    /// waits still.
     pub fn edit(
         &mut self,
         seq: u64,
@@ -797,9 +816,7 @@ impl Replica {
         seed: u64,
     ) -> Result<u64, MutateError> {
         self.rejected_call(seq)?;
-        let new = self.mutate(reducer, args, clock, seed)?;
-        self.discard(seq)?;
-        Ok(new)
+        self.take(Some(seq), reducer, args, clock, seed)
     }
 
     /// Gives a rejected mutation up.

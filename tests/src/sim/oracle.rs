@@ -358,11 +358,13 @@ impl<'a> Judge<'a> {
             Outcome::Applied => None,
             Outcome::Rejected(reason) => Some(reason.code.as_str()),
         };
+        // The app's decision, which no replay makes.
+        let discarded = code == Some(codes::DISCARDED);
         let replayed = match op {
+            Op::Deploy { .. } if discarded => return Ok(()),
             Op::Mutation(mutation) => {
                 self.sequence(lsn, mutation, code.is_none())?;
-                if code == Some(codes::DISCARDED) {
-                    // The app's decision, which no replay makes.
+                if discarded {
                     return Ok(());
                 }
                 self.plain.mutation(mutation)?
@@ -414,6 +416,10 @@ impl<'a> Judge<'a> {
                 let (told, recorded) = (self.truth.told[client].get(seq), self.outcomes[client].get(seq));
                 // A document whose process died may have missed its answer, which is in the log.
                 let missed = told.is_none() && self.truth.forgetful.contains(&client);
+                // One whose disk was lost has lost what was not in the log.
+                if recorded.is_none() && told.is_none() && self.truth.disk_lost.contains(&client) {
+                    continue;
+                }
                 if recorded.is_none() || (told != recorded && !missed) {
                     return Err(format!(
                         "client {client} was told {told:?} of its mutation {seq}; the log says {recorded:?}"

@@ -135,7 +135,9 @@ pub struct Truth {
     /// What each commit of a document holds.
     pub documents: BTreeMap<CommitId, Vec<Local>>,
     /// Who among those who mutate are documents: they may miss an answer, when their process dies.
-    pub forgetful: std::collections::BTreeSet<usize>,
+    pub forgetful: BTreeSet<usize>,
+    /// Documents among them whose disk is gone.
+    pub disk_lost: BTreeSet<usize>,
     /// Branches of documents that became volumes: the commit they go back to, and what was put on it.
     pub branches: BTreeMap<graft::VolumeId, (Lsn, Vec<Local>)>,
     /// What was read on replicas.

@@ -95,7 +95,7 @@ impl Forks {
             let state = if work.is_empty() {
                 dump::of_connection(replay.connection())?
             } else {
-                let copy = replay.copy()?;
+                let mut copy = replay.copy()?;
                 for local in work {
                     copy.local(local).map_err(|error| format!("the branch {child} of lsn {lsn}: {error}"))?;
                 }

@@ -32,7 +32,7 @@ impl Judge<'_> {
         let mut replica: Option<(Plain, Vec<Local>)> = None;
         for seen in seen {
             let grown = replica.take().filter(|(_, ran)| seen.local.starts_with(ran));
-            let (plain, ran) = match grown {
+            let (mut plain, ran) = match grown {
                 Some(grown) => grown,
                 None => (self.plain.copy()?, Vec::new()),
             };

@@ -71,23 +71,28 @@ impl Plain {
     }
 
     /// Runs a document's local commit; it must end as it did there.
-    pub fn local(&self, local: &Local) -> Result<(), String> {
+    pub fn local(&mut self, local: &Local) -> Result<(), String> {
         match local {
             Local::Sql(text) => self.direct(text),
-            Local::Ran(Record { op: Op::Mutation(mutation), outcome }) => {
+            Local::Ran(Record { op, outcome }) => {
                 let code = match outcome {
                     Outcome::Applied => None,
                     // The app's decision: it had no effect, whatever it would have done.
                     Outcome::Rejected(reason) if reason.code == codes::DISCARDED => return Ok(()),
                     Outcome::Rejected(reason) => Some(reason.code.clone()),
                 };
-                let replayed = self.mutation(mutation)?;
+                let replayed = match op {
+                    Op::Mutation(mutation) => self.mutation(mutation)?,
+                    Op::Deploy { module, schema, clock, seed } => {
+                        let version = bank::version(*module).ok_or_else(|| format!("{module}?"))?;
+                        self.deploy(version, *schema, *clock, seed.0)?
+                    }
+                };
                 if replayed == code {
                     return Ok(());
                 }
-                Err(format!("{mutation:?} ended as {outcome:?}; run serially it ends with {replayed:?}"))
+                Err(format!("{op:?} ended as {outcome:?}; run serially it ends with {replayed:?}"))
             }
-            Local::Ran(Record { op: Op::Deploy { .. }, .. }) => Err("a document deploys nothing here".into()),
         }
     }
 

@@ -18,7 +18,7 @@ use super::{Done, Event, Owner, VOLUME, World};
 use crate::sim::bank::{self, Ask};
 use crate::sim::clients::{self, Client};
 use crate::sim::disks::{Crash, Disk};
-use crate::sim::documents::{Document, Kind, Round};
+use crate::sim::documents::{Document, Kind, Round, SharedPapers};
 use crate::sim::oracle;
 use crate::sim::random::Random;
 use crate::sim::store::{Handle, PageFetch};
@@ -62,8 +62,9 @@ pub(super) enum DocumentEnded {
 
 /// The documents and readers of a world.
 pub(super) struct Cast {
-    /// How many documents go through a coordinator, each with a session of its own.
     pub(super) documents: Vec<Document>,
+    /// Those whose disk was lost, and what was known of them.
+    pub(super) lost: Vec<(usize, SharedPapers)>,
     pub(super) readers: Vec<bool>,
     /// The longest pause of an app between two doings.
     pub(super) pause_ms: u64,
@@ -100,6 +101,7 @@ impl Cast {
         }
         Cast {
             documents,
+            lost: Vec::new(),
             readers: vec![false; random.below(3) as usize],
             pause_ms: [100, 300, 1_200][random.index(3)],
             poll_ms: [300, 1_500, 6_000][random.index(3)],
@@ -242,16 +244,26 @@ impl World {
         self.bucket.crash(asker(at));
         self.tasks.cancel(Owner::Document(at, life));
         self.end_session(who, true);
+        if how == Crash::Lost {
+            let (anew, random) = (self.truth.made.len(), self.random.fork());
+            self.note(format!("the disk of document {who} is lost; it is document {anew} now"));
+            self.truth.made.push(Default::default());
+            self.truth.told.push(Default::default());
+            self.truth.disk_lost.insert(who);
+            let papers = self.cast.documents[at].begin_anew(anew, random);
+            self.cast.lost.push((who, papers));
+        }
         let delay = self.random.between(1, 4_000);
         self.later(delay, DocumentEvent::Start(at));
     }
 
     fn end_session(&mut self, who: usize, abrupt: bool) {
         let Some(client) = self.clients.get_mut(who) else { return };
+        client.live = false;
         if abrupt {
             client.life += 1;
+            client.dialling = false;
         }
-        (client.dialling, client.live) = (false, false);
         if let Some(conn) = client.conn.take() {
             self.hang_up(conn, abrupt);
             if !abrupt {
@@ -306,7 +318,11 @@ impl World {
         // More often in the middle of something.
         let crash = self.cast.crash * if self.cast.documents[at].syncing { 4.0 } else { 1.0 };
         if self.random.chance(crash) {
-            let how = if self.random.chance(0.5) { Crash::Kept } else { Crash::PowerCut };
+            let how = match Crash::random(&mut self.random) {
+                // A session's id is its client's: those who have one keep their disk.
+                Crash::Lost if kind.route == Route::Coordinator => Crash::PowerCut,
+                how => how,
+            };
             return self.crash_document(at, how);
         }
         if self.random.chance(self.cast.full) {
@@ -335,6 +351,12 @@ impl World {
                 }
             }
             70..74 => papers.lock().subscribe_or_not(),
+            76..78 if kind.route == Route::Direct => {
+                let version = self.random.between(1, u64::from(bank::VERSION_MAX)) as u32;
+                let (clock, skew) = (self.now_ms(), self.cast.documents[at].skew);
+                let deployed = papers.lock().deploy(version, clock + skew);
+                self.note(format!("document {who} deploys version {version}: {deployed:?}"));
+            }
             74..76 => {
                 if let Some(number) = papers.lock().drop_some_branch() {
                     self.note(format!("document {who} drops branch {number}"));
@@ -543,8 +565,11 @@ impl World {
     /// Gives the truth what the documents know.
     pub(super) fn collect_documents(&mut self) {
         for document in &self.cast.documents {
-            let papers = document.papers.lock();
             self.summary.disk_full += document.disk.refused();
+        }
+        let present = self.cast.documents.iter().map(|document| (document.who, document.papers.clone()));
+        for (who, papers) in present.chain(self.cast.lost.iter().cloned()) {
+            let papers = papers.lock();
             let counts = papers.counts();
             let summary = &mut self.summary.documents;
             summary.documents += 1;
@@ -555,8 +580,8 @@ impl World {
             summary.cut += papers.cut;
             summary.branches += (papers.branches.len() + papers.published.len()) as u64;
             summary.published += papers.published.len() as u64;
-            self.truth.made[document.who] = papers.made.clone();
-            self.truth.forgetful.insert(document.who);
+            self.truth.made[who] = papers.made.clone();
+            self.truth.forgetful.insert(who);
             self.truth.documents.extend(papers.sealed.clone());
             self.truth.seen.extend(papers.seen.iter().cloned());
             let published = papers.published.iter();
