@@ -443,7 +443,7 @@ impl Job {
         let database = Database::new(Arc::new(opened.volume), Arc::new(PageFetch(self.remote.clone())));
         let note = format!("{:016x}", self.random.draw());
         // Some are too large for a log entry.
-        let words = if self.random.chance(0.2) { 40_000 } else { 0 };
+        let words = if self.random.chance(0.4) { 40_000 } else { 0 };
         let mut bytes = self.random.fork();
         let noise: String = (0..words).map(|_| format!("{:016x}", bytes.draw())).collect();
         let lsn = write_note(&database, &note, &noise)?;

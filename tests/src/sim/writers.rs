@@ -198,6 +198,8 @@ pub struct Run {
     pub random: Random,
     /// Its clock.
     pub now_ms: i64,
+    /// It commits on its disk and leaves the push to its next run.
+    pub later: bool,
     /// A plant: a lost commit is sent again under the next LSN as it is.
     pub blind: bool,
 }
@@ -243,6 +245,9 @@ impl Run {
             drop(connection);
             if volume.status().ahead == 0 {
                 return Err("it changed nothing".into());
+            }
+            if self.later && self.desk.disk().is_some() {
+                return Err("left for the next run".into());
             }
             let stale = volume.locals();
             match self.push(&volume).await? {

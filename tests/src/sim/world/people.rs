@@ -388,6 +388,7 @@ impl World {
             texts,
             random: self.random.fork(),
             now_ms: self.some_clock(),
+            later: self.random.chance(0.3),
             blind: self.plant == Some(Plant::BlindMerge),
         };
         self.spawn(Owner::Writer(at), async move { super::Done::Writer(run.run().await) });
