@@ -34,9 +34,9 @@ use super::timeline::{self, Branch, Kept, Me, Planned, Timeline, TimelineError};
 use crate::actor::batch::{Blocked, Writer};
 use crate::actor::core::{apply_payload, content_of};
 use crate::actor::queries::{QueryFailure, Reader};
-use crate::actor::{Limits, Modules};
+use crate::actor::{Limits, ModuleError, Modules};
 use crate::guard::Mode;
-use crate::ledger::Ledger;
+use crate::ledger::{Entry, Ledger, Standing};
 use crate::live::{Answer, Identity, LiveQueries, Refreshed};
 use crate::merge::{Footprint, Validation};
 use crate::payload::{Mutation, Op, Outcome, Payload, Record};
@@ -280,6 +280,8 @@ pub struct Replica {
     timeline: Timeline,
     me: Me,
     kept: BTreeMap<u64, Kept>,
+    /// Mutations whose outcome was told and that the timeline may still hold.
+    done: Vec<u64>,
     branches: BTreeMap<u64, Branch>,
     /// Publications of branches that were begun.
     planned: BTreeMap<u64, Planned>,
@@ -323,10 +325,17 @@ impl Place<'_> {
     /// is rejected makes no local commit, unless `record_rejected`. `also` goes into the same batch.
     fn run(&mut self, op: &Op, also: &Batch, record_rejected: Option<&Batch>) -> Result<Run, Blocked> {
         let mut op = op.clone();
-        if let Op::Deploy { module, schema, .. } = &mut op
-            && let Ok(runtime) = self.modules.load(*module)
-        {
-            *schema = runtime.description().schema_version();
+        if let Op::Deploy { module, schema, .. } = &mut op {
+            match self.modules.load(*module) {
+                Ok(runtime) => *schema = runtime.description().schema_version(),
+                // It is rejected below.
+                Err(ModuleError::Invalid { .. }) => {}
+                // The local commit would record a deploy without knowing what it made of the schema.
+                Err(error @ (ModuleError::Unavailable { .. } | ModuleError::Damaged { .. })) => {
+                    let damaged = matches!(error, ModuleError::Damaged { .. });
+                    return Err(Blocked(IoFailure { message: error.to_string(), damaged }));
+                }
+            }
         }
         let applied = Record { op: op.clone(), outcome: Outcome::Applied };
         let control = self.writer.control().clone();
@@ -398,6 +407,7 @@ impl Replica {
             timeline,
             me,
             kept,
+            done: Vec::new(),
             branches,
             planned,
             ledger,
@@ -771,7 +781,11 @@ impl Replica {
             }
             let seq = mutation.seq;
             match &record.outcome {
-                Outcome::Applied => self.events.push_back(Event::Durable { seq, lsn }),
+                Outcome::Applied => {
+                    self.kept.remove(&seq);
+                    self.done.push(seq);
+                    self.events.push_back(Event::Durable { seq, lsn });
+                }
                 Outcome::Rejected(reason) => {
                     if let Some(kept) = self.kept.get_mut(&seq) {
                         kept.rejected = Some(reason.clone());
@@ -783,20 +797,39 @@ impl Replica {
     }
 
     /// Takes settled mutations out of the timeline; rejected ones stay until the app dealt with them.
+    ///
+    /// Some are settled by commits that were never looked at: a pull jumped over them to a checkpoint, or
+    /// the process died before this was written. The ledger says how those ended.
     fn forget_settled(&mut self) -> Result<(), StoreError> {
         let settled = self.settled();
         let mut batch = Batch::default();
-        let done: Vec<u64> = self.kept.range(..=settled).map(|(seq, _)| *seq).collect();
-        for seq in done {
-            match self.kept.get(&seq) {
-                Some(kept) if kept.rejected.is_some() => self.timeline.put_mutation(&mut batch, kept),
-                Some(_) | None => {
-                    self.timeline.remove_mutation(&mut batch, seq);
-                    self.kept.remove(&seq);
+        for (seq, kept) in self.kept.range_mut(..=settled).filter(|(_, kept)| kept.rejected.is_none()) {
+            match self.ledger.standing(&self.me.client, *seq, &kept.mutation.content) {
+                Standing::Known(Entry { lsn, outcome: Outcome::Rejected(reason), .. }) => {
+                    kept.rejected = Some(reason.clone());
+                    self.events.push_back(Event::Rejected { seq: *seq, reason, lsn });
+                }
+                Standing::Known(Entry { lsn, outcome: Outcome::Applied, .. }) => {
+                    self.done.push(*seq);
+                    self.events.push_back(Event::Durable { seq: *seq, lsn });
+                }
+                // How it ended is not known any more.
+                Standing::Forgotten | Standing::Reused | Standing::Next | Standing::Gap { .. } => {
+                    self.done.push(*seq);
                 }
             }
         }
-        self.timeline.write(batch)
+        let waiting = self.kept.range(..=settled).map(|(_, kept)| kept);
+        for kept in waiting.filter(|kept| kept.rejected.is_some()) {
+            self.timeline.put_mutation(&mut batch, kept);
+        }
+        for seq in &self.done {
+            self.kept.remove(seq);
+            self.timeline.remove_mutation(&mut batch, *seq);
+        }
+        self.timeline.write(batch)?;
+        self.done.clear();
+        Ok(())
     }
 
     /// Runs a rejected mutation again as a new one; answers its seq.

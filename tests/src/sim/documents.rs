@@ -144,6 +144,10 @@ pub struct Papers {
     /// Branches that the app has begun to publish, or that can never be.
     begun: BTreeSet<u64>,
     stuck: BTreeSet<u64>,
+    /// Rejected mutations that the app tried again, changed or gave up.
+    pub dealt: BTreeSet<u64>,
+    /// The newest durable commit that it stood on.
+    newest: Lsn,
     /// Final answers that were given.
     pub told: BTreeMap<u64, Told>,
     /// Those that the world has not looked at.
@@ -226,6 +230,8 @@ impl Document {
             numbers: BTreeMap::new(),
             begun: BTreeSet::new(),
             stuck: BTreeSet::new(),
+            dealt: BTreeSet::new(),
+            newest: Lsn::ZERO,
             told: BTreeMap::new(),
             news: Vec::new(),
             seen: Vec::new(),
@@ -344,6 +350,7 @@ impl Papers {
         let same = (found == self.prints, theirs == ours);
         if self.crashed.take() == Some(Crash::PowerCut) {
             // What was not synced may be undone: settled work is settled again, by the log.
+            self.newest = Lsn::ZERO;
             self.undone(&theirs);
         } else if same != (true, true) {
             let (found, expected) = (found.len(), self.prints.len());
@@ -382,6 +389,12 @@ impl Papers {
     /// The stack may be another one: reads it, and checks that nothing is lost. `sql` was just run.
     fn look(&mut self, sql: Option<&str>) {
         let Some(replica) = &self.replica else { return };
+        let base = replica.volume().base().lsn();
+        if base < self.newest {
+            let newest = self.newest;
+            return self.wrong(format!("it went back from lsn {newest} to lsn {base}"));
+        }
+        self.newest = base;
         let locals = replica.volume().locals();
         let settled = replica.settled();
         let (mut stack, mut prints) = (Vec::with_capacity(locals.len()), Vec::with_capacity(locals.len()));
@@ -586,7 +599,7 @@ impl Papers {
         }
         let one = rejected[self.random.index(rejected.len())].clone();
         let (clock, seed) = (made.clock, made.seed.0);
-        match self.random.below(3) {
+        let answer = match self.random.below(3) {
             0 => {
                 let args = serde_json::from_str(&one.args).map_err(|error| error.to_string())?;
                 let again = Made { reducer: one.reducer, args, ..made };
@@ -599,9 +612,20 @@ impl Papers {
             }
             _ => {
                 let discarded = self.with(None, |replica| replica.discard(one.seq)).unwrap_or(Ok(()));
-                taken(discarded.map(|()| 0)).map(|_| None)
+                taken(discarded.map(|()| 0))
             }
+        };
+        if let Ok(Some(_)) = answer {
+            self.dealt.insert(one.seq);
         }
+        // 0 is no seq: it was given up.
+        answer.map(|seq| seq.filter(|seq| *seq > 0))
+    }
+
+    /// Rejected mutations that wait for the app.
+    pub fn waiting(&self) -> BTreeSet<u64> {
+        let replica = self.replica.iter();
+        replica.flat_map(|replica| replica.rejected().map(|(mutation, _)| mutation.seq)).collect()
     }
 
     /// The app runs SQL. Answers what it is told.

@@ -427,6 +427,18 @@ impl<'a> Judge<'a> {
                 }
             }
         }
+        for (who, (waiting, dealt)) in &self.truth.rejected {
+            for (seq, told) in &self.outcomes[*who] {
+                let rejected = matches!(told, Told::Rejected(_));
+                let known = waiting.contains(seq) || dealt.contains(seq);
+                if rejected != known {
+                    return Err(format!(
+                        "the log says {told:?} of mutation {seq} of document {who}, where {waiting:?} wait as \
+                         rejected and {dealt:?} were dealt with"
+                    ));
+                }
+            }
+        }
         for (id, lsn) in &self.truth.direct_durable {
             if self.ids.get(id) != Some(lsn) {
                 return Err(format!("a direct write was acknowledged under lsn {lsn} and is not there"));

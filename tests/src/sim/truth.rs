@@ -136,6 +136,8 @@ pub struct Truth {
     pub documents: BTreeMap<CommitId, Vec<Local>>,
     /// Who among those who mutate are documents: they may miss an answer, when their process dies.
     pub forgetful: BTreeSet<usize>,
+    /// Of each document: rejected mutations that wait for the app at the end, and those it dealt with.
+    pub rejected: BTreeMap<usize, (BTreeSet<u64>, BTreeSet<u64>)>,
     /// Documents among them whose disk is gone.
     pub disk_lost: BTreeSet<usize>,
     /// Branches of documents that became volumes: the commit they go back to, and what was put on it.

@@ -107,7 +107,7 @@ impl Cast {
             poll_ms: [300, 1_500, 6_000][random.index(3)],
             offline: [0.0, 0.01, 0.05][random.index(3)],
             crash: [0.0, 0.005, 0.03][random.index(3)],
-            full: [0.0, 0.0, 0.02][random.index(3)],
+            full: [0.0, 0.01, 0.05][random.index(3)],
         }
     }
 }
@@ -155,7 +155,13 @@ impl World {
             }
             DocumentEvent::Woken(at) => self.sync_document(at),
             DocumentEvent::Online(at) => self.go_online(at),
-            DocumentEvent::Freed(at) => self.cast.documents[at].disk.free(),
+            DocumentEvent::Freed(at) => {
+                // A process that dies at a full disk died between two writes.
+                if self.storm && self.random.chance(0.5) {
+                    self.crash_document(at, Crash::Kept);
+                }
+                self.cast.documents[at].disk.free();
+            }
             DocumentEvent::Reads(at) => self.reader_acts(at),
         }
     }
@@ -328,7 +334,8 @@ impl World {
         if self.random.chance(self.cast.full) {
             self.note(format!("the disk of document {who} is full soon"));
             self.cast.documents[at].disk.fill(self.random.below(6) as u32);
-            let delay = self.random.between(50, 5_000);
+            let longest = [20, 5_000][self.random.index(2)];
+            let delay = self.random.between(1, longest);
             self.later(delay, DocumentEvent::Freed(at));
         }
         match draw {
@@ -582,6 +589,9 @@ impl World {
             summary.published += papers.published.len() as u64;
             self.truth.made[who] = papers.made.clone();
             self.truth.forgetful.insert(who);
+            if !self.truth.disk_lost.contains(&who) {
+                self.truth.rejected.insert(who, (papers.waiting(), papers.dealt.clone()));
+            }
             self.truth.documents.extend(papers.sealed.clone());
             self.truth.seen.extend(papers.seen.iter().cloned());
             let published = papers.published.iter();
