@@ -388,6 +388,8 @@ async fn orphans(remote: &dyn Remote, volume: VolumeId, report: &mut Report) -> 
         Ok(orphans) => report.orphans = orphans,
         // What could not be read is a finding already, or is one now.
         Err(GcError::Damaged(damaged)) if report.is_sound() => report.finding(damaged.key, damaged.reason),
+        // A collection is at work: what it takes now is no orphan.
+        Err(GcError::Pull(PullError::Expired { .. })) => {}
         Err(GcError::Pull(error)) if report.is_sound() => report.note(error)?,
         Err(GcError::Damaged(_) | GcError::Pull(_) | GcError::Removed { .. }) => {}
         Err(GcError::Remote(error)) => return Err(error.into()),

@@ -413,7 +413,7 @@ impl Ask {
 
 /// What a direct writer runs: SQL that keeps what always holds.
 pub fn random_direct(random: &mut Random) -> Vec<String> {
-    match random.below(30) {
+    match random.below(32) {
         0..10 => {
             let (from, to) = (random.between(1, ACCOUNTS), random.between(1, ACCOUNTS));
             let amount = random.between(1, 20);

@@ -9,11 +9,13 @@ use graft::checkpoint;
 use graft::compact::{self, CompactError, Scope};
 use graft::fork::{self, ForkError};
 use graft::gc::{self, Retention};
-use graft::remote::Remote as _;
+use graft::fetch::{FetchError, fetch};
+use graft::reader::{Lease, Standing};
+use graft::remote::{Remote as _, RemoteError};
 use graft::time::At;
 use graft::verify;
 use graft::volume::{Opened, Options, Pushed, Volume, push};
-use graft::{CommitId, Lsn, VolumeId, VolumeName, key};
+use graft::{CommitId, LeaseId, Lsn, PageIdx, PageSet, VolumeId, VolumeName, key};
 use parking_lot::Mutex;
 use sqlsync_layer::layout::SqliteLayout;
 use sqlsync_layer::ledger::Ledger;
@@ -44,17 +46,20 @@ pub enum Trade {
     Verifier,
     /// Removes forks, whoever is in them.
     Remover,
+    /// Reads an old state for long, under a lease.
+    Reader,
 }
 
 impl Trade {
     /// All of them.
-    pub const ALL: [Trade; 6] = [
+    pub const ALL: [Trade; 7] = [
         Trade::Collector,
         Trade::Compactor,
         Trade::Checkpointer,
         Trade::Forker,
         Trade::Verifier,
         Trade::Remover,
+        Trade::Reader,
     ];
 }
 
@@ -127,6 +132,7 @@ impl Job {
             Trade::Forker => self.work_in_a_fork().await,
             Trade::Verifier => self.verify().await,
             Trade::Remover => self.remove().await,
+            Trade::Reader => self.read().await,
         };
         ended.unwrap_or_else(|why| format!("failed: {why}"))
     }
@@ -319,12 +325,66 @@ impl Job {
         Ok(format!("verified {volume} from lsn {} to {}: {} pages", report.from, report.lsn, report.pages))
     }
 
+    /// Stays on an old state for long. Under a lease every page of it can be read, whatever is collected.
+    async fn read(&mut self) -> Result<String, String> {
+        let volume = self.some_volume();
+        let newest = graft::history::newest_lsn(&self.remote, volume).await.map_err(text)?;
+        let at = At::Lsn(Lsn(newest.0.saturating_sub(self.random.below(12)).max(1)));
+        let id = LeaseId(self.random.bytes16());
+        let started = self.remote.now_ms();
+        // A cache of one page: every look reads everything.
+        let opened = Volume::open_at(&self.remote, volume, at, 1).await.map_err(text)?;
+        let (snapshot, replica) = (opened.volume.base(), opened.volume);
+        let now_ms = |remote: &Handle| self.now_ms + (remote.now_ms() - started) as i64;
+        let mut lease = Lease::take(&self.remote, &snapshot, id, now_ms(&self.remote)).await.map_err(text)?;
+        let all: PageSet = (1..=snapshot.pages()).filter_map(PageIdx::new).collect();
+        let looks = self.random.between(2, 6);
+        for look in 1..=looks {
+            self.remote.sleep(self.random.between(200, 12_000)).await;
+            if self.random.chance(0.3)
+                && lease.renew(&self.remote, now_ms(&self.remote)).await.is_err()
+            {
+                // It holds until its term is over.
+                self.done("renewals that failed");
+            }
+            let read = fetch(&self.remote, &replica, &snapshot, &all).await;
+            let held = matches!(
+                lease.standing(now_ms(&self.remote)),
+                Standing::Held { .. } | Standing::Due { .. }
+            );
+            let passing = |error: &FetchError| {
+                matches!(error, FetchError::Remote(RemoteError::Unavailable { .. }))
+            };
+            let failed = read.err().map(|error| (passing(&error), text(error)));
+            match failed {
+                Some((false, why)) if held && self.is_kept(volume) => {
+                    let what = format!("{volume} at lsn {}, under a lease: {why}", snapshot.lsn());
+                    self.family.lock().violation.get_or_insert(what.clone());
+                    return Err(what);
+                }
+                Some((_, why)) => return Err(format!("look {look} at {volume}: {why}")),
+                None => self.done("reads under leases"),
+            }
+        }
+        if self.random.chance(0.8) {
+            lease.release(&self.remote).await.map_err(text)?;
+        }
+        Ok(format!("read lsn {} of {volume} {looks} times", snapshot.lsn()))
+    }
+
+    /// Whether nobody removes a volume.
+    fn is_kept(&self, volume: VolumeId) -> bool {
+        volume == self.volume || self.family.lock().forks.contains(&volume)
+    }
+
     /// Removes a fork, or goes on where a removal has failed.
     async fn remove(&mut self) -> Result<String, String> {
         let (volume, name, again) = {
             let mut family = self.family.lock();
             let again = !family.leaving.is_empty() && self.random.chance(0.7);
-            let from = if again { &family.leaving } else { &family.forks };
+            let from: Vec<VolumeId> = if again { &family.leaving } else { &family.forks }.clone();
+            // Documents keep their branches.
+            let from: Vec<VolumeId> = from.into_iter().filter(|fork| family.names.contains_key(fork)).collect();
             if from.is_empty() {
                 return Ok("there is nothing to remove".into());
             }
@@ -383,7 +443,7 @@ impl Job {
         let database = Database::new(Arc::new(opened.volume), Arc::new(PageFetch(self.remote.clone())));
         let note = format!("{:016x}", self.random.draw());
         // Some are too large for a log entry.
-        let words = if self.random.chance(0.2) { 40_000 } else { 0 };
+        let words = if self.random.chance(0.4) { 40_000 } else { 0 };
         let mut bytes = self.random.fork();
         let noise: String = (0..words).map(|_| format!("{:016x}", bytes.draw())).collect();
         let lsn = write_note(&database, &note, &noise)?;

@@ -122,6 +122,7 @@ fn read_log(
     let prefix = key::log_prefix(volume);
     let remote: &dyn Remote = objects;
     let floor = block_on(graft::gc::published(remote, volume)).map_err(|error| error.to_string())?.lsn;
+    let bottom = block_on(graft::gc::bottom::bottom(remote, volume)).map_err(|error| error.to_string())?.lsn;
     let entries = archive.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
     let mut entries: Vec<_> = entries.collect();
     entries.reverse();
@@ -134,8 +135,15 @@ fn read_log(
         if head.parent != parent {
             return Err(format!("lsn {lsn} names {:?} as its parent, which is {parent:?}", head.parent));
         }
-        let Some(Ok(stored)) = objects.get(key).now_or_never() else {
-            return Err(format!("lsn {lsn} is gone, and no tombstone says what it was"));
+        let stored = match objects.get(key).now_or_never() {
+            Some(Ok(stored)) => stored,
+            // What collections bury is far below the floor.
+            Some(Err(_)) if lsn <= bottom => {
+                parent = head.hash;
+                heads.push(head);
+                continue;
+            }
+            Some(Err(_)) | None => return Err(format!("lsn {lsn} is gone, and no tombstone says what it was")),
         };
         if Tombstone::is_one(&stored) {
             let left = Tombstone::decode(volume, Of::Commit(lsn), &stored);

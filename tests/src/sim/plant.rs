@@ -44,6 +44,8 @@ pub enum Plant {
     ReusesSegmentKeys,
     /// A publisher that finds its LSN taken does not look by whom.
     SkipsReadBack,
+    /// A collector does not see the leases of readers.
+    IgnoresReaders,
     /// An owner does not look at its clock.
     OwnerIgnoresClock,
     /// A lease is written over whatever is there.
@@ -52,7 +54,7 @@ pub enum Plant {
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Plant; 21] = [
+    pub const ALL: [Plant; 22] = [
         Plant::ResendRenumbers,
         Plant::StoreOverwrites,
         Plant::StoreLoses,
@@ -72,6 +74,7 @@ impl Plant {
         Plant::AckBeforeFsync,
         Plant::ReusesSegmentKeys,
         Plant::SkipsReadBack,
+        Plant::IgnoresReaders,
         Plant::OwnerIgnoresClock,
         Plant::LeaseOverwrites,
     ];
@@ -97,6 +100,7 @@ impl Plant {
             Plant::AckBeforeFsync => "ack-before-fsync",
             Plant::ReusesSegmentKeys => "reuses-segment-keys",
             Plant::SkipsReadBack => "skips-read-back",
+            Plant::IgnoresReaders => "ignores-readers",
             Plant::OwnerIgnoresClock => "owner-ignores-clock",
             Plant::LeaseOverwrites => "lease-overwrites",
         }

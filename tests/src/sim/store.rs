@@ -135,6 +135,7 @@ struct State {
     random: Random,
     weather: Weather,
     unreachable: BTreeSet<Asker>,
+    now_ms: u64,
     /// Whose last request was to create a segment.
     uploaded: BTreeMap<Asker, bool>,
     next: RequestId,
@@ -162,6 +163,7 @@ impl Bucket {
             random,
             weather: Weather::default(),
             unreachable: BTreeSet::new(),
+            now_ms: 0,
             uploaded: BTreeMap::new(),
             next: 0,
             requests: BTreeMap::new(),
@@ -198,6 +200,11 @@ impl Bucket {
         } else {
             state.unreachable.remove(&asker)
         };
+    }
+
+    /// The time that has passed, in milliseconds.
+    pub fn set_now_ms(&self, now_ms: u64) {
+        self.state.lock().now_ms = now_ms;
     }
 
     /// Faults injected so far.
@@ -354,6 +361,11 @@ fn serve(
             if plant == Some(Plant::IgnoresPins)
                 && sender >= COLLECTORS
                 && (prefix.ends_with("/forks/") || prefix.ends_with("/pins/")) =>
+        {
+            Ok(Reply::Rows(Vec::new()))
+        }
+        Request::List(prefix, _, _)
+            if plant == Some(Plant::IgnoresReaders) && sender >= COLLECTORS && prefix.ends_with("/readers/") =>
         {
             Ok(Reply::Rows(Vec::new()))
         }
@@ -575,6 +587,11 @@ impl Handle {
     /// The same store for code that cannot wait.
     pub fn at_once(&self) -> Handle {
         Handle { at_once: true, ..self.clone() }
+    }
+
+    /// The time that has passed, in milliseconds.
+    pub fn now_ms(&self) -> u64 {
+        self.bucket.state.lock().now_ms
     }
 
     /// Waits in virtual time.

@@ -32,7 +32,7 @@ use bytes::Bytes;
 use futures::executor::block_on;
 use graft::fetch::RemoteFetch;
 use graft::format::meta::Meta;
-use graft::plants::Bug;
+use graft::plants::{Bug, Played};
 use graft::remote::{MemoryRemote, SharedRemote};
 use graft::store::Durability;
 use graft::volume::{Options, Volume};
@@ -67,6 +67,13 @@ const EPOCH_MS: i64 = 1_700_000_000_000;
 
 /// How long the world may take to come to rest once nothing fails any more, in virtual milliseconds.
 const REST_MS: u64 = 20 * 60 * 1000;
+
+/// How long a look at the log vouches for its head, where tombstones go.
+const RECENT_MS: u64 = 10_000;
+
+/// How long they stay: longer than a request may travel, and a process stand still between its look and
+/// its create.
+const BURIAL_MS: i64 = 75_000;
 
 /// And in events.
 const REST_EVENTS: u64 = 1_000_000;
@@ -215,6 +222,7 @@ impl World {
             Some(Plant::SkipsReadBack) => Some(Bug::NoReadBack),
             Some(_) | None => None,
         });
+        graft::plants::play(None);
         let mut random = Random::new(config.seed);
         let profile = Profile::draw(&mut random);
         let bucket = Bucket::new(random.fork(), config.plant);
@@ -362,6 +370,7 @@ impl World {
             self.queue.put_off(until, event);
             return true;
         }
+        self.time_passes();
         self.summary.steps += u64::from(!matches!(event, Event::Store(_)));
         match event {
             Event::Store(event) => {
@@ -445,6 +454,14 @@ impl World {
         }
         self.look_at_owners();
         true
+    }
+
+    /// Tells those who cannot see the world's clock.
+    fn time_passes(&self) {
+        let now_ms = self.queue.now();
+        self.bucket.set_now_ms(now_ms);
+        let played = Played { now_ms, recent_ms: RECENT_MS, burial: (4, 2, BURIAL_MS) };
+        graft::plants::play(self.profile.buries.then_some(played));
     }
 
     fn spawn(&mut self, owner: Owner, task: impl Future<Output = Done> + 'static) {

@@ -198,6 +198,8 @@ pub struct Run {
     pub random: Random,
     /// Its clock.
     pub now_ms: i64,
+    /// It commits on its disk and leaves the push to its next run.
+    pub later: bool,
     /// A plant: a lost commit is sent again under the next LSN as it is.
     pub blind: bool,
 }
@@ -244,6 +246,9 @@ impl Run {
             if volume.status().ahead == 0 {
                 return Err("it changed nothing".into());
             }
+            if self.later && self.desk.disk().is_some() {
+                return Err("left for the next run".into());
+            }
             let stale = volume.locals();
             match self.push(&volume).await? {
                 Some(lsn) => return Ok(lsn),
@@ -273,6 +278,8 @@ impl Run {
                     return Ok(Some(lsn));
                 }
                 Ok(Pushed::Nothing) => return Err("nothing to push".into()),
+                // Nobody can say any more whether it is in the log.
+                Err(PushError::Publish(PublishError::Forgotten { .. })) => return Ok(None),
                 Err(PushError::Publish(PublishError::Rejected { .. })) => {
                     self.desk.lost();
                     return Ok(None);

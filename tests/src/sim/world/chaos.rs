@@ -39,6 +39,8 @@ pub struct Profile {
     pub pause_ms: u64,
     /// The longest pause of a direct writer.
     pub writer_pause_ms: u64,
+    /// Tombstones are deleted, and everybody has time.
+    pub buries: bool,
     /// Who keeps house.
     pub keepers: Vec<Trade>,
     /// The longest pause of one of them.
@@ -113,7 +115,9 @@ impl Profile {
         let some = random.below(4) > 0;
         let keepers = Trade::ALL.into_iter().chain(Trade::ALL);
         let keepers = keepers.filter(|_| some && random.chance(0.5)).collect();
+        let buries = random.chance(0.25);
         Profile {
+            buries,
             keepers,
             keeper_pause_ms: [300, 1_000, 4_000][random.index(3)],
             nodes: random.between(3, 4) as usize,
@@ -126,7 +130,7 @@ impl Profile {
             lost_frames,
             doubled_frames,
             tenure: Tenure::draw(random),
-            pause_ms: [250, 800, 3_000][random.index(3)],
+            pause_ms: if buries { 8_000 } else { [250, 800, 3_000][random.index(3)] },
             writer_pause_ms: [500, 1_500, 6_000][random.index(3)],
             misfortune_ms: [300, 1_000, 4_000][random.index(3)],
             weights,

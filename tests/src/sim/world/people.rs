@@ -1,6 +1,7 @@
 //! Driving the clients: their sessions' events and effects, their apps, and the checks that need no
 //! oracle: what is called durable is stored, nothing is answered twice, no money is made.
 
+use futures::executor::block_on;
 use graft::format::commit::Head;
 use graft::format::tombstone::Tombstone;
 use graft::{Lsn, key};
@@ -328,7 +329,17 @@ impl World {
         use futures::FutureExt as _;
         use graft::remote::Remote as _;
         let log_key = key::log(VOLUME, lsn);
-        let Some(Ok(mut body)) = self.objects.get(&log_key).now_or_never() else { return false };
+        let buried = || {
+            let bottom = block_on(graft::gc::bottom::bottom(&*self.objects, VOLUME));
+            bottom.is_ok_and(|bottom| lsn <= bottom.lsn).then(|| self.bucket.archived(&log_key))
+        };
+        let mut body = match self.objects.get(&log_key).now_or_never() {
+            Some(Ok(body)) => body,
+            Some(Err(_)) | None => match buried() {
+                Some(Some(before)) => before,
+                Some(None) | None => return false,
+            },
+        };
         if Tombstone::is_one(&body) {
             // Collected already: what it was, we remember. The oracle compares the two.
             let Some(before) = self.bucket.archived(&log_key) else { return false };
@@ -377,6 +388,7 @@ impl World {
             texts,
             random: self.random.fork(),
             now_ms: self.some_clock(),
+            later: self.random.chance(0.3),
             blind: self.plant == Some(Plant::BlindMerge),
         };
         self.spawn(Owner::Writer(at), async move { super::Done::Writer(run.run().await) });

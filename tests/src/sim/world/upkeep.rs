@@ -30,7 +30,7 @@ impl World {
         match self.keepers[at].0 {
             Trade::Collector => COLLECTORS + at,
             Trade::Compactor | Trade::Checkpointer | Trade::Forker | Trade::Remover => 2000 + at,
-            Trade::Verifier => VERIFIERS.start + at,
+            Trade::Verifier | Trade::Reader => VERIFIERS.start + at,
         }
     }
 
