@@ -8,10 +8,11 @@ use graft::time::At;
 use graft::volume::Volume;
 use graft::{Lsn, VolumeName, catalog};
 use serde::Serialize;
+use sqlsync_layer::transfer::Progress;
 use sqlsync_layer::transfer::export::export;
 
 use crate::args::Store;
-use crate::moment::Moment;
+use crate::moment::{Held, Moment};
 use crate::progress::Bar;
 use crate::{Outcome, output};
 
@@ -43,6 +44,8 @@ struct Line<'a> {
     lsn: Lsn,
     page_size: u32,
     pages: u32,
+    /// Whether garbage collection kept the state while it was read.
+    lease: String,
 }
 
 pub async fn run(args: Export) -> anyhow::Result<Outcome> {
@@ -53,12 +56,13 @@ pub async fn run(args: Export) -> anyhow::Result<Outcome> {
     let at = args.at.map_or(At::Newest, |moment| moment.0);
     let volume = Volume::open_at(&*remote, id, at, CACHE_BYTES).await.with_context(context)?.volume;
     let snapshot = volume.tip();
+    // Garbage collection must not take its pages half-way.
+    let held = Held::begin(&remote, &snapshot);
     let mut bar = Bar::of(format!("export {name}"), "pages");
-    export(&*remote, &volume, &snapshot, &args.file, &mut |at| {
-        bar.set(at.pages_done.into(), at.pages.into())
-    })
-    .await
-    .with_context(context)?;
+    let mut progress = |at: Progress| bar.set(at.pages_done.into(), at.pages.into());
+    let exported = export(&*remote, &volume, &snapshot, &args.file, &mut progress).await;
+    let lease = held.end().await;
+    exported.with_context(context)?;
     bar.end();
     let line = Line {
         volume: name.as_str(),
@@ -66,6 +70,7 @@ pub async fn run(args: Export) -> anyhow::Result<Outcome> {
         lsn: snapshot.lsn(),
         page_size: volume.page_size().get(),
         pages: snapshot.pages(),
+        lease,
     };
     if args.json {
         output::json(&line)?;

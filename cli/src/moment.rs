@@ -1,10 +1,14 @@
-//! Moments as a person types them: an LSN, or a time in UTC.
+//! Moments as a person types them, an LSN or a time in UTC, and reading a volume as it was there.
 
 use std::fmt;
 use std::str::FromStr;
 
-use graft::Lsn;
+use graft::reader::{Holding, Standing};
+use graft::remote::SharedRemote;
+use graft::snapshot::Snapshot;
 use graft::time::At;
+use graft::{LeaseId, Lsn};
+use rand::Rng as _;
 
 /// A state of a volume, as typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +83,26 @@ fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     let day_of_year = (153 * shifted_month + 2) / 5 + day - 1;
     let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
     era * 146_097 + day_of_era - 719_468
+}
+
+/// A lease on a state that is read, taken beside the reading.
+pub struct Held(Holding);
+
+impl Held {
+    /// Takes a lease on `snapshot`.
+    #[allow(clippy::disallowed_methods, reason = "a driver: it gives leases their random ids")]
+    pub fn begin(remote: &SharedRemote, snapshot: &Snapshot) -> Held {
+        Held(Holding::begin(remote.clone(), snapshot, LeaseId(rand::rng().random())))
+    }
+
+    /// Gives it up; answers what there was, for a script: `held`, or `none: ` and why.
+    pub async fn end(self) -> String {
+        match self.0.end().await {
+            Ok(Standing::Held { .. } | Standing::Due { .. }) => "held".into(),
+            Ok(Standing::Lapsed) => "none: it lapsed, because the store did not take renewals".into(),
+            Err(error) => format!("none: {error}"),
+        }
+    }
 }
 
 #[cfg(test)]

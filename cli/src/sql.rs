@@ -8,7 +8,7 @@ use graft::fetch::{Fetch, RemoteFetch};
 use graft::publish::PublishError;
 use graft::remote::SharedRemote;
 use graft::store::{FjallStore, SharedStore};
-use graft::volume::{Opened, Options, PushError, Pushed, Volume, push};
+use graft::volume::{Options, PushError, Pushed, Volume, push};
 use graft::{CommitId, Lsn, ModuleHash, VolumeId, VolumeName, catalog};
 use rand::Rng as _;
 use reducers_abi::{Runtime, Value};
@@ -22,14 +22,15 @@ use sqlsync_layer::document::replica::publishing;
 use sqlsync_layer::document::{
     BRANCH_NAMES, BranchError, Config, Event, Progress, RebaseError, Replica, branch_name,
 };
-use sqlsync_layer::ledger::Ledger;
 use sqlsync_layer::payload::Payload;
 use sqlsync_layer::protocol::ClientId;
 use sqlsync_layer::rebase::Policy;
+use sqlsync_layer::upkeep::Followed;
 use sqlsync_layer::value::to_json;
 use sqlsync_layer::vfs::{Database, Warmth, warm};
 
 use crate::args::{OnConflict, Sql};
+use crate::moment::Held;
 use crate::{Outcome, output};
 
 /// Times that a write is run again when another writer commits first.
@@ -55,6 +56,9 @@ struct SqlLine<'a> {
     /// Volumes that were made of kept changes.
     #[serde(skip_serializing_if = "<[MadeBranch]>::is_empty")]
     branches: &'a [MadeBranch],
+    /// Of a state of the past: whether garbage collection kept it while it was read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease: Option<&'a str>,
 }
 
 /// A volume that was made of kept changes.
@@ -71,13 +75,16 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
     let id = catalog::resolve(&*remote, &name).await?;
     if let Some(moment) = args.at {
         let opened = Volume::open_at(&*remote, id, moment.0, Options::default().cache_bytes).await?;
+        // A long query must not lose its state to garbage collection half-way.
+        let held = Held::begin(&remote, &opened.volume.tip());
         let (volume, fetch) = (Arc::new(opened.volume), Arc::new(RemoteFetch::new(remote)));
         warm_up(&fetch, &volume).await;
         let database = Database::new(volume, fetch);
         let (lsn, sql) = (database.volume().status().lsn, args.sql.clone());
-        let ran = tokio::task::spawn_blocking(move || execute(&database, &sql, false)).await?;
-        let answer = ran.with_context(|| format!("volume `{name}` at lsn {lsn}"))?;
-        return print(&answer, lsn, &[], &args);
+        let ran = tokio::task::spawn_blocking(move || execute(&database, &sql, false)).await;
+        let lease = held.end().await;
+        let answer = ran?.with_context(|| format!("volume `{name}` at lsn {lsn}"))?;
+        return print(&answer, lsn, &[], Some(&lease), &args);
     }
     let store = match &args.data {
         Some(dir) => Some(Arc::new(FjallStore::open(dir)?) as SharedStore),
@@ -88,9 +95,8 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
         Some(how) => settle_kept(&name, &remote, id, &options, how, args.branch_name.as_deref()).await?,
         None => Vec::new(),
     };
-    let Opened { volume, start, heads } = Volume::open(&*remote, id, options).await?;
-    let volume = Arc::new(volume);
-    let mut known = Known { ledger: Ledger::open(&start, &heads)? };
+    let mut followed = Followed::open(&*remote, id, options).await?;
+    let volume = followed.volume().clone();
     if volume.status().ahead > 0 && !args.write {
         say!("note: this replica holds local commits that the store does not have");
     }
@@ -100,9 +106,9 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
     if args.discard_kept {
         let dropped = volume.reset()?.len();
         say!("dropped {}", output::count(dropped, "kept change"));
-        known.pull(&remote, &volume).await?;
+        followed.pull(&*remote).await?;
     } else if args.write && volume.status().ahead > 0 {
-        push_kept(&name, &remote, &volume, &mut known).await?;
+        push_kept(&name, &remote, &mut followed).await?;
     }
     let mut tries = 0;
     let (answer, lsn) = loop {
@@ -123,7 +129,7 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
             // Another writer committed first, so nothing of ours happened: run it again on top.
             Err(PushError::Publish(PublishError::Rejected { .. })) if tries < TRIES_MAX => {
                 volume.reset()?;
-                known.pull(&remote, &volume).await?;
+                followed.pull(&*remote).await?;
             }
             Err(error) if args.data.is_none() => {
                 return Err(
@@ -134,9 +140,12 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
         }
     };
     if args.write {
-        known.checkpoint(&remote, &volume).await;
+        // Durable already, so that a failure is no more than a note: the next writer does it.
+        if let Err(error) = followed.checkpoint(&*remote, &CheckpointPolicy::default()).await {
+            tracing::warn!(%error, "no checkpoint was written");
+        }
     }
-    print(&answer, lsn, &branches, &args)
+    print(&answer, lsn, &branches, None, &args)
 }
 
 /// Fetches what every query reads in one request. The query fetches what it lacks, if that fails.
@@ -146,7 +155,13 @@ async fn warm_up(fetch: &RemoteFetch, volume: &Volume) {
     }
 }
 
-fn print(answer: &Answer, lsn: Lsn, branches: &[MadeBranch], args: &Sql) -> anyhow::Result<Outcome> {
+fn print(
+    answer: &Answer,
+    lsn: Lsn,
+    branches: &[MadeBranch],
+    lease: Option<&str>,
+    args: &Sql,
+) -> anyhow::Result<Outcome> {
     if args.json {
         output::json(&SqlLine {
             columns: &answer.columns,
@@ -154,6 +169,7 @@ fn print(answer: &Answer, lsn: Lsn, branches: &[MadeBranch], args: &Sql) -> anyh
             changes: answer.changes,
             lsn,
             branches,
+            lease,
         })?;
         return Ok(Outcome::Done);
     }
@@ -167,46 +183,15 @@ fn print(answer: &Answer, lsn: Lsn, branches: &[MadeBranch], args: &Sql) -> anyh
     Ok(Outcome::Done)
 }
 
-/// What the layer remembers, as of the last look at the log. Plain SQL adds nothing to it.
-struct Known {
-    ledger: Ledger,
-}
-
-impl Known {
-    /// Takes in what others committed.
-    async fn pull(&mut self, remote: &SharedRemote, volume: &Volume) -> anyhow::Result<()> {
-        let pulled = volume.pull(&**remote).await?;
-        if let Some(start) = &pulled.jump {
-            self.ledger = Ledger::open(start, &[])?;
-        }
-        self.ledger.follow(&pulled.heads)?;
-        volume.absorb(pulled)?;
-        Ok(())
-    }
-
-    /// Writes a checkpoint if one is due. The change is durable already, so that a failure is no more
-    /// than a note: the next writer does it.
-    async fn checkpoint(&self, remote: &SharedRemote, volume: &Volume) {
-        if !volume.checkpoint_due(&CheckpointPolicy::default()) {
-            return;
-        }
-        let state = self.ledger.encode();
-        if let Err(error) = graft::checkpoint::write(&**remote, volume, &volume.base(), state).await {
-            tracing::warn!(%error, "no checkpoint was written");
-        }
-    }
-}
-
 /// Pushes what an earlier run could not. Nothing new runs before that is settled.
-async fn push_kept(
-    name: &VolumeName,
-    remote: &SharedRemote,
-    volume: &Volume,
-    known: &mut Known,
-) -> anyhow::Result<()> {
-    let kept = output::count(volume.status().ahead, "change");
-    match publish(remote, volume).await {
-        Ok(_) => known.pull(remote, volume).await,
+async fn push_kept(name: &VolumeName, remote: &SharedRemote, followed: &mut Followed) -> anyhow::Result<()> {
+    let kept = output::count(followed.volume().status().ahead, "change");
+    match publish(remote, followed.volume()).await {
+        Ok(_) => Ok(followed.pull(&**remote).await?),
+        Err(PushError::Publish(error @ PublishError::Forgotten { .. })) => bail!(
+            "volume `{name}`: {kept} kept in the data directory may be committed or not: {error}; make a volume of \
+             them with --on-conflict branch, or look with `graft sql` and drop them with --discard-kept"
+        ),
         Err(PushError::Publish(PublishError::Rejected { .. })) => bail!(
             "volume `{name}`: {kept} kept in the data directory cannot be pushed any more, because another writer \
              committed meanwhile; merge them with --on-conflict merge, or make a volume of them with --on-conflict branch; or read what you need with `graft sql` and the \
@@ -251,6 +236,14 @@ async fn settle_kept(
         let lost = match publish(remote, &volume).await {
             Ok(_) => false,
             Err(PushError::Publish(PublishError::Rejected { .. })) => true,
+            // Nobody can say any more. What changed since covers it, if it was committed, so that it is
+            // not merged onto itself.
+            Err(PushError::Publish(PublishError::Forgotten { .. })) => {
+                if let Some(pending) = volume.pending() {
+                    volume.forget_pending(&pending)?;
+                }
+                true
+            }
             Err(error) => bail!("volume `{name}`: kept changes could not be pushed yet: {error}"),
         };
         let pulled = volume.pull(&**remote).await?;

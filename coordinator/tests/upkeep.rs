@@ -181,7 +181,7 @@ async fn an_idle_volume_is_swept_after_the_grace() {
     })
     .await;
     let writer = client(&running).await;
-    let begun = std::time::Instant::now();
+    let begun = tokio::time::Instant::now();
     for i in 0..9 {
         add(&writer, &format!("u{i}"), "two").await;
     }

@@ -191,7 +191,16 @@ impl Builder {
         let bytes = object.len();
         assert!(bytes as u64 <= HEAD_BYTES_MAX, "a head of {bytes} bytes: nobody could read it");
         object.extend_from_slice(&body);
-        (last, Prepared { head, body: object.into(), segments: Vec::new(), locals: draft.locals, confirmed: Confirmed::default() })
+        (
+            last,
+            Prepared {
+                head,
+                body: object.into(),
+                segments: Vec::new(),
+                locals: draft.locals,
+                confirmed: Confirmed::default(),
+            },
+        )
     }
 }
 
@@ -235,7 +244,9 @@ pub enum PublishError {
     /// The LSN lies so far below what the volume retains that the log says no more whose it was. It was
     /// ours or another's: pull, and let the ledger or the pages that changed since decide; what they
     /// cannot decide becomes a fork. Never run it again unasked.
-    #[error("lsn {lsn} is so old that the log, which begins at {bottom} now, does not say any more whose it was")]
+    #[error(
+        "lsn {lsn} is so old that the log, which begins at {bottom} now, does not say any more whose it was"
+    )]
     Forgotten {
         /// The LSN meant.
         lsn: Lsn,

@@ -24,7 +24,7 @@
 pub mod keeper;
 
 #[cfg(feature = "native")]
-pub use self::keeper::Keeper;
+pub use self::keeper::{Holding, Keeper};
 
 use crate::format::pin::Pin;
 use crate::gc;

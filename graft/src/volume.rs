@@ -330,7 +330,15 @@ impl Volume {
             numbers: 0,
         };
         let cache = Arc::new(PageCache::open(id, page_size, &options)?);
-        Ok(Volume { id, page_size, options, fixed: false, state: Mutex::new(state), cache, confirmed: Confirmed::default() })
+        Ok(Volume {
+            id,
+            page_size,
+            options,
+            fixed: false,
+            state: Mutex::new(state),
+            cache,
+            confirmed: Confirmed::default(),
+        })
     }
 
     /// Its identity.

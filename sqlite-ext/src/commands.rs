@@ -493,6 +493,9 @@ fn export_file(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
         None => &*session.volume,
     };
     let tip = volume.tip();
+    let _entered = runtime.enter();
+    // A long export must not lose its state half-way.
+    let _held = arguments[1].as_ref().map(|_| session::hold(&session.remote, volume)).transpose()?;
     runtime.block_on(export(&*session.remote, volume, &tip, Path::new(file), &mut |_| {})).map_err(text)?;
     Ok(vec![vec![
         file.to_owned().into(),

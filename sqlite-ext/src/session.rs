@@ -11,11 +11,12 @@ use std::sync::{Arc, LazyLock, OnceLock, Weak};
 use graft::catalog::{self, CatalogError};
 use graft::fetch::RemoteFetch;
 use graft::format::meta::Meta;
+use graft::reader::Holding;
 use graft::remote::SharedRemote;
 use graft::store::{Batch, Durability, FjallStore, ReplicaStore as _, SharedStore, Space};
 use graft::time::At;
 use graft::volume::{Options, Volume};
-use graft::{Lsn, PageSize, VolumeId, VolumeName};
+use graft::{LeaseId, Lsn, PageSize, VolumeId, VolumeName};
 use parking_lot::Mutex;
 use sqlsync_layer::vfs::{Control, Database, OpenRequest, PragmaAnswer, Pragmas, Settings};
 use tokio::runtime::Runtime;
@@ -31,6 +32,9 @@ pub struct Session {
     pub data: Option<PathBuf>,
     /// The commit it stands still at.
     pub at: Option<Lsn>,
+    /// Keeps that commit readable for as long as it is open here; taken in the background, and given up
+    /// with the session.
+    _lease: Option<Holding>,
     /// Why the store was not asked when it was opened; it goes on from what is in the directory.
     pub offline: Option<String>,
     config: Config,
@@ -150,12 +154,28 @@ fn open_volume(
         runtime.block_on(replica(&remote, &name, at, create, store)).map_err(|error| error.to_string())?;
     let volume = Arc::new(volume);
     let read_only = data.is_none();
-    let session = Session { name, remote: remote.clone(), volume: volume.clone(), data, at, offline, config };
-    let session = Arc::new(session);
+    let session = Arc::new(Session {
+        name,
+        remote: remote.clone(),
+        volume: volume.clone(),
+        data,
+        at,
+        _lease: at.map(|_| hold(&remote, &volume)).transpose()?,
+        offline,
+        config,
+    });
     let settings = Settings { read_only, pragmas: Some(session.clone()), ..Settings::default() };
     let database = Database::with(volume, Arc::new(RemoteFetch::new(remote)), settings);
     registry.sessions.insert(key, (Arc::downgrade(&database), Arc::downgrade(&session)));
     Ok(database)
+}
+
+/// Keeps what a view of the past reads from garbage collection. Where no lease can be had, it is read
+/// without. Must be called in tokio.
+pub fn hold(remote: &SharedRemote, past: &Volume) -> Result<Holding, String> {
+    let mut id = [0; 16];
+    random(&mut id)?;
+    Ok(Holding::begin(remote.clone(), &past.tip(), LeaseId(id)))
 }
 
 fn open_store(registry: &mut Registry, dir: &Path) -> Result<Arc<FjallStore>, String> {

@@ -31,12 +31,12 @@ use graft::fetch::FetchError;
 use graft::format::meta::Meta;
 use graft::publish::{Builder, Draft, Prepared, PublishError, Published, Segment, publish};
 use graft::remote::{Remote, RemoteError};
-use graft::volume::{Options, Volume};
+use graft::volume::Options;
 use graft::{ChainHash, CommitId, Lsn, PageIdx, PageSize, VolumeId, VolumeName};
 
 use self::source::{Source, SourceError, View};
-use crate::ledger::Ledger;
 use crate::payload::Payload;
+use crate::upkeep::Followed;
 use crate::vfs::{Marks, page1};
 
 /// A commit's head has 16 bytes and more for each page, and readers take 256 MiB.
@@ -207,15 +207,9 @@ pub(crate) async fn import_source(
 /// stays cheap. Nothing depends on it: where it fails, that is logged, and another is written later.
 pub async fn checkpoint_if_due(remote: &dyn Remote, volume: VolumeId, policy: &Policy) {
     let written = async {
-        let opened =
-            Volume::open(remote, volume, Options::default()).await.map_err(|error| error.to_string())?;
-        if opened.volume.checkpoint_due(policy) {
-            let ledger = Ledger::open(&opened.start, &opened.heads).map_err(|error| error.to_string())?;
-            let base = opened.volume.base();
-            let written = graft::checkpoint::write(remote, &opened.volume, &base, ledger.encode()).await;
-            written.map_err(|error| error.to_string())?;
-        }
-        Ok::<(), String>(())
+        let followed = Followed::open(remote, volume, Options::default()).await;
+        let followed = followed.map_err(|error| error.to_string())?;
+        followed.checkpoint(remote, policy).await.map_err(|error| error.to_string())
     };
     if let Err(error) = written.await {
         tracing::warn!(%volume, error, "no checkpoint was written");

@@ -6,18 +6,16 @@
 //! Invariants: nothing is published where nothing moved; losing a checkpoint's number to another writer
 //! costs a pull and another try, never a second upload.
 
-use graft::compact::{self, CompactError, Policy, Scattered, Scope};
-use graft::format::Damaged;
-use graft::pull::PullError;
-use graft::remote::Remote;
-use graft::store::StoreError;
-use graft::volume::{OpenError, Opened, Options, Volume};
-use graft::{CommitId, Lsn, Seq, VolumeId};
+mod followed;
 
 use graft::checkpoint::Written;
+use graft::compact::{self, CompactError, Policy, Scattered, Scope};
+use graft::remote::Remote;
+use graft::volume::Options;
+use graft::{CommitId, Lsn, Seq, VolumeId};
 
+pub use self::followed::{FollowError, Followed};
 use crate::layout::ByContent;
-use crate::ledger::Ledger;
 
 /// Times that a compaction is published anew because another checkpoint came first.
 const TRIES_MAX: usize = 16;
@@ -59,21 +57,12 @@ pub enum Compacted {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UpkeepError {
-    /// The volume could not be opened.
+    /// The volume could not be opened, or what others committed meanwhile could not be read.
     #[error(transparent)]
-    Open(#[from] OpenError),
+    Follow(#[from] FollowError),
     /// See there.
     #[error(transparent)]
     Compact(#[from] CompactError),
-    /// What others committed meanwhile could not be read.
-    #[error(transparent)]
-    Pull(#[from] PullError),
-    /// A checkpoint's state or a commit's payload is none of ours: `graft volume verify` says more.
-    #[error(transparent)]
-    Damaged(#[from] Damaged),
-    /// The replica failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
     /// Other writers made every checkpoint first. Run it again.
     #[error("{TRIES_MAX} checkpoints were made by other writers first; compact again when there are fewer")]
     Contended,
@@ -92,8 +81,8 @@ pub async fn compact(
     progress: &(dyn Fn(u64, u64) + Send + Sync),
 ) -> Result<Compacted, UpkeepError> {
     let options = Options { cache_bytes: CACHE_BYTES, ..Options::default() };
-    let Opened { volume, start, heads } = Volume::open(remote, volume, options).await?;
-    let mut ledger = Ledger::open(&start, &heads)?;
+    let mut followed = Followed::open(remote, volume, options).await?;
+    let volume = followed.volume().clone();
     let scattered = compact::scattered(remote, &volume).await?;
     if request.policy.is_some_and(|policy| !policy.is_due(&scattered)) {
         return Ok(Compacted::NotDue(scattered));
@@ -103,7 +92,7 @@ pub async fn compact(
         return Ok(Compacted::NotDue(scattered));
     }
     for _ in 0..TRIES_MAX {
-        match compact::publish(remote, &volume, &volume.base(), &moved, ledger.encode()).await? {
+        match compact::publish(remote, &volume, &volume.base(), &moved, followed.ledger().encode()).await? {
             Written::Stored { seq, lsn } => {
                 return Ok(Compacted::Stored {
                     seq,
@@ -115,12 +104,7 @@ pub async fn compact(
             }
             Written::Lost { .. } | Written::Current { .. } => {}
         }
-        let pulled = volume.pull(remote).await?;
-        if let Some(start) = &pulled.jump {
-            ledger = Ledger::open(start, &[])?;
-        }
-        ledger.follow(&pulled.heads)?;
-        volume.absorb(pulled)?;
+        followed.pull(remote).await?;
     }
     Err(UpkeepError::Contended)
 }

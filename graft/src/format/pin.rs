@@ -18,6 +18,8 @@
 //!
 //! Who has a page table already names the checkpoint it comes from: a compaction may make another one of
 //! the same LSN with other places, and what must stay are the places that this reader knows.
+//!
+//! [`crate::reader`] writes leases; [`crate::gc`] says when one has lapsed.
 
 use bytes::Bytes;
 

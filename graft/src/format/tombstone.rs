@@ -12,7 +12,7 @@
 //!
 //! A writer that stalled for days and then sends its create meets it and loses; a writer that reads
 //! its own commit back finds its own id and knows that it won. So the key stays occupied long after
-//! what it held is gone.
+//! what it held is gone. [`crate::gc::bottom`] says when it is freed at last, and why that is safe.
 
 use bytes::Bytes;
 

@@ -138,7 +138,7 @@ impl Moment {
     fn is_recent(self) -> bool {
         #[cfg(feature = "plants")]
         if let (Some(then), Some(now)) = (self.played, crate::plants::played()) {
-            return now.now_ms - then.now_ms <= now.recent_ms;
+            return now.now_ms.saturating_sub(then.now_ms) <= now.recent_ms;
         }
         let wall = std::time::SystemTime::now().duration_since(self.wall);
         self.steady.elapsed() <= RECENT && wall.is_ok_and(|wall| wall <= RECENT)

@@ -87,6 +87,47 @@ impl Keeper {
     }
 }
 
+/// A lease that is taken beside the reading, which does not wait for it and goes on without one. Dropped,
+/// it is given up.
+#[derive(Debug)]
+pub struct Holding(JoinHandle<Result<Keeper, LeaseError>>);
+
+impl Holding {
+    /// Takes a lease on what `snapshot` reads, and keeps it, as [`Keeper::hold`] does. Must be called in
+    /// tokio; does not wait.
+    pub fn begin(remote: SharedRemote, snapshot: &Snapshot, id: LeaseId) -> Holding {
+        let snapshot = snapshot.clone();
+        Holding(tokio::spawn(async move {
+            let held = Keeper::hold(remote, &snapshot, id).await;
+            if let Err(error) = &held {
+                tracing::info!(lsn = %snapshot.lsn(), %error, "a state of the past is read without a lease");
+            }
+            held
+        }))
+    }
+
+    /// Gives it up; answers where it stood.
+    ///
+    /// # Errors
+    ///
+    /// Why there was none.
+    pub async fn end(self) -> Result<Standing, LeaseError> {
+        match self.0.await {
+            Ok(Ok(keeper)) => {
+                let standing = keeper.standing();
+                keeper.close().await;
+                Ok(standing)
+            }
+            Ok(Err(error)) => Err(error),
+            // It panicked, or the runtime ends: nothing holds any more.
+            Err(error) => {
+                tracing::warn!(%error, "taking a reader's lease ended badly");
+                Ok(Standing::Lapsed)
+            }
+        }
+    }
+}
+
 /// Renews until `closed`, then releases.
 async fn keep(
     remote: SharedRemote,

@@ -7,7 +7,7 @@ use futures::executor::block_on;
 use graft::catalog;
 use graft::fetch::RemoteFetch;
 use graft::format::meta::Meta;
-use graft::publish::publish;
+use graft::publish::{PublishError, publish};
 use graft::remote::memory::MemoryRemote;
 use graft::remote::{Counting, Fault, Faulty, Remote, Request, SharedRemote};
 use graft::volume::{Options, Volume, push};
@@ -833,4 +833,28 @@ fn a_coordinator_that_is_behind_looks_at_the_log_before_it_welcomes() {
     });
     two.settle();
     assert!(matches!(two.messages(2)[..], [ServerMessage::Welcome { at, .. }] if at.seq == 0));
+}
+
+/// A coordinator that slept until the log itself had forgotten whose its commit's LSN was: the ledger of
+/// what is there now knows what was applied.
+#[test]
+fn a_push_that_the_log_has_forgotten_is_decided_by_the_ledger() {
+    for won in [true, false] {
+        let mut rig = Rig::new(memory());
+        rig.connect(1, "alice");
+        rig.mutate(1, 1, "sql", "insert into t values(1, 'a')");
+        rig.flush();
+        let waiting = std::mem::take(&mut rig.waiting);
+        let [Output::Publish(prepared)] = &waiting[..] else { panic!("{waiting:?}") };
+        if won {
+            block_on(publish(&*rig.remote, prepared)).unwrap();
+        }
+        write_directly(&rig.remote, "insert into t values(2, 'b')");
+        let lsn = prepared.head.lsn;
+        rig.actor.handle(Input::Published(Err(PublishError::Forgotten { lsn, bottom: lsn })));
+        rig.collect();
+        rig.settle();
+        assert_eq!(finals(&rig.messages(1)), [(1, None)], "won: {won}");
+        assert_eq!(rig.query("select id, v from t order by id"), json!([[1, "a"], [2, "b"]]), "won: {won}");
+    }
 }

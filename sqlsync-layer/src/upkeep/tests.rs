@@ -5,7 +5,7 @@ use std::sync::Arc;
 use graft::fetch::{Ahead, Fetcher, RemoteFetch};
 use graft::format::meta::Meta;
 use graft::remote::{Counting, Counts, MemoryRemote, SharedRemote};
-use graft::volume::{Pushed, push};
+use graft::volume::{Pushed, Volume, push};
 use graft::{PageSize, VolumeName, catalog};
 
 use super::*;

@@ -296,3 +296,35 @@ fn tombstones_age_by_the_stores_clock_alone() {
     // Who has looked at the log looks no second time.
     assert_eq!((counting.snapshot().requests(), counting.snapshot().creates), (1, 1));
 }
+
+/// A compaction that slept right before its create, since before everything: its segments are swept, and
+/// its number would be the one after the checkpoint that a fork was made from. Were that free again, the
+/// fork would begin at it, and find nothing where its pages should be.
+#[test]
+fn a_late_compaction_does_not_pass_for_the_checkpoint_of_a_fork() {
+    let mut log = Log::new();
+    log.grow(3);
+    block_on(checkpoint::write(&*log.remote, &log.writer, &log.writer.base(), Bytes::new())).unwrap();
+    let late = block_on(Volume::open(&*log.remote, VOLUME, options())).unwrap().volume;
+    let id = CommitId([3; 16]);
+    let moved = compact::gather(&*log.remote, &late, &ByNumber, Scope::All, id, &|_, _| {});
+    let moved = block_on(moved).unwrap();
+    assert!(moved.pages() > 0);
+    log.grow(4);
+    let child = VolumeId([8; 16]);
+    block_on(fork::create(&*log.remote, VOLUME, At::Newest, child, &"f".parse().unwrap())).unwrap();
+    for n in (200..=4000).step_by(200) {
+        log.grow(n);
+        log.collect(&*log.remote);
+    }
+    let segments = key::segments_prefix(VOLUME);
+    assert!(log.remote.objects().iter().all(|(key, _)| !key.starts_with(&segments)), "they were swept");
+    assert!(log.bottom().seq > Seq(2), "{:?}", log.bottom());
+    let base = late.base();
+    let published = block_on(compact::publish(&*log.remote, &late, &base, &moved, Bytes::new()));
+    assert!(!matches!(published, Ok(checkpoint::Written::Stored { .. })), "{published:?}");
+    let fork = block_on(Volume::open(&*log.remote, child, options())).unwrap().volume;
+    let tip = fork.tip();
+    block_on(fetch(&*log.remote, &fork, &tip, &PageSet::from_iter([page(1)]))).unwrap();
+    assert_eq!(fork.read(&tip, page(1)).unwrap()[..8], 4u64.to_le_bytes());
+}

@@ -103,7 +103,7 @@ impl Profile {
             slow: rate(0.03),
             flip: rate(0.01),
             fetch: rate(0.05),
-            stall: rate(0.1),
+            stall: rate(0.04),
         };
         let (module_fails, slow_frames) = (rate(0.3), rate(0.1));
         let (lost_frames, doubled_frames) = (rate(0.01), rate(0.1));
@@ -111,10 +111,14 @@ impl Profile {
         for weight in &mut weights {
             *weight = [0, 1, 1, 3][random.index(4)];
         }
-        // One world in four is without.
-        let some = random.below(4) > 0;
+        // Garbage is collected and pages are moved in every world.
         let keepers = Trade::ALL.into_iter().chain(Trade::ALL);
-        let keepers = keepers.filter(|_| some && random.chance(0.5)).collect();
+        let mut keepers: Vec<Trade> = keepers.filter(|_| random.chance(0.4)).collect();
+        for trade in [Trade::Collector, Trade::Compactor] {
+            if !keepers.contains(&trade) {
+                keepers.push(trade);
+            }
+        }
         let buries = random.chance(0.25);
         Profile {
             buries,
