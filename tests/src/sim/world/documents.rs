@@ -8,7 +8,7 @@ use graft::time::At;
 use graft::volume::{OpenError, Opened, Options, Volume};
 use graft::{Lsn, PageSize, key};
 use sqlsync_layer::document::Route;
-use sqlsync_layer::document::replica;
+use sqlsync_layer::document::{TimelineError, replica};
 use sqlsync_layer::guard::{Guarded, Mode, RowLimits};
 use sqlsync_layer::protocol::{Seed, wire_rows};
 use sqlsync_layer::session::client::{ClientSession, SessionConfig};
@@ -200,7 +200,13 @@ impl World {
         let opened = opened.map_err(|error| (true, error.to_string())).and_then(|opened| {
             document.known = true;
             let opened = document.open(opened, fetch, shelf, clients::id(who), plant);
-            opened.map_err(|error| (matches!(error, replica::OpenError::Connect(_)), error.to_string()))
+            // A page that cannot be had, or a full disk.
+            let passing = |error: &replica::OpenError| match error {
+                replica::OpenError::Connect(_) | replica::OpenError::Store(_) => true,
+                replica::OpenError::Timeline(error) => matches!(error, TimelineError::Store(_)),
+                _ => false,
+            };
+            opened.map_err(|error| (passing(&error), error.to_string()))
         });
         match opened {
             Ok(()) => {
