@@ -50,7 +50,7 @@ fn batch(seeds: std::ops::Range<u64>) {
         total.removed,
         total.reads,
     ];
-    assert!(rare.iter().all(|count| *count > 3), "{total}");
+    assert!(rare.iter().all(|count| *count > 1), "{total}");
 }
 
 #[test]
