@@ -109,6 +109,19 @@ pub fn check(
     Ok(judge.verdict)
 }
 
+/// Whether what was read so far fits no serial order: for the report of something else that does not hold.
+/// `None` also where the log cannot be read.
+pub fn cycle(
+    objects: &Arc<MemoryRemote>,
+    volume: VolumeId,
+    truth: &Truth,
+    archive: &BTreeMap<String, Bytes>,
+) -> Option<String> {
+    let remote: SharedRemote = objects.clone();
+    let heads = read_log(objects, archive, volume, Lsn::ZERO, ChainHash::ZERO).ok()?;
+    reads::serializable(truth, &heads, &remote, volume).err().filter(|what| what.starts_with("not serializable"))
+}
+
 /// Every log entry after `from`, oldest first: no gaps, each naming its predecessor's hash, each stored
 /// as it was or as the tombstone that is left of it.
 fn read_log(

@@ -31,7 +31,7 @@ use std::fmt;
 mod tests;
 
 /// What a transaction did to one list.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
     /// Put a value at its end.
     Append {

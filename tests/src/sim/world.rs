@@ -621,7 +621,12 @@ impl World {
         self.summary.checkpoints += done("checkpoints");
         self.summary.virtual_ms = self.queue.now();
         self.summary.shown = self.truth.shown.len() as u64;
-        if self.violation.is_some() {
+        if let Some(violation) = &mut self.violation {
+            // The history of a cycle says more than most of what it leads to.
+            if let Some(cycle) = oracle::cycle(&self.objects, VOLUME, &self.truth, &self.bucket.archive()) {
+                violation.push_str("\nand what was read is ");
+                violation.push_str(&cycle);
+            }
             return;
         }
         match oracle::check(&self.objects, VOLUME, &self.truth, &self.bucket.archive(), &family) {

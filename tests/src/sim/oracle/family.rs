@@ -1,7 +1,8 @@
 //! The forks: each is what the replay was at the commit it goes back to, and then what was written to it.
 //!
-//! A document's branch that became a volume begins with the branch's work, as one commit. People who work in forks write *notes* to a table of their own, and write pages of the app's tables
-//! again without a change. So a fork's expected content is a dump of the replay and a list of notes.
+//! A document's branch that became a volume begins with the branch's work, as one commit. People who work
+//! in forks write *notes* to a table of their own, and write pages of the app's tables again without a
+//! change. So a fork's expected content is a dump of the replay, and of that work, and a list of notes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,6 +23,8 @@ use crate::sim::truth::{Local, Truth};
 pub struct Forks {
     root: VolumeId,
     parents: BTreeMap<VolumeId, (VolumeId, Lsn)>,
+    /// Also of volumes whose removal has begun, and waits for the forks that read through them.
+    all_parents: BTreeMap<VolumeId, (VolumeId, Lsn)>,
     /// Branches of documents among them, and what was put on each.
     branches: BTreeMap<VolumeId, Vec<Local>>,
     /// What each fork began as: the replay where it goes back to, and inherited branches' work.
@@ -52,9 +55,18 @@ impl Forks {
         }
         // Of those that were removed since, nothing is there.
         let states = parents.keys().map(|child| (*child, None)).collect();
-        let branches = truth.branches.iter().filter(|(child, _)| parents.contains_key(child));
+        let mut all_parents = parents.clone();
+        while let Some(missing) = all_parents
+            .values()
+            .map(|(parent, _)| *parent)
+            .find(|parent| *parent != root && !all_parents.contains_key(parent))
+        {
+            let meta = block_on(catalog::meta(&**remote, missing)).map_err(|e| format!("{missing}: {e}"))?;
+            all_parents.insert(missing, meta.parent.ok_or_else(|| format!("{missing} has no parent"))?);
+        }
+        let branches = truth.branches.iter().filter(|(child, _)| all_parents.contains_key(child));
         let branches = branches.map(|(child, (_, work))| (*child, work.clone())).collect();
-        Ok(Forks { root, parents, branches, states })
+        Ok(Forks { root, parents, all_parents, branches, states })
     }
 
     /// The root and its forks.
@@ -66,7 +78,7 @@ impl Forks {
     pub fn base(&self, child: VolumeId) -> Result<Lsn, String> {
         let mut at = (child, Lsn(u64::MAX));
         while at.0 != self.root {
-            let (parent, lsn) = self.parents.get(&at.0).ok_or_else(|| format!("{} is no fork", at.0))?;
+            let (parent, lsn) = self.all_parents.get(&at.0).ok_or_else(|| format!("{} is no fork", at.0))?;
             at = (*parent, at.1.min(*lsn));
         }
         Ok(at.1)
@@ -76,7 +88,7 @@ impl Forks {
     fn work(&self, child: VolumeId) -> Result<Vec<&Local>, String> {
         let (mut at, mut upto, mut parts) = (child, Lsn(u64::MAX), Vec::new());
         while at != self.root {
-            let (parent, base) = self.parents.get(&at).ok_or_else(|| format!("{at} is no fork"))?;
+            let (parent, base) = self.all_parents.get(&at).ok_or_else(|| format!("{at} is no fork"))?;
             if let Some(work) = self.branches.get(&at).filter(|_| upto > *base) {
                 parts.push(work);
             }
@@ -119,7 +131,7 @@ impl Forks {
             let head = heads.iter().take_while(|head| head.lsn <= upto).last();
             return Ok((Vec::new(), head.map_or(ChainHash::ZERO, |head| head.hash)));
         }
-        let (parent, lsn) = self.parents.get(&child).copied().ok_or_else(|| format!("{child} is no fork"))?;
+        let (parent, lsn) = self.all_parents.get(&child).copied().ok_or_else(|| format!("{child} is no fork"))?;
         let from = (parent, lsn.min(upto));
         let (mut notes, mut hash) = self.notes(objects, archive, family, heads, from)?;
         let own = read_log(objects, archive, child, lsn, hash).map_err(|e| format!("fork {child}: {e}"))?;

@@ -5,7 +5,7 @@
 //! commit and then its local work in order. What is durable is promised more: one order for everybody,
 //! which [`serial`] looks for in what was observed alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::executor::block_on;
 use graft::format::commit::Head;
@@ -140,7 +140,18 @@ fn mutations(truth: &Truth, heads: &[Head], last: &Option<String>) -> Result<Vec
             history.push(Txn { who, applied, steps: steps.collect() });
         }
     }
+    // A rejected mutation that its app tried again has the same value as the one that was applied.
+    let values: BTreeSet<Step> = history.iter().filter(|txn| txn.applied).filter_map(appended).collect();
+    let mut rejected = BTreeSet::new();
+    history.retain(|txn| {
+        let new = |step: Step| !values.contains(&step) && rejected.insert(step);
+        txn.applied || appended(txn).is_none_or(new)
+    });
     Ok(history)
+}
+
+fn appended(txn: &Txn) -> Option<Step> {
+    txn.steps.last().cloned()
 }
 
 /// A reader's transaction: every list at once.
