@@ -79,8 +79,11 @@ struct DiskFile {
     name: String,
 }
 
+/// What a full disk says.
+pub const FULL: &str = "no space left on device";
+
 fn full() -> StoreError {
-    StoreError::Failed { dir: "simulated disk".into(), message: "no space left on device".into() }
+    StoreError::Failed { dir: "simulated disk".into(), message: FULL.into() }
 }
 
 impl Disk {

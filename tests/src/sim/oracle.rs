@@ -119,7 +119,9 @@ pub fn cycle(
 ) -> Option<String> {
     let remote: SharedRemote = objects.clone();
     let heads = read_log(objects, archive, volume, Lsn::ZERO, ChainHash::ZERO).ok()?;
-    reads::serializable(truth, &heads, &remote, volume).err().filter(|what| what.starts_with("not serializable"))
+    reads::serializable(truth, &heads, &remote, volume)
+        .err()
+        .filter(|what| what.starts_with("not serializable"))
 }
 
 /// Every log entry after `from`, oldest first: no gaps, each naming its predecessor's hash, each stored
@@ -156,7 +158,9 @@ fn read_log(
                 heads.push(head);
                 continue;
             }
-            Some(Err(_)) | None => return Err(format!("lsn {lsn} is gone, and no tombstone says what it was")),
+            Some(Err(_)) | None => {
+                return Err(format!("lsn {lsn} is gone, and no tombstone says what it was"));
+            }
         };
         if Tombstone::is_one(&stored) {
             let left = Tombstone::decode(volume, Of::Commit(lsn), &stored);
@@ -292,7 +296,9 @@ impl<'a> Judge<'a> {
         for local in work {
             match local {
                 Local::Sql(text) => {
-                    self.plain.direct(text).map_err(|error| format!("lsn {lsn}: a document's SQL: {error}"))?;
+                    self.plain
+                        .direct(text)
+                        .map_err(|error| format!("lsn {lsn}: a document's SQL: {error}"))?;
                 }
                 Local::Ran(ran) => {
                     let record = records.next().filter(|record| *record == ran);

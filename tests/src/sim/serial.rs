@@ -155,7 +155,9 @@ impl<'a> Graph<'a> {
         for (list, order) in &orders {
             for value in order.iter() {
                 let Some((writer, _)) = writers.get(&(*list, *value)) else {
-                    return Err(Anomaly::Order(format!("{value} is in list {list}, and nobody put it there")));
+                    return Err(Anomaly::Order(format!(
+                        "{value} is in list {list}, and nobody put it there"
+                    )));
                 };
                 if !history[*writer].applied {
                     return Err(Anomaly::G1a(format!(
@@ -196,7 +198,9 @@ impl<'a> Graph<'a> {
             let place = order.iter().position(|value| *value == last);
             let Some((writer, is_final)) = writers.get(&(list, last)).copied() else {
                 let line = self.line(at);
-                return Err(Anomaly::Order(format!("{last} was seen in list {list}, nobody put it there: {line}")));
+                return Err(Anomaly::Order(format!(
+                    "{last} was seen in list {list}, nobody put it there: {line}"
+                )));
             };
             if !self.history[writer].applied {
                 let (reader, writer) = (self.line(at), self.line(writer));
@@ -297,8 +301,8 @@ impl<'a> Graph<'a> {
         let mut back: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); self.edges.len()];
         for (from, edges) in self.edges.iter().enumerate() {
             for edge in edges {
-            back[edge.to].insert(from);
-        }
+                back[edge.to].insert(from);
+            }
         }
         let mut queue: VecDeque<usize> = left.iter().copied().collect();
         while let Some(at) = queue.pop_front() {
@@ -357,7 +361,9 @@ fn writers(history: &[Txn]) -> Result<Writers, Anomaly> {
             let Step::Append { list, value } = step else { continue };
             if let Some((other, _)) = writers.insert((*list, *value), (at, true)) {
                 let (one, two) = (&history[other].who, &txn.who);
-                return Err(Anomaly::Order(format!("  {one} and {two} both appended {value} to list {list}")));
+                return Err(Anomaly::Order(format!(
+                    "  {one} and {two} both appended {value} to list {list}"
+                )));
             }
             if let Some(before) = last.insert(*list, *value) {
                 writers.insert((*list, before), (at, false));
@@ -374,7 +380,8 @@ fn orders(history: &[Txn]) -> Result<BTreeMap<u64, &[u64]>, Anomaly> {
         for step in &txn.steps {
             let Step::Read { list, values } = step else { continue };
             let order = orders.entry(*list).or_insert(values);
-            let (short, long) = if values.len() > order.len() { (*order, &values[..]) } else { (&values[..], *order) };
+            let (short, long) =
+                if values.len() > order.len() { (*order, &values[..]) } else { (&values[..], *order) };
             if !long.starts_with(short) {
                 return Err(Anomaly::Order(format!(
                     "  {} read list {list} as {values:?}\n  another as {order:?}",

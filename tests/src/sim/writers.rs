@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use sqlsync_layer::payload::Payload;
 use sqlsync_layer::vfs::Database;
 
-use super::disks::{Crash, Disk};
+use super::disks::{self, Crash, Disk};
 use super::random::Random;
 use super::store::{Handle, PageFetch};
 
@@ -151,7 +151,9 @@ impl Desk {
     fn failed(&self, refused_before: u64, why: &str) {
         let mut papers = self.0.lock();
         let refused = papers.disk.as_ref().map_or(0, Disk::refused);
-        if refused > refused_before && !why.contains("no space left on device") {
+        // A page that could not be had is as good a reason.
+        let says_why = why.contains(disks::FULL) || why.contains("volumes/");
+        if refused > refused_before && !says_why {
             papers.violation = Some(format!("the disk is full, and the writer was told: {why}"));
         }
     }

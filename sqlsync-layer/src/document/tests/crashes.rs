@@ -103,7 +103,10 @@ fn a_rejection_is_heard_and_waits_wherever_the_process_ends() {
         let mut a = world.open("a", Config::default(), Some(kept)).unwrap();
         world.sync(&mut a);
         heard.extend(a.take_events());
-        assert!(heard.iter().any(|event| matches!(event, Event::Rejected { seq: 1, .. })), "room {room}: {heard:?}");
+        assert!(
+            heard.iter().any(|event| matches!(event, Event::Rejected { seq: 1, .. })),
+            "room {room}: {heard:?}"
+        );
         assert_eq!(a.rejected().count(), 1, "room {room}");
         if ended.is_ok() {
             break;
@@ -183,7 +186,12 @@ impl Remote for CutOff {
         self.next(key)?;
         self.0.update(key, body, tag).await
     }
-    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Listed>, RemoteError> {
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, RemoteError> {
         self.next(prefix)?;
         self.0.list(prefix, after, limit).await
     }

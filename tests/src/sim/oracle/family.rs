@@ -131,7 +131,8 @@ impl Forks {
             let head = heads.iter().take_while(|head| head.lsn <= upto).last();
             return Ok((Vec::new(), head.map_or(ChainHash::ZERO, |head| head.hash)));
         }
-        let (parent, lsn) = self.all_parents.get(&child).copied().ok_or_else(|| format!("{child} is no fork"))?;
+        let (parent, lsn) =
+            self.all_parents.get(&child).copied().ok_or_else(|| format!("{child} is no fork"))?;
         let from = (parent, lsn.min(upto));
         let (mut notes, mut hash) = self.notes(objects, archive, family, heads, from)?;
         let own = read_log(objects, archive, child, lsn, hash).map_err(|e| format!("fork {child}: {e}"))?;

@@ -38,7 +38,10 @@ impl Judge<'_> {
             };
             for local in &seen.local[ran.len()..] {
                 plain.local(local).map_err(|error| {
-                    format!("{} had local work on lsn {lsn} that no serial run makes: {error}", name(seen.who))
+                    format!(
+                        "{} had local work on lsn {lsn} that no serial run makes: {error}",
+                        name(seen.who)
+                    )
                 })?;
             }
             let expected = plain.ask(seen.ask)?;
@@ -133,7 +136,8 @@ fn mutations(truth: &Truth, heads: &[Head], last: &Option<String>) -> Result<Vec
             let (Some(list), Some(tag)) = (args["to"].as_u64(), args["tag"].as_u64()) else { continue };
             let applied = record.outcome == Outcome::Applied;
             let who = mutation.client.as_str();
-            let made = truth.made.iter().flatten().find(|(seq, made)| **seq == mutation.seq && made.is(&mutation));
+            let made =
+                truth.made.iter().flatten().find(|(seq, made)| **seq == mutation.seq && made.is(&mutation));
             let at = made.map_or(0, |(_, made)| made.at) as f64 / 1000.0;
             let who = format!("{who}'s mutation {} made at {at:.3} s, lsn {}", mutation.seq, head.lsn);
             let steps = saw.get(&tag).cloned().into_iter().chain([Step::Append { list, value: tag }]);

@@ -65,7 +65,8 @@ impl Plain {
             Backup::new(self.connection(), &mut copy)?.step(-1)?;
             Guarded::new(copy)
         };
-        let guarded = copied().map_err(|error: rusqlite::Error| format!("the replay cannot be copied: {error}"))?;
+        let guarded =
+            copied().map_err(|error: rusqlite::Error| format!("the replay cannot be copied: {error}"))?;
         let module = self.module.as_ref().map(|_| Bank::new(self.schema, false));
         Ok(Plain { guarded, module, schema: self.schema })
     }

@@ -82,10 +82,7 @@ fn g1b_an_intermediate_read() {
 
 #[test]
 fn g1c_a_circular_information_flow() {
-    let history = [
-        txn("a", vec![append(1, 1), read(2, &[1])]),
-        txn("b", vec![append(2, 1), read(1, &[1])]),
-    ];
+    let history = [txn("a", vec![append(1, 1), read(2, &[1])]), txn("b", vec![append(2, 1), read(1, &[1])])];
     let text = found(&history);
     assert!(text.contains("(G1c, a circular information flow)"), "{text}");
     assert!(text.contains("T0 -wr-> T1: T1 read 1, which T0 appended to list 1"), "{text}");

@@ -8,7 +8,7 @@ use graft::time::At;
 use graft::volume::{OpenError, Opened, Options, Volume};
 use graft::{Lsn, PageSize, key};
 use sqlsync_layer::document::Route;
-use sqlsync_layer::document::{TimelineError, replica};
+use sqlsync_layer::document::replica;
 use sqlsync_layer::guard::{Guarded, Mode, RowLimits};
 use sqlsync_layer::protocol::{Seed, wire_rows};
 use sqlsync_layer::session::client::{ClientSession, SessionConfig};
@@ -17,7 +17,7 @@ use sqlsync_layer::vfs::Database;
 use super::{Done, Event, Owner, VOLUME, World};
 use crate::sim::bank::{self, Ask};
 use crate::sim::clients::{self, Client};
-use crate::sim::disks::{Crash, Disk};
+use crate::sim::disks::{self, Crash, Disk};
 use crate::sim::documents::{Document, Kind, Round, SharedPapers};
 use crate::sim::oracle;
 use crate::sim::random::Random;
@@ -200,13 +200,12 @@ impl World {
         let opened = opened.map_err(|error| (true, error.to_string())).and_then(|opened| {
             document.known = true;
             let opened = document.open(opened, fetch, shelf, clients::id(who), plant);
-            // A page that cannot be had, or a full disk.
-            let passing = |error: &replica::OpenError| match error {
-                replica::OpenError::Connect(_) | replica::OpenError::Store(_) => true,
-                replica::OpenError::Timeline(error) => matches!(error, TimelineError::Store(_)),
-                _ => false,
-            };
-            opened.map_err(|error| (passing(&error), error.to_string()))
+            opened.map_err(|error| {
+                let why = error.to_string();
+                // A full disk may have room later.
+                let passing = matches!(error, replica::OpenError::Connect(_)) || why.contains(disks::FULL);
+                (passing, why)
+            })
         });
         match opened {
             Ok(()) => {
@@ -316,7 +315,8 @@ impl World {
         let pause = self.random.between(10, self.cast.pause_ms);
         self.later(pause, DocumentEvent::Acts(at));
         let document = &self.cast.documents[at];
-        let (papers, kind, who, now) = (document.papers.clone(), document.kind, document.who, self.queue.now());
+        let (papers, kind, who, now) =
+            (document.papers.clone(), document.kind, document.who, self.queue.now());
         let (ahead, draw) = {
             let mut papers = papers.lock();
             let ahead = papers.replica.as_ref().map(|replica| replica.status().ahead);
@@ -519,9 +519,8 @@ impl World {
     /// Whether every document holds what the log holds, and has nothing to send.
     pub(super) fn documents_are_at_rest(&self) -> bool {
         let head = self.newest_lsn();
-        (0..self.cast.documents.len()).all(|at| {
-            self.cast.documents[at].papers.lock().is_settled(head) && !self.has_branches(at)
-        })
+        (0..self.cast.documents.len())
+            .all(|at| self.cast.documents[at].papers.lock().is_settled(head) && !self.has_branches(at))
     }
 
     /// Somebody reads straight from the bucket, the newest state or an old one.
@@ -550,7 +549,11 @@ impl World {
         self.cast.readers[at] = false;
         match how {
             Ok(seen) => {
-                self.note(format!("reader {at} read {} answers at lsn {:?}", seen.len(), seen.first().map(|s| s.lsn)));
+                self.note(format!(
+                    "reader {at} read {} answers at lsn {:?}",
+                    seen.len(),
+                    seen.first().map(|s| s.lsn)
+                ));
                 self.truth.seen.extend(seen);
             }
             Err(why) if why.starts_with("VIOLATION") => self.violate(format!("reader {at}: {why}")),
@@ -609,10 +612,18 @@ impl World {
 }
 
 /// Opens the volume, now or in the past, and asks.
-async fn read(remote: Handle, past: Option<At>, asks: Vec<Ask>, who: usize, now: u64) -> Result<Vec<Seen>, String> {
+async fn read(
+    remote: Handle,
+    past: Option<At>,
+    asks: Vec<Ask>,
+    who: usize,
+    now: u64,
+) -> Result<Vec<Seen>, String> {
     let options = Options { store: None, locals: None, cache_bytes: 1 << 20, ..Options::default() };
     let opened = match past {
-        Some(past) => Volume::open_at(&remote, VOLUME, past, 1 << 20).await.map_err(|error| error.to_string())?,
+        Some(past) => {
+            Volume::open_at(&remote, VOLUME, past, 1 << 20).await.map_err(|error| error.to_string())?
+        }
         None => Volume::open(&remote, VOLUME, options).await.map_err(|error| error.to_string())?,
     };
     let lsn = opened.volume.base().lsn();
@@ -621,7 +632,8 @@ async fn read(remote: Handle, past: Option<At>, asks: Vec<Ask>, who: usize, now:
     let guarded = Guarded::new(connection).map_err(|error| error.to_string())?;
     let mut seen = Vec::new();
     for ask in asks {
-        let rows = guarded.within(Mode::Query, u64::MAX, |guarded| guarded.ask(ask.sql(), &ask.params(), ROWS));
+        let rows =
+            guarded.within(Mode::Query, u64::MAX, |guarded| guarded.ask(ask.sql(), &ask.params(), ROWS));
         let rows = rows.map_err(|error| match control.take_failure() {
             Some(failure) => failure.message,
             // The beginning of time: no table is there.
