@@ -74,8 +74,9 @@ pub async fn run(order: &Order, peers: &mut Peers) -> anyhow::Result<()> {
     print(&["system", "by", "ms", "µs each", "replicache / it", "ambition"], &rows);
     println!(
         "
-graft includes: the pull and its decoding; for each mutation its pages of SQLite, its read and write set,
-  and its place in the durable timeline, put into the store (in memory) in one batch; the live query.
+graft includes: the pull and its decoding; for each mutation the check of its read and write set (merge), or
+  SQLite with its reads recorded (replay), and its place in the page table; what changed, in one batch of the
+  store (in memory): a mutation that keeps its pages keeps its record, too; the live query.
 replicache includes: the pull, for each mutation its function on a key-value tree in memory, and the
   subscription; nothing is kept beyond its Node process (kvStore: 'mem')."
     );

@@ -94,6 +94,9 @@ pub struct Serve {
     /// A directory that keeps fetched pages across restarts. [default: memory alone]
     #[arg(long, env = "GRAFT_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
+    /// Bytes that each volume's cached pages may take in that directory.
+    #[arg(long, env = "GRAFT_DISK_BYTES", value_name = "BYTES", default_value_t = 16 << 30)]
+    pub disk_bytes: u64,
     /// A directory of static files to serve at `/`: an app's built page. [default: none]
     #[arg(long, env = "GRAFT_WEB", value_name = "DIR")]
     pub web: Option<PathBuf>,
@@ -237,6 +240,9 @@ pub struct Sql {
     /// A directory for the replica, kept for the next time. [default: a temporary one]
     #[arg(long, env = "GRAFT_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
+    /// Bytes that cached pages may take in that directory.
+    #[arg(long, env = "GRAFT_DISK_BYTES", value_name = "BYTES", default_value_t = 16 << 30)]
+    pub disk_bytes: u64,
     /// Read the volume as it was: after this commit, or at this time (UTC, like 2026-11-22T09:30:00Z).
     #[arg(long, value_name = "LSN|TIME", conflicts_with_all = ["write", "discard_kept"])]
     pub at: Option<Moment>,

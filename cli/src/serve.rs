@@ -15,6 +15,7 @@ pub async fn run(args: Serve) -> anyhow::Result<Outcome> {
     config.data = args.data;
     config.web = args.web;
     config.limits.presence.ttl_ms = args.presence_ttl * 1000;
+    config.limits.disk_bytes = args.disk_bytes;
     config.remote_writes = args.allow_remote_writes;
     config.limits.upkeep.gc_every = (args.gc_interval > 0).then(|| Duration::from_secs(args.gc_interval));
     config.limits.upkeep.retention = args.keep.retention();

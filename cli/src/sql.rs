@@ -90,7 +90,7 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
         Some(dir) => Some(Arc::new(FjallStore::open(dir)?) as SharedStore),
         None => None,
     };
-    let options = Options { store, ..Options::default() };
+    let options = Options { store, disk_bytes: args.disk_bytes, ..Options::default() };
     let branches = match args.on_conflict {
         Some(how) => settle_kept(&name, &remote, id, &options, how, args.branch_name.as_deref()).await?,
         None => Vec::new(),

@@ -1,23 +1,18 @@
 //! Making an app: types from a module, a scaffold that works, and the loop that follows its saves.
 
+mod common;
+
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio};
+
+use common::{graft, wasm};
 
 const TODO_TS: &str = include_str!("../../examples/todo/web/src/mutations.ts");
 const NOTES_TS: &str = include_str!("../testdata/codegen/notes.ts");
 
-fn graft(folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_graft"));
-    for name in ["GRAFT_URL", "GRAFT_VOLUME", "GRAFT_STORE", "GRAFT_LISTEN", "RUST_LOG"] {
-        command.env_remove(name);
-    }
-    command.current_dir(folder).stdin(Stdio::null());
-    command
-}
-
 fn run(folder: &Path, args: &[&str]) -> Output {
-    graft(folder).args(args).output().unwrap()
+    graft(args).current_dir(folder).output().unwrap()
 }
 
 fn ok(folder: &Path, args: &[&str]) -> String {
@@ -32,15 +27,6 @@ fn fails(folder: &Path, args: &[&str]) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-fn wasm(example: &str) -> PathBuf {
-    let folder = std::env::var_os("GRAFT_REDUCERS").map(PathBuf::from);
-    let folder =
-        folder.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/reducers"));
-    let path = folder.join(format!("{example}.wasm"));
-    assert!(path.exists(), "{}: run `cargo xtask build`, or set GRAFT_REDUCERS", path.display());
-    path
-}
-
 /// `graft dev`. Killed when dropped.
 struct Dev {
     child: Child,
@@ -50,8 +36,8 @@ struct Dev {
 
 impl Dev {
     fn start(folder: &Path, args: &[&str]) -> Dev {
-        let mut command = graft(folder);
-        command.arg("dev").args(args).args(["--listen", "127.0.0.1:0"]);
+        let mut command = graft(&["dev"]);
+        command.current_dir(folder).args(args).args(["--listen", "127.0.0.1:0"]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
         let err = BufReader::new(child.stderr.take().unwrap());

@@ -1,36 +1,14 @@
 //! The program as a person and a script use it: real processes, and the shapes in `docs/cli.md`.
 
+mod common;
+
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use serde_json::Value;
 
-const DOC: &str = include_str!("../../docs/cli.md");
-
-fn graft() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_graft"));
-    for name in
-        ["GRAFT_URL", "GRAFT_VOLUME", "GRAFT_STORE", "GRAFT_LISTEN", "GRAFT_DATA", "GRAFT_CLIENT", "RUST_LOG"]
-    {
-        command.env_remove(name);
-    }
-    command.stdin(Stdio::null());
-    command
-}
-
-fn todo_wasm() -> PathBuf {
-    let folder = std::env::var_os("GRAFT_REDUCERS").map(PathBuf::from);
-    let folder =
-        folder.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/reducers"));
-    let path = folder.join("todo.wasm");
-    assert!(
-        path.exists(),
-        "{} is not there; run `cargo xtask build`, or set GRAFT_REDUCERS to its folder",
-        path.display()
-    );
-    path
-}
+use common::{example, graft, wasm};
 
 /// A process and the lines it prints. Killed when dropped.
 struct Running {
@@ -84,14 +62,14 @@ impl Server {
     fn start_with(store: &Path, more: &[&str]) -> Server {
         let store = format!("file://{}", store.display());
         let mut process =
-            Running::start(graft().args(["serve", "--store", &store, "--listen", "127.0.0.1:0"]).args(more));
+            Running::start(graft(&["serve", "--store", &store, "--listen", "127.0.0.1:0"]).args(more));
         let line = process.line();
         let url = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("{line}")).to_owned();
         assert!(url.starts_with("http://127.0.0.1:"), "{url}");
         Server { process, url, store }
     }
     fn client(&self) -> Command {
-        let mut command = graft();
+        let mut command = graft(&[]);
         command.env("GRAFT_URL", &self.url).env("GRAFT_VOLUME", "todo").env("GRAFT_STORE", &self.store);
         command
     }
@@ -134,10 +112,7 @@ fn shape(value: &Value) -> Value {
 /// Checks that a line printed has the documented shape, and answers it.
 #[track_caller]
 fn documented(tag: &str, line: &str) -> Value {
-    let (_, example) =
-        DOC.split_once(&format!("```json {tag}\n")).unwrap_or_else(|| panic!("no example `{tag}`"));
-    let (example, _) = example.split_once("\n```").unwrap();
-    let example: Value = serde_json::from_str(example).unwrap_or_else(|e| panic!("{tag}: {e}"));
+    let example = example(tag);
     let found: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{tag}: {e}: {line}"));
     assert_eq!(shape(&found), shape(&example), "{tag}: {line}");
     found
@@ -147,7 +122,7 @@ fn documented(tag: &str, line: &str) -> Value {
 fn every_command_does_what_its_page_says() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(&dir.path().join("store"));
-    let wasm = todo_wasm();
+    let wasm = wasm("todo");
     let deployed = documented("deploy", &server.ok(&["deploy", wasm.to_str().unwrap(), "--json"]));
     assert_eq!(deployed["volume"], "todo");
 
@@ -259,7 +234,7 @@ fn files_go_in_and_out_as_their_page_says() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).display().to_string();
     let ok = |args: &[&str]| {
-        let output = graft().env("GRAFT_STORE", path("store")).args(args).output().unwrap();
+        let output = graft(args).env("GRAFT_STORE", path("store")).output().unwrap();
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
@@ -288,7 +263,7 @@ fn a_subscription_goes_on_at_the_next_server() {
     let data = dir.path().join("data");
     let data = ["--data", data.to_str().unwrap()];
     let server = Server::start_with(&dir.path().join("store"), &data);
-    server.ok(&["deploy", todo_wasm().to_str().unwrap()]);
+    server.ok(&["deploy", wasm("todo").to_str().unwrap()]);
     let mut watching = Running::start(server.client().args(["subscribe", "SELECT id FROM lists", "--json"]));
     documented("subscribe-snapshot", &watching.line());
     server.process.signal("-KILL");
@@ -296,8 +271,7 @@ fn a_subscription_goes_on_at_the_next_server() {
     drop(server);
 
     let listen = url.strip_prefix("http://").unwrap();
-    let mut process =
-        Running::start(graft().args(["serve", "--store", &store, "--listen", listen]).args(data));
+    let mut process = Running::start(graft(&["serve", "--store", &store, "--listen", listen]).args(data));
     assert_eq!(process.line(), format!("listening on {url}"));
     let server = Server { process, url, store };
     documented("subscribe-snapshot", &watching.line());
@@ -320,7 +294,7 @@ fn a_server_can_stand_for_its_store() {
     let write = ["sql", "INSERT INTO lists (id, name) VALUES ('m', 'M')", "--write"];
     {
         let server = Server::start(&store);
-        server.ok(&["deploy", todo_wasm().to_str().unwrap()]);
+        server.ok(&["deploy", wasm("todo").to_str().unwrap()]);
         server.ok(&["mutate", "create_list", list]);
         let through = |args: &[&str]| server.ok(&[args, &["--store", &server.url]].concat());
         assert_eq!(through(&read), server.ok(&read));
@@ -376,7 +350,7 @@ fn errors_name_the_thing_and_the_next_step() {
         }
     }
 
-    server.ok(&["deploy", todo_wasm().to_str().unwrap()]);
+    server.ok(&["deploy", wasm("todo").to_str().unwrap()]);
     for (args, words) in [
         (&["query", "SELECT * FROM nowhere"][..], &["SELECT * FROM nowhere", "no such table"][..]),
         (&["subscribe", "DELETE FROM tasks"], &["DELETE FROM tasks", "bad_query"]),

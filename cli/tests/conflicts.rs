@@ -1,10 +1,14 @@
 //! `graft sql --on-conflict`: changes that another process was faster than, on one directory store.
 
+mod common;
+
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 
 use graft::{Lsn, VolumeId, key};
 use serde_json::{Value, json};
+
+use common::graft;
 
 /// A store with one volume, and the data directories of two people.
 struct Place {
@@ -36,12 +40,8 @@ impl Place {
     }
 
     fn run(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_graft"));
-        for name in ["GRAFT_URL", "GRAFT_VOLUME", "GRAFT_DATA", "RUST_LOG"] {
-            command.env_remove(name);
-        }
-        command.env("GRAFT_STORE", format!("file://{}", self.path("store").display()));
-        command.stdin(Stdio::null()).args(args).output().unwrap()
+        let store = format!("file://{}", self.path("store").display());
+        graft(args).env("GRAFT_STORE", store).output().unwrap()
     }
 
     /// Runs a command that must succeed; its JSON.

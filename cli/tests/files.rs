@@ -9,23 +9,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use common::{graft, ok, run};
-
-const DOC: &str = include_str!("../../docs/cli.md");
-
-fn fails(args: &[&str]) -> String {
-    let output = run(args);
-    assert_eq!(output.status.code(), Some(1), "{args:?}");
-    String::from_utf8(output.stderr).unwrap()
-}
-
-/// The names in `line` are those that the page shows under `tag`.
-fn is_documented(tag: &str, line: &Value) {
-    let block = DOC.split_once(&format!("```json {tag}\n")).unwrap_or_else(|| panic!("no block {tag}")).1;
-    let shown: Value = serde_json::from_str(block.split_once("\n```").unwrap().0).unwrap();
-    let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(names(line), names(&shown), "{tag}");
-}
+use common::{fails, graft, is_documented, ok};
 
 /// Bytes that do not compress, the same for the same seed: xorshift.
 fn bytes(seed: u64, len: usize) -> Vec<u8> {

@@ -10,24 +10,10 @@ use std::process::Stdio;
 use rusqlite::Connection;
 use serde_json::Value;
 
-use common::{graft, ok, run};
+use common::{graft, is_documented, ok, run};
 
-const DOC: &str = include_str!("../../docs/cli.md");
 /// Single-row transactions after the import.
 const WRITES: u64 = 30;
-
-/// The names in `line`, and in the first row of each list of objects, are those shown under `tag`.
-fn is_documented(tag: &str, line: &Value) {
-    let block = DOC.split_once(&format!("```json {tag}\n")).unwrap_or_else(|| panic!("no block {tag}")).1;
-    let shown: Value = serde_json::from_str(block.split_once("\n```").unwrap().0).unwrap();
-    let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(names(line), names(&shown), "{tag}");
-    for (name, value) in line.as_object().unwrap() {
-        if let (Some(row @ Value::Object(_)), Some(example)) = (value.get(0), shown[name].get(0)) {
-            assert_eq!(names(row), names(example), "{tag}, {name}");
-        }
-    }
-}
 
 /// Runs it until it says how far it is for the first time, and kills it there.
 fn kill_in_the_middle(args: &[&str]) {

@@ -3,6 +3,7 @@
 //! | route | does |
 //! | --- | --- |
 //! | `GET /v1/health` | says what this is and what it serves |
+//! | `GET /v1/metrics` | says what fetching costs; see `metrics` |
 //! | `GET /v1/volumes/{name}/sync` | upgrades to the protocol of `docs/protocol.md` |
 //! | `POST /v1/volumes/{name}/modules` | deploys the wasm module in the body |
 //! | `GET /v1/volumes/{name}` | says how the volume stands and what its reducers take |
@@ -35,6 +36,7 @@ use crate::volumes::{OpenVolumeError, Volumes};
 use crate::web::Web;
 use crate::{origin, sync};
 
+mod metrics;
 mod mutate;
 pub(crate) mod objects;
 mod volume;
@@ -209,6 +211,7 @@ pub(crate) fn router(volumes: Arc<Volumes>, web: Option<Web>, objects: Router<Ar
     let body = DefaultBodyLimit::max(FRAME_BYTES_MAX);
     Router::new()
         .route("/v1/health", get(health))
+        .route("/v1/metrics", get(metrics::metrics))
         .route("/v1/volumes/{name}", get(volume::info))
         .route("/v1/volumes/{name}/query", post(volume::query).layer(body))
         .route("/v1/volumes/{name}/mutate", post(mutate::mutate).layer(body))

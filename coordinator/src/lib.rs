@@ -67,6 +67,8 @@ pub struct Limits {
     pub module_bytes_max: usize,
     /// Bytes of pages that each open volume keeps in memory.
     pub cache_bytes: usize,
+    /// Bytes that each volume's cached pages take in the directory, where there is one.
+    pub disk_bytes: u64,
     /// A volume without sessions is closed after this long.
     pub volume_idle: Duration,
     /// How long shutting down waits for what was accepted to become durable.
@@ -112,6 +114,7 @@ impl Default for Limits {
             host: HostLimits::default(),
             module_bytes_max: 32 << 20,
             cache_bytes: 64 << 20,
+            disk_bytes: 16 << 30,
             volume_idle: Duration::from_secs(300),
             drain_max: Duration::from_secs(20),
             session: SessionLimits {

@@ -3,14 +3,14 @@
 //! Invariants: at most one worker of a volume at a time (while one drains, an open waits); a volume
 //! that does not exist leaves nothing behind, whatever names are asked for.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use graft::catalog::{self, CatalogError};
-use graft::fetch::{Fetcher, RemoteFetch};
+use graft::fetch::{Fetcher, Metrics, RemoteFetch};
 use graft::format::meta::Meta;
 use graft::pull::PullError;
 use graft::remote::SharedRemote;
@@ -76,6 +76,8 @@ pub(crate) struct Volumes {
     limits: Limits,
     slots: Mutex<HashMap<VolumeName, Arc<Slot>>>,
     collected: Arc<Collected>,
+    /// Those that are open, for [`Volumes::fetched`].
+    read: Arc<Mutex<BTreeMap<VolumeName, Weak<Volume>>>>,
     sessions: AtomicU64,
     stopping: AtomicBool,
     /// Every session's task holds a clone; closed when all are gone.
@@ -183,6 +185,7 @@ impl Volumes {
             limits,
             slots: Mutex::default(),
             collected: Arc::default(),
+            read: Arc::default(),
             sessions: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             tasks: Mutex::new(Some(mpsc::channel(1))),
@@ -199,6 +202,14 @@ impl Volumes {
 
     pub(crate) fn open_count(&self) -> usize {
         self.slots.lock().len()
+    }
+
+    /// What reading and fetching cost each volume that is open.
+    pub(crate) fn fetched(&self) -> Vec<(VolumeName, Metrics)> {
+        let mut read = self.read.lock();
+        read.retain(|_, volume| volume.strong_count() > 0);
+        let open = read.iter().filter_map(|(name, volume)| Some((name.clone(), volume.upgrade()?)));
+        open.map(|(name, volume)| (name, volume.metrics())).collect()
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -249,7 +260,7 @@ impl Volumes {
             // Clients resend what is not durable, so the tip lives in memory.
             locals: None,
             cache_bytes: self.limits.cache_bytes,
-            ..Options::default()
+            disk_bytes: self.limits.disk_bytes,
         };
         let opened =
             Volume::open(&*self.remote, id, options).await.map_err(|error| from_open(name, error))?;
@@ -261,9 +272,11 @@ impl Volumes {
         let upkeep = Upkeep::new(remote.clone(), id, self.limits.upkeep, self.collected.clone());
         // Rises from one opening to the next: a tip that was lost with a process is another epoch.
         let epoch = u64::try_from(clock::now_ms()).unwrap_or(0);
+        let (read, read_as) = (self.read.clone(), name.clone());
         let open: OpenMachine = Box::new(move || {
             let actor =
                 Actor::open(opened, fetch, modules, limits, epoch).map_err(|error| error.failure())?;
+            read.lock().insert(read_as.clone(), Arc::downgrade(actor.volume()));
             runtime.spawn(warm_up(fetcher, actor.volume().clone()));
             let storage = RemoteStorage { remote, volume: actor.volume().clone(), upkeep };
             Ok((Box::new(actor), Box::new(storage)))

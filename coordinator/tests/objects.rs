@@ -8,13 +8,14 @@ use std::sync::Arc;
 use common::*;
 use coordinator::Running;
 use graft::fetch::RemoteFetch;
+use graft::format::meta::Meta;
 use graft::remote::http::errors;
 use graft::remote::{
     Counting, DirectoryRemote, Fault, Faulty, HttpRemote, MemoryRemote, Remote, RemoteError, Request,
     SharedRemote, Tag, conformance,
 };
 use graft::volume::{Options, Volume};
-use graft::{VolumeName, catalog};
+use graft::{PageSize, VolumeName, catalog};
 use sqlsync_layer::vfs::Database;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -292,6 +293,64 @@ fn urls_that_are_no_coordinators_say_what_to_write() {
         assert!(error.contains("http://HOST:PORT") && !error.contains("hush"), "{error}");
     }
     assert_eq!(graft::remote::open("https://host:1/below/").unwrap().url(), "https://host:1/below");
+}
+
+/// Keys and prefixes of the engine's that were not served made `graft volume gc` and `verify` fail through
+/// a coordinator, and `rm` in the middle, where the name was gone already.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_key_of_the_engine_is_served() {
+    use graft::{CommitId, Epoch, LeaseId, Lsn, ModuleHash, Seq, VolumeId, key};
+    let store = memory();
+    let (running, remote) = writable(store.clone()).await;
+    let (volume, child) = (VolumeId([1; 16]), VolumeId([2; 16]));
+    let keys = [
+        key::meta(volume),
+        key::log(volume, Lsn(7)),
+        key::segment(volume, Lsn(7), CommitId([3; 16]), 0),
+        key::compacted_segment(volume, Epoch(2), CommitId([3; 16]), 0),
+        key::checkpoint(volume, Seq(1)),
+        key::horizon(volume, Lsn(7), Seq(1)),
+        key::fork_pin(volume, child),
+        key::pin(volume, child, Seq(1)),
+        key::reader(volume, LeaseId([4; 16])),
+        format!("volumes/{volume}/owner"),
+        key::name(&"todo".parse().unwrap()),
+        key::module(ModuleHash([5; 32])),
+    ];
+    for key in keys {
+        remote.create(&key, "x".into()).await.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(remote.get(&key).await.unwrap(), "x", "{key}");
+        // Modules are asked for by name alone.
+        for (end, _) in key.match_indices('/').skip(usize::from(key.starts_with("volumes/"))) {
+            let prefix = &key[..=end];
+            if prefix != "modules/" {
+                let rows = remote.list(prefix, None, 100).await.unwrap_or_else(|error| panic!("{error}"));
+                assert!(rows.iter().any(|row| row.key == key), "{prefix}: {rows:?}");
+            }
+        }
+    }
+    // Of a volume, all that is served, and nothing that somebody else put there.
+    let prefix = key::volume_prefix(volume);
+    let before = store.list(&prefix, None, 100).await.unwrap();
+    store.create(&format!("{prefix}notes.txt"), "x".into()).await.unwrap();
+    let listed = remote.list(&prefix, None, 100).await.unwrap();
+    assert_eq!(listed, before);
+    assert_eq!(listed.len(), 10);
+    running.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_is_removed_whole_through_a_coordinator() {
+    let store = memory();
+    let (running, remote) = writable(store.clone()).await;
+    let name: VolumeName = "todo".parse().unwrap();
+    let (id, meta) = (graft::VolumeId([1; 16]), Meta { page_size: PageSize::DEFAULT, parent: None });
+    catalog::create(&remote, &name, id, meta).await.unwrap();
+    remote.create(&graft::key::log(id, graft::Lsn(1)), "x".into()).await.unwrap();
+    catalog::remove(&remote, &name).await.unwrap();
+    let left = store.list("", None, 100).await.unwrap();
+    assert!(left.iter().all(|row| row.key.starts_with("probe/")), "{left:?}");
+    running.shutdown().await;
 }
 
 /// `graft sql NAME --store http://…`: only what the question needs comes over.

@@ -5,11 +5,17 @@
 //!   fault ──► + pages ahead ──► − what is cached ──► frames ──► − frames in flight ──► ranges ──► GETs
 //! ```
 //!
+//! What is fetched ahead follows the trend of the reads ([`Leap`](crate::prefetch::Leap)), or, where
+//! there is none, spreads around the misses ([`Spread`](crate::prefetch::spread::Spread)). Along a trend
+//! a *stream* goes on in the background: when half of what it brought was read it fetches the next part,
+//! and the reader meets pages that are here or under way.
+//!
 //! A *frame* (at most 64 pages) is the least that is fetched. Frames that lie close together in one
 //! object become one ranged GET ([`plan`]): the gap between two of them is at most
 //! [`plan::GAP_BYTES_MAX`], and a GET ends with the frame that takes it to [`plan::RANGE_BYTES_MAX`].
-//! Readers that miss the same frame at the same time share one request. At most 16 requests of one
-//! [`Fetcher`] are under way at once; those of faults go before those ahead.
+//! A GET that a reader waits for is short, and what comes with it lies in others beside it. Readers that
+//! miss the same frame at the same time share one request. At most 64 requests of one [`Fetcher`] are
+//! under way at once, and 32 MiB of what is fetched ahead; those that somebody waits for go first.
 //!
 //! | module | holds |
 //! | --- | --- |
@@ -42,14 +48,16 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use self::flights::Flight;
 use self::hedge::Hedge;
 use self::permits::Permits;
-use self::plan::{frames_of, ranges};
+use self::plan::{Frames, around, cost, frames_of, ranges};
 use crate::chunks;
 use crate::format::Damaged;
+use crate::ids::PageIdx;
 use crate::page_set::PageSet;
 use crate::prefetch::Prefetch;
+use crate::prefetch::spread::Standing;
 use crate::remote::{Remote, RemoteError, SharedRemote};
 use crate::replan;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Location, Snapshot};
 use crate::store::StoreError;
 use crate::volume::Volume;
 use crate::volume::cache::{Coming, PageCache};
@@ -57,9 +65,15 @@ use crate::volume::cache::{Coming, PageCache};
 pub use crate::volume::cache::Metrics;
 
 /// Requests of one fetcher under way at once.
-const CONCURRENT_FETCHES: usize = 16;
+const CONCURRENT_FETCHES: usize = 64;
 /// The most that is fetched ahead at once, before compression.
 pub const AHEAD_BYTES_MAX: usize = 64 << 20;
+/// The most of it along a trend, where half as much again may still be under way.
+const STREAM_BYTES_MAX: usize = 32 << 20;
+/// Where a part of the page table is read along a trend, the parts of so many more pages come with it.
+const TABLE_PAGES_AHEAD: u32 = 64 << 10;
+/// A page table of up to so many bytes is read whole before misses are spread.
+const SPREAD_TABLE_BYTES_MAX: u64 = 8 << 20;
 
 /// Why pages were not fetched. Those that were are cached.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -112,7 +126,7 @@ async fn fetch_now(
     chunks::load(remote, volume, snapshot, pages).await?;
     let missing = volume.missing(snapshot, pages)?;
     let (cache, missing) = (volume.page_cache(), &missing);
-    let fetched = ranges(frames_of(snapshot, missing)).into_iter().map(|range| async move {
+    let fetched = ranges(frames_of(snapshot, missing), |_| true).into_iter().map(|range| async move {
         let bytes = remote.get_range(&range.key, range.start..range.end).await?;
         cache.counters.requests.fetch_add(1, Relaxed);
         cache.counters.bytes.fetch_add(bytes.len() as u64, Relaxed);
@@ -127,7 +141,7 @@ async fn fetch_now(
 /// What a [`Fetcher`] fetches beside the pages of a fault.
 #[derive(Debug, Clone, Default)]
 pub enum Ahead {
-    /// What [`crate::prefetch::Leap`] makes of the reads so far.
+    /// What [`crate::prefetch`] makes of the reads so far: along their trend, or around them.
     #[default]
     Leap,
     /// Nothing: exact costs.
@@ -202,7 +216,7 @@ impl Fetcher {
     }
 
     /// Serves a fault: brings `pages` of `snapshot` into `volume`'s cache, and what the prefetcher
-    /// names into the same requests.
+    /// names beside them.
     ///
     /// # Errors
     ///
@@ -213,8 +227,58 @@ impl Fetcher {
         snapshot: &Snapshot,
         pages: &PageSet,
     ) -> Result<(), FetchError> {
-        let ahead = self.pages_ahead(volume.page_cache(), snapshot, pages);
-        self.bring(volume, snapshot, pages, &ahead, Coming::Asked).await
+        match self.serve(volume, snapshot, pages).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let moved = replan::elsewhere(&*self.remote, volume, snapshot, pages, error).await?;
+                self.bring_now(volume, &moved, pages, Coming::Asked, |_| Frames::new()).await
+            }
+        }
+    }
+
+    async fn serve(&self, volume: &Volume, snapshot: &Snapshot, pages: &PageSet) -> Result<(), FetchError> {
+        let cache = volume.page_cache();
+        if cache.missing(snapshot, pages).is_empty() {
+            return Ok(());
+        }
+        let (ahead, spreads) = self.pages_ahead(cache, snapshot, pages);
+        let mut table = ahead.clone();
+        table.union_with(pages);
+        if let Some(last) = ahead.last()
+            && !volume.unloaded(snapshot, &table)?.is_empty()
+        {
+            // Not with every window: a table that is read by its parts is waited for.
+            let far = last.get().saturating_add(TABLE_PAGES_AHEAD).min(snapshot.pages());
+            table.insert_range(last.get(), far);
+        }
+        let bytes = snapshot.checkpoint().map_or(0, |root| root.table_bytes());
+        if spreads && bytes <= SPREAD_TABLE_BYTES_MAX {
+            table.insert_range(1, snapshot.pages());
+        }
+        self.load_chunks(volume, snapshot, pages, &table).await?;
+        let frames = |wanted: &Frames| {
+            let mut frames = frames_of(snapshot, &lacking(cache, snapshot, &ahead));
+            if spreads {
+                frames.append(&mut spread(cache, snapshot, wanted));
+            }
+            frames
+        };
+        self.bring_now(volume, snapshot, pages, Coming::Asked, frames).await?;
+        self.go_on(cache, snapshot);
+        Ok(())
+    }
+
+    /// Along a trend: fetches on in the background as the reader comes nearer to the end of what is here.
+    fn go_on(&self, cache: &Arc<PageCache>, snapshot: &Snapshot) {
+        #[cfg(feature = "native")]
+        if let (Some(runtime), Ahead::Leap) = (&self.background, &self.ahead) {
+            let Some(after) = cache.leap.lock().onward_after() else { return };
+            let marker = cache.after_first_reads(after);
+            let stream = stream(self.clone(), Arc::downgrade(cache), snapshot.clone(), marker);
+            runtime.spawn(stream);
+        }
+        #[cfg(not(feature = "native"))]
+        let _ = (cache, snapshot);
     }
 
     /// Brings exactly `pages` into the cache, with the rest of their frames: query-shaped hydration,
@@ -225,7 +289,7 @@ impl Fetcher {
         snapshot: &Snapshot,
         pages: &PageSet,
     ) -> Result<(), FetchError> {
-        self.bring(volume, snapshot, pages, &PageSet::new(), Coming::Asked).await
+        self.bring(volume, snapshot, pages, Coming::Asked).await
     }
 
     /// As [`Fetcher::fetch_pages`], for pages that are to be kept rather than read now: where there is
@@ -236,10 +300,10 @@ impl Fetcher {
         snapshot: &Snapshot,
         pages: &PageSet,
     ) -> Result<(), FetchError> {
-        self.bring(volume, snapshot, pages, &PageSet::new(), Coming::Kept).await
+        self.bring(volume, snapshot, pages, Coming::Kept).await
     }
 
-    /// Reads the parts of the page table that say where these pages are.
+    /// Reads the parts of the page table that say where these pages are. Those ahead are nobody's error.
     async fn load_chunks(
         &self,
         volume: &Volume,
@@ -257,90 +321,69 @@ impl Fetcher {
         }
     }
 
-    fn pages_ahead(&self, cache: &PageCache, snapshot: &Snapshot, pages: &PageSet) -> PageSet {
-        let mut ahead = match &self.ahead {
-            Ahead::Nothing => return PageSet::new(),
-            Ahead::App(app) => app.next(pages, snapshot),
-            Ahead::Leap => {
+    /// What to fetch beside a fault: pages, and whether to look around it, too.
+    fn pages_ahead(&self, cache: &PageCache, snapshot: &Snapshot, pages: &PageSet) -> (PageSet, bool) {
+        let room = cache.room_ahead();
+        let (mut ahead, spreads) = match (&self.ahead, pages.first()) {
+            (Ahead::Nothing, _) | (Ahead::Leap, None) => return (PageSet::new(), false),
+            (Ahead::App(app), _) => (app.next(pages, snapshot), false),
+            (Ahead::Leap, Some(page)) => {
+                let under_way = is_under_way(cache, snapshot, page);
                 let mut leap = cache.leap.lock();
                 cache.tell(&mut leap);
-                match pages.first() {
-                    Some(page) => leap.fault(page, cache.room_ahead(), snapshot.pages()),
-                    None => PageSet::new(),
-                }
+                let window = stream_pages(cache, snapshot);
+                let ahead = leap.fault(page, under_way, window, snapshot.pages());
+                // The read that faulted was counted already.
+                let reads = cache.reads().0.saturating_sub(1);
+                let spreads = cache.spread.lock().miss(reads, leap.trend().is_some());
+                (ahead, spreads)
             }
         };
         ahead.clip(snapshot.pages());
-        bounded(ahead, cache.room_ahead())
+        (bounded(ahead, room), spreads)
     }
 
-    /// Fetches what is missing of `asked` and waits for it; fetches what is missing of `ahead`. What was
-    /// moved meanwhile is fetched from where it is now.
+    /// Fetches what is missing of `asked` and waits for it. What was moved meanwhile is fetched from
+    /// where it is now.
     async fn bring(
         &self,
         volume: &Volume,
         snapshot: &Snapshot,
         asked: &PageSet,
-        ahead: &PageSet,
         coming: Coming,
     ) -> Result<(), FetchError> {
-        match self.bring_now(volume, snapshot, asked, ahead, coming).await {
+        let now = async {
+            if volume.missing(snapshot, asked)?.is_empty() {
+                return Ok(());
+            }
+            self.load_chunks(volume, snapshot, asked, &PageSet::new()).await?;
+            self.bring_now(volume, snapshot, asked, coming, |_| Frames::new()).await
+        };
+        match now.await {
             Ok(()) => Ok(()),
             Err(error) => {
                 let moved = replan::elsewhere(&*self.remote, volume, snapshot, asked, error).await?;
-                self.bring_now(volume, &moved, asked, &PageSet::new(), coming).await
+                self.bring_now(volume, &moved, asked, coming, |_| Frames::new()).await
             }
         }
     }
 
+    /// Fetches what is missing of `asked` and waits for it, and the frames that `ahead` names when it is
+    /// told those of the pages asked for. The page table says where all of them are.
     async fn bring_now(
         &self,
         volume: &Volume,
         snapshot: &Snapshot,
         asked: &PageSet,
-        ahead: &PageSet,
         coming: Coming,
+        ahead: impl FnOnce(&Frames) -> Frames,
     ) -> Result<(), FetchError> {
         let cache = volume.page_cache();
-        if volume.missing(snapshot, asked)?.is_empty() {
-            return Ok(());
-        }
-        self.load_chunks(volume, snapshot, asked, ahead).await?;
         let asked = Arc::new(volume.missing(snapshot, asked)?);
         let wanted = frames_of(snapshot, &asked);
-        let mut frames = frames_of(snapshot, &volume.missing(snapshot, ahead)?);
+        let mut frames = ahead(&wanted);
         frames.extend(wanted.iter().map(|(place, frame)| (place.clone(), frame.clone())));
-        let (mut waiting, mut later) = (Vec::new(), Vec::new());
-        // Dropped after the lock: one that everybody else left meanwhile takes itself out of the table.
-        let mut under_way: Vec<Flight> = Vec::new();
-        {
-            let mut flights = cache.flights.lock();
-            frames.retain(|place, _| match flights.find(place) {
-                None => true,
-                Some(flight) => {
-                    if wanted.contains_key(place) && flight.is_new_among(&waiting) {
-                        cache.counters.shared.fetch_add(1, Relaxed);
-                        waiting.push(flight.clone());
-                    }
-                    under_way.push(flight);
-                    false
-                }
-            });
-            for range in ranges(frames) {
-                let is_asked = range.frames.iter().any(|frame| wanted.contains_key(&plan::place(frame)));
-                let flight = flights.start(
-                    self.remote.clone(),
-                    cache.clone(),
-                    self.permits.clone(),
-                    self.hedge.clone().filter(|_| is_asked),
-                    range,
-                    asked.clone(),
-                    coming,
-                );
-                if is_asked { waiting.push(flight) } else { later.push(flight) }
-            }
-        }
-        drop(under_way);
+        let (waiting, mut later) = self.launch(cache, frames, &wanted, &asked, coming);
         #[cfg(feature = "native")]
         if let Some(runtime) = &self.background {
             for flight in later.drain(..) {
@@ -349,12 +392,128 @@ impl Fetcher {
         }
         let (landed, _) = futures::join!(
             futures::future::join_all(waiting.into_iter().map(Flight::land)),
-            futures::future::join_all(later.into_iter().map(Flight::land)),
+            futures::future::join_all(later.drain(..).map(Flight::land)),
         );
         for landed in landed {
             landed.check(&wanted)?;
         }
         Ok(())
+    }
+
+    /// Starts the requests for `frames` that are not under way. Answers those that bring one of `wanted`,
+    /// under way or not, and the others that were started.
+    fn launch(
+        &self,
+        cache: &Arc<PageCache>,
+        mut frames: Frames,
+        wanted: &Frames,
+        asked: &Arc<PageSet>,
+        coming: Coming,
+    ) -> (Vec<Flight>, Vec<Flight>) {
+        let (mut waiting, mut later) = (Vec::new(), Vec::new());
+        // Dropped after the lock: one that everybody else left meanwhile takes itself out of the table.
+        let mut under_way: Vec<Flight> = Vec::new();
+        let mut flights = cache.flights.lock();
+        frames.retain(|place, _| match flights.find(place) {
+            None => true,
+            Some(flight) => {
+                if wanted.contains_key(place) && flight.is_new_among(&waiting) {
+                    cache.counters.shared.fetch_add(1, Relaxed);
+                    waiting.push(flight.clone());
+                }
+                under_way.push(flight);
+                false
+            }
+        });
+        for range in ranges(frames, |place| wanted.contains_key(place)) {
+            let is_asked = range.frames.iter().any(|frame| wanted.contains_key(&plan::place(frame)));
+            let flight = flights.start(
+                self.remote.clone(),
+                cache.clone(),
+                self.permits.clone(),
+                self.hedge.clone().filter(|_| is_asked),
+                range,
+                asked.clone(),
+                coming,
+                is_asked,
+            );
+            if is_asked { waiting.push(flight) } else { later.push(flight) }
+        }
+        drop(flights);
+        waiting.iter().for_each(Flight::urge);
+        drop(under_way);
+        (waiting, later)
+    }
+}
+
+/// Whether the frame of `page` is being fetched.
+fn is_under_way(cache: &PageCache, snapshot: &Snapshot, page: PageIdx) -> bool {
+    let Location::Frame(frame, _) = snapshot.location(page) else { return false };
+    let flight = cache.flights.lock().find(&plan::place(frame));
+    // Dropped here, outside of the lock.
+    flight.is_some()
+}
+
+/// What is not here of `ahead`, of which the prefetcher hears.
+fn lacking(cache: &PageCache, snapshot: &Snapshot, ahead: &PageSet) -> PageSet {
+    let missing = cache.missing(snapshot, ahead);
+    let here = ahead.len().saturating_sub(missing.len());
+    cache.leap.lock().were_here(u32::try_from(here).unwrap_or(u32::MAX));
+    missing
+}
+
+/// How many pages along a trend are fetched at once.
+fn stream_pages(cache: &PageCache, snapshot: &Snapshot) -> u32 {
+    let most = STREAM_BYTES_MAX / snapshot.page_size().bytes();
+    cache.room_ahead().min(u32::try_from(most).unwrap_or(u32::MAX))
+}
+
+/// The frames around those of a fault that [`crate::prefetch::spread`] asks for.
+fn spread(cache: &PageCache, snapshot: &Snapshot, wanted: &Frames) -> Frames {
+    let Some((at, _)) = wanted.first_key_value() else { return Frames::new() };
+    let all = PageSet::from_ranges([1..=snapshot.pages()]);
+    let mut away = frames_of(snapshot, &cache.missing(snapshot, &all));
+    let mut under_way: Vec<Flight> = Vec::new();
+    {
+        let flights = cache.flights.lock();
+        away.retain(|place, _| match flights.find(place) {
+            Some(flight) => {
+                under_way.push(flight);
+                false
+            }
+            None => !wanted.contains_key(place),
+        });
+    }
+    drop(under_way);
+    let left = cost(away.values(), snapshot.page_size());
+    let standing = Standing { left, room: cache.room_bytes(), used: cache.reads().1 };
+    let step = cache.spread.lock().step(standing);
+    around(&away, at, step, snapshot.page_size())
+}
+
+/// Goes on along a trend until it ends, another fault has a stream of its own, or nobody has the cache.
+#[cfg(feature = "native")]
+async fn stream(
+    fetcher: Fetcher,
+    cache: std::sync::Weak<PageCache>,
+    snapshot: Snapshot,
+    mut marker: futures::channel::oneshot::Receiver<()>,
+) {
+    let nothing = Arc::new(PageSet::new());
+    while marker.await.is_ok() {
+        let Some(cache) = cache.upgrade() else { return };
+        let ahead = {
+            let mut leap = cache.leap.lock();
+            cache.tell(&mut leap);
+            leap.onward(stream_pages(&cache, &snapshot), snapshot.pages())
+        };
+        let frames = frames_of(&snapshot, &lacking(&cache, &snapshot, &ahead));
+        let Some(after) = cache.leap.lock().onward_after() else { return };
+        marker = cache.after_first_reads(after);
+        let (_, flights) = fetcher.launch(&cache, frames, &Frames::new(), &nothing, Coming::Ahead);
+        for flight in flights {
+            tokio::spawn(async move { drop(flight.land().await) });
+        }
     }
 }
 

@@ -407,33 +407,6 @@ fn has_lapsed(pin: &Pin, row: &Listed, store_ms: i64, now_ms: i64) -> bool {
             || pin.until_ms.saturating_add(SKEW_MS) < now_ms)
 }
 
-/// The tombstones that go, and the bottom below which they all are.
-fn freed(inventory: &Inventory, floor: Floor, burial: Burial) -> (Vec<Of>, Floor) {
-    let ripe = inventory.store_ms.saturating_sub(burial.ms);
-    let mut bottom = inventory.bottom();
-    let mut freed = Vec::new();
-    // From the oldest on, as far as all of them are ripe.
-    for (lsn, written_ms) in inventory.buried_commits.iter().rev() {
-        if lsn.0.saturating_add(burial.commits) > floor.lsn.0 || *written_ms > ripe {
-            break;
-        }
-        bottom.lsn = bottom.lsn.max(*lsn);
-        freed.push(Of::Commit(*lsn));
-    }
-    for (seq, written_ms) in inventory.buried_checkpoints.iter().rev() {
-        if seq.0.saturating_add(burial.checkpoints) > floor.seq.0 || *written_ms > ripe {
-            break;
-        }
-        // What a late checkpointer could pass for, where it began at one that is kept.
-        let before = Seq(seq.0.saturating_sub(1));
-        if before != Seq::ZERO && !inventory.checkpoints.contains_key(&before) {
-            bottom.seq = bottom.seq.max(*seq);
-            freed.push(Of::Checkpoint(*seq));
-        }
-    }
-    (freed, bottom)
-}
-
 async fn sweep_plan(
     remote: &dyn Remote,
     volume: VolumeId,
@@ -533,7 +506,7 @@ async fn sweep_plan(
     for (published, row) in &inventory.floors {
         decide(row, (*published < floor).then_some(Why::Floor), How::Delete);
     }
-    let (freed, bottom) = freed(&inventory, floor, burial);
+    let (freed, bottom) = bottom::freed(&inventory, floor, burial);
     for of in &freed {
         let (key, bytes) = (of.key(volume), TOMBSTONE_BYTES as u64);
         plan.doomed.push(Doomed { key, bytes, why: Why::Tombstone, how: How::Delete });

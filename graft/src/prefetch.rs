@@ -10,11 +10,15 @@
 //! Two things differ from the paper. Round trips to object storage cost thousands of pages' copying,
 //! so the window grows by four times what was read and up to megabytes instead of to eight pages. And
 //! where no single difference has the majority but short steps forward do, as when two b-trees grew
-//! side by side in one file, it reads the range ahead.
+//! side by side in one file, it reads the range ahead. And it does not wait until its window is used
+//! up: when half of what it asked for was read, the next part is due ([`Leap::onward`]), so that a scan
+//! runs as fast as bytes come and not one round trip for each window.
 //!
-//! [`Prefetch`] is the hook for whoever knows better: a page set, a range, or an app's own function.
+//! Reads without a trend are [`spread`]'s. [`Prefetch`] is the hook for whoever knows better: a page set, a range, or an app's own function.
 //!
 //! Invariants: no I/O, no clock, no allocation that grows; no input makes it panic.
+
+pub mod spread;
 
 use std::fmt;
 
@@ -80,29 +84,44 @@ pub struct Leap {
     /// Accesses since the last prefetch that the caches answered.
     hits: u32,
     window: u32,
+    /// What was asked for along the trend, until the trend ends: from behind a page to another.
+    frontier: Option<(Trend, i64, i64)>,
+    /// Pages asked for along the trend and not read yet.
+    waiting: u32,
 }
 
 impl Default for Leap {
     fn default() -> Leap {
-        Leap { deltas: [0; HISTORY], next: 0, len: 0, last: None, hits: 0, window: 0 }
+        Leap {
+            deltas: [0; HISTORY],
+            next: 0,
+            len: 0,
+            last: None,
+            hits: 0,
+            window: 0,
+            frontier: None,
+            waiting: 0,
+        }
     }
 }
 
 impl Leap {
     /// A page that was brought unasked was read for the first time.
     pub fn hit(&mut self, page: PageIdx) {
-        self.hits = self.hits.saturating_add(1);
+        self.hits(1);
         self.access(page);
     }
 
     /// So many more were, long enough ago that which ones does not matter.
     pub fn hits(&mut self, count: u32) {
         self.hits = self.hits.saturating_add(count);
+        self.waiting = self.waiting.saturating_sub(count);
     }
 
     /// A read faulted. Answers which pages to fetch with it, at most `window_max`, none past page
-    /// `pages`.
-    pub fn fault(&mut self, page: PageIdx, window_max: u32, pages: u32) -> PageSet {
+    /// `pages`. Where the page was asked for along the trend and is still `under_way`, they lie behind all
+    /// that was.
+    pub fn fault(&mut self, page: PageIdx, under_way: bool, window_max: u32, pages: u32) -> PageSet {
         self.access(page);
         let trend = self.trend();
         let hits = std::mem::take(&mut self.hits);
@@ -113,10 +132,43 @@ impl Leap {
             Some(_) => hits.saturating_mul(4).max(half).max(WINDOW_MIN),
         };
         self.window = grown.min(window_max);
-        match trend {
-            None => PageSet::new(),
-            Some(trend) => self.ahead(page, trend, pages),
+        let Some(trend) = trend else {
+            (self.frontier, self.waiting) = (None, 0);
+            return PageSet::new();
+        };
+        let from = i64::from(page.get());
+        let between = |first: i64, last: i64| (first.min(last)..=first.max(last)).contains(&from);
+        let on = self.frontier.filter(|(then, first, last)| *then == trend && between(*first, *last));
+        match on.filter(|_| under_way) {
+            Some((_, first, last)) => self.ahead(first, last, trend, pages),
+            None => {
+                self.waiting = 0;
+                self.ahead(from, from, trend, pages)
+            }
         }
+    }
+
+    /// Half of what was asked for along a trend was read ([`Leap::onward_after`] said when): what to
+    /// fetch behind it, at most `window_max` pages. Nothing where the trend ended or has reached an end.
+    pub fn onward(&mut self, window_max: u32, pages: u32) -> PageSet {
+        let Some((trend, first, last)) = self.frontier.filter(|(then, ..)| self.trend() == Some(*then))
+        else {
+            self.frontier = None;
+            return PageSet::new();
+        };
+        let hits = std::mem::take(&mut self.hits);
+        self.window = self.window.max(hits).saturating_mul(4).clamp(1, window_max.max(1));
+        self.ahead(first, last, trend, pages)
+    }
+
+    /// Of what was asked for along the trend, so many pages were here before.
+    pub fn were_here(&mut self, count: u32) {
+        self.waiting = self.waiting.saturating_sub(count);
+    }
+
+    /// After how many more first reads the next part along the trend is due; `None` without a trend.
+    pub fn onward_after(&self) -> Option<u32> {
+        self.frontier.map(|_| (self.waiting - self.waiting.min(self.window / 2)).max(1))
     }
 
     fn access(&mut self, page: PageIdx) {
@@ -173,20 +225,24 @@ impl Leap {
         (votes * 2 > count.min(self.len)).then_some(candidate)
     }
 
-    fn ahead(&self, page: PageIdx, trend: Trend, pages: u32) -> PageSet {
-        let from = page.get();
+    /// The window behind page `from`, which may be beyond either end; `first` is where the run began.
+    fn ahead(&mut self, first: i64, from: i64, trend: Trend, pages: u32) -> PageSet {
         let mut set = PageSet::new();
-        match trend {
+        let window = i64::from(self.window);
+        let clip = |at: i64| u32::try_from(at.clamp(0, i64::from(pages))).unwrap_or(pages);
+        let end = match trend {
             Trend::Forward | Trend::Stride(1) => {
-                if let Some(first) = from.checked_add(1) {
-                    set.insert_range(first, from.saturating_add(self.window).min(pages));
+                if from < i64::from(pages) {
+                    set.insert_range(clip(from) + 1, clip(from + window));
                 }
+                from + window
             }
             Trend::Stride(-1) => {
-                set.insert_range(from.saturating_sub(self.window), (from - 1).min(pages));
+                set.insert_range(clip((from - window).max(1)), clip(from - 1));
+                from - window
             }
             Trend::Stride(delta) => {
-                let mut at = i64::from(from);
+                let mut at = from;
                 for _ in 0..self.window {
                     at += delta;
                     match u32::try_from(at).ok().filter(|at| *at <= pages).and_then(PageIdx::new) {
@@ -194,8 +250,11 @@ impl Leap {
                         None => break,
                     };
                 }
+                at
             }
-        }
+        };
+        self.waiting = self.waiting.saturating_add(u32::try_from(set.len()).unwrap_or(u32::MAX));
+        self.frontier = (!set.is_empty()).then_some((trend, first, end));
         set
     }
 }

@@ -1,8 +1,9 @@
 //! Publication: turns a prepared commit into one durable log entry, or learns that it lost.
 //!
 //! A small commit is one request: the log entry, only if absent, with its frames inside. A large one
-//! writes its segments first, under names that carry the commit's id and are never reused. Only the
-//! log entry can lose a race, and a loser leaves nothing but unreferenced segments.
+//! writes its segments first, under names that carry the commit's id and are never reused, one after
+//! another, so that no more than one is in memory ([`segment`]). Only the log entry can lose a race, and
+//! a loser leaves nothing but unreferenced segments.
 //!
 //! *Did it happen?* A commit happened iff the log holds it under its LSN; nothing else decides. A
 //! time-out or an error proves nothing, so the log is read back: our own id there means won, another
@@ -15,6 +16,8 @@
 
 use bytes::Bytes;
 
+use self::segment::Noted;
+pub use self::segment::{SegmentSource, Upload};
 use crate::format::Damaged;
 use crate::format::commit::{FrameEntry, HEAD_BYTES_MAX, Head};
 use crate::format::frame::{self, FRAME_PAGES_MAX, PageHash};
@@ -23,6 +26,9 @@ use crate::ids::{ChainHash, CommitId, Lsn, PageIdx, VolumeId, key};
 use crate::page_set::PageSet;
 use crate::pull::{Entry, PullError, read_entry};
 use crate::remote::{Remote, RemoteError};
+use crate::store::StoreError;
+
+pub mod segment;
 
 /// Frames up to this many bytes in all ride inside the commit; more go to segments.
 pub const INLINE_BYTES_MAX: usize = 256 << 10;
@@ -33,15 +39,15 @@ pub const PAYLOAD_BYTES_MAX: usize = 64 << 20;
 /// A segment is closed once it has this many bytes.
 const SEGMENT_BYTES: usize = 16 << 20;
 
-/// A commit ready to be stored: the exact bytes of all its objects.
+/// A commit ready to be stored: the exact bytes of all its objects, or where they are.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prepared {
     /// Its head, as others will read it.
     pub head: Head,
     /// The log entry's bytes.
     pub body: Bytes,
-    /// Its segments: key and bytes.
-    pub segments: Vec<(String, Bytes)>,
+    /// Its segments.
+    pub segments: Vec<Upload>,
     /// How many local commits of the replica it rolls up.
     pub locals: usize,
     /// When the log's head was last seen: see [`crate::gc::bottom`].
@@ -73,20 +79,26 @@ pub struct Draft {
     pub checkpoint: Lsn,
 }
 
-/// Compresses and hashes pages into a commit. `pages` ascend and lie within `draft.pages`.
+/// Compresses and hashes pages into a commit. `pages` ascend and lie within `draft.pages`. Of its
+/// segments it holds up to 32 MiB; the rest is made again, from the pages, each time it is published.
 ///
 /// # Panics
 ///
 /// As [`Builder::finish`].
 pub fn prepare(draft: Draft, pages: &[(PageIdx, Bytes)]) -> Prepared {
     let mut builder = Builder::new(draft);
-    let mut segments = Vec::new();
+    let mut noted = Noted::default();
     for (page, bytes) in pages {
-        segments.extend(builder.push(*page, bytes.clone()));
+        noted.push(bytes.clone());
+        if let Some(segment) = builder.push(*page, bytes.clone()) {
+            noted.end_segment(segment);
+        }
     }
     let (last, mut prepared) = builder.finish();
-    segments.extend(last);
-    prepared.segments = segments;
+    if let Some(last) = last {
+        noted.end_segment(last);
+    }
+    prepared.segments = noted.finish();
     prepared
 }
 
@@ -137,6 +149,11 @@ impl Builder {
             pages: self.frame.len() as u32,
         });
         self.frame.clear();
+        let needed = self.open.len() + frame.len();
+        if needed > INLINE_BYTES_MAX && self.open.capacity() < SEGMENT_BYTES {
+            // Once for the whole segment: growing as it goes would hold it twice.
+            self.open.reserve_exact((SEGMENT_BYTES + SEGMENT_BYTES / 16).max(needed) - self.open.len());
+        }
         self.open.extend_from_slice(&frame);
         if self.open.len() >= SEGMENT_BYTES { Some(self.end_segment()) } else { None }
     }
@@ -232,6 +249,14 @@ pub enum PublishError {
         /// What the store said.
         source: RemoteError,
     },
+    /// The local store did not give a segment that it keeps, so no log entry was tried.
+    #[error("a segment for lsn {lsn} is not to be had from the local store: {source}")]
+    Local {
+        /// The LSN meant.
+        lsn: Lsn,
+        /// What the store said.
+        source: StoreError,
+    },
     /// The log write neither visibly succeeded nor failed: the LSN may be ours, now or later.
     /// Publish the same commit again until the LSN is seen occupied.
     #[error("outcome of writing lsn {lsn} is unknown: {source}")]
@@ -272,8 +297,9 @@ pub async fn publish(remote: &dyn Remote, prepared: &Prepared) -> Result<Publish
 
 async fn send(remote: &dyn Remote, prepared: &Prepared) -> Result<Published, PublishError> {
     let lsn = prepared.head.lsn;
-    for (key, bytes) in &prepared.segments {
-        match remote.create(key, bytes.clone()).await {
+    for segment in &prepared.segments {
+        let bytes = segment.bytes().map_err(|source| PublishError::Local { lsn, source })?;
+        match remote.create(&segment.key, bytes).await {
             // Its key carries our random id: whatever is there, we wrote it.
             Ok(()) | Err(RemoteError::AlreadyExists { .. }) => {}
             Err(source) => return Err(PublishError::Upload { lsn, source }),

@@ -19,7 +19,7 @@ use crate::ids::{ChainHash, Lsn, VolumeId, key};
 use crate::remote::{Remote, RemoteError};
 
 /// Heads read at the same time.
-const CONCURRENT_READS: usize = 16;
+const CONCURRENT_READS: usize = 64;
 /// Rows asked for in one LIST: what stores answer at most.
 const LIST_ROWS: usize = 1000;
 

@@ -17,6 +17,7 @@
 //! | [`object`] | any store of the crate `object_store`; `s3` builds the one for S3 (feature `native`) |
 //! | `http` | the store behind a coordinator (feature `native`) |
 //! | [`counting`], [`faulty`], [`delayed`] | wrappers: exact costs, injected faults, a distance |
+//! | [`layer`] | what a wrapper need not say: all that it does not change |
 //! | [`mod@probe`] | does this store really keep a second creator out? |
 //! | [`conformance`] | the suite that every implementation passes |
 //!
@@ -38,6 +39,7 @@ pub mod directory;
 pub mod faulty;
 #[cfg(feature = "native")]
 pub mod http;
+pub mod layer;
 pub mod memory;
 pub mod object;
 pub mod probe;
@@ -51,6 +53,7 @@ pub use directory::DirectoryRemote;
 pub use faulty::{Fault, Faults, Faulty};
 #[cfg(feature = "native")]
 pub use http::HttpRemote;
+pub use layer::{Answer, Layer};
 pub use memory::MemoryRemote;
 pub use object::ObjectRemote;
 pub use probe::{ProbeError, Probed, probe, probe_once};

@@ -1,7 +1,7 @@
 //! Snapshots: a read view of a volume, and the page table that answers "where is page P" in O(1).
 //!
-//! The table is copy-on-write in chunks of 256 pages ([`table`]): taking a snapshot clones one pointer,
-//! a commit copies the chunks that it touches. Memory follows the chunks that were touched or read, not
+//! The table is copy-on-write in groups of 16 pages ([`table`]): taking a snapshot clones one pointer,
+//! a commit copies the groups that it touches and the way to them. Memory follows the chunks that were touched or read, not
 //! the size of the volume nor the length of its history.
 //!
 //! Invariants: a snapshot never changes; two snapshots with equal [`Snapshot::version`] of one
@@ -19,6 +19,7 @@ use crate::format::chunk::{CHUNK_PAGES, Lineage, Object, ObjectKind, first_page}
 use crate::format::commit::Head;
 use crate::ids::{ChainHash, Lsn, PageIdx, PageSize};
 use crate::page_set::PageSet;
+use crate::volume::LocalCommit;
 
 pub mod table;
 
@@ -195,6 +196,27 @@ impl Snapshot {
             view.table.set(idx, Entry::Local(page.clone()));
         }
         view.pages = pages;
+        Snapshot(Arc::new(view))
+    }
+
+    /// The snapshot after several local commits, oldest first. Each chunk of the table is copied once,
+    /// however many of them touch it.
+    pub(crate) fn with_locals<'a>(
+        &self,
+        locals: impl IntoIterator<Item = &'a LocalCommit>,
+        version: u64,
+    ) -> Snapshot {
+        let mut view = (*self.0).clone();
+        view.version = version;
+        for local in locals {
+            if local.pages_after < view.pages {
+                view.table.truncate(local.pages_after);
+            }
+            for (idx, page) in local.changes.iter() {
+                view.table.set(*idx, Entry::Local(page.clone()));
+            }
+            view.pages = local.pages_after;
+        }
         Snapshot(Arc::new(view))
     }
 

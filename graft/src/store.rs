@@ -12,10 +12,13 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`memory`] | maps, for tests and for replicas that need not outlive their process |
-//! | `fjall` | a log-structured store on disk, and the directory's lock (feature `native`) |
+//! | `fjall` | the store in a directory: a journal, and a log-structured table below (feature `native`) |
+//! | `directory` | that directory: its lock and its format (feature `native`) |
+//! | `journaled` | how journal, memory and table make one store |
+//! | `journal` | batches in a file that is overwritten in place |
 //! | [`pages`] | cached pages in one file for each volume, beside the keys |
 //! | `disk_file` | a file on disk (feature `native`) |
-//! | [`conformance`] | the suite that both pass |
+//! | [`conformance`] | the suite that all pass |
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,9 +29,15 @@ use bytes::Bytes;
 #[doc(hidden)]
 pub mod conformance;
 #[cfg(feature = "native")]
+mod directory;
+#[cfg(feature = "native")]
 pub mod disk_file;
 #[cfg(feature = "native")]
 pub mod fjall;
+#[cfg(feature = "native")]
+mod journal;
+#[cfg(feature = "native")]
+mod journaled;
 pub mod memory;
 pub mod pages;
 
@@ -40,15 +49,13 @@ pub use memory::MemoryStore;
 pub use pages::ByteFile;
 
 /// The longest key, in bytes. The shortest is 1.
-pub const KEY_BYTES_MAX: usize = 65_535;
+pub const KEY_BYTES_MAX: usize = 65_534;
 
-/// A key space. Each is a tree of its own, so that cached pages can be dropped alone.
+/// A key space: equal keys in two of them are two keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Space {
-    /// Small records: volume state, pending pushes, schema of this store.
+    /// Small records: volume state, pending pushes.
     State,
-    /// Cached durable pages. May be lost: they can be fetched again.
-    Pages,
     /// Local commits that the remote does not have yet.
     Local,
     /// What the layer above keeps: its timeline.
@@ -57,16 +64,27 @@ pub enum Space {
 
 impl Space {
     /// Every space, in the order of their declaration.
-    pub const ALL: [Space; 4] = [Space::State, Space::Pages, Space::Local, Space::Timeline];
+    pub const ALL: [Space; 3] = [Space::State, Space::Local, Space::Timeline];
 
-    /// Its name on disk.
-    pub fn name(self) -> &'static str {
+    /// Its place in [`Space::ALL`].
+    #[cfg(feature = "native")]
+    fn index(self) -> usize {
         match self {
-            Space::State => "state",
-            Space::Pages => "pages",
-            Space::Local => "local",
-            Space::Timeline => "timeline",
+            Space::State => 0,
+            Space::Local => 1,
+            Space::Timeline => 2,
         }
+    }
+
+    /// Its byte on disk: from 1, as declared.
+    #[cfg(feature = "native")]
+    fn tag(self) -> u8 {
+        self.index() as u8 + 1
+    }
+
+    #[cfg(feature = "native")]
+    fn of_tag(tag: u8) -> Option<Space> {
+        Space::ALL.into_iter().find(|space| space.tag() == tag)
     }
 }
 
@@ -99,7 +117,8 @@ impl Batch {
     }
 }
 
-/// Why the local store failed. After any of these, what was durable before still is.
+/// Why the local store failed. After any of these but [`StoreError::Damaged`], what was durable before
+/// still is.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
@@ -124,19 +143,48 @@ pub enum StoreError {
         known: String,
     },
     /// A key of a batch is empty or longer than [`KEY_BYTES_MAX`]. Nothing was written.
-    #[error("local store `{dir}` cannot hold a key of {bytes} bytes: keys have 1 to 65535")]
+    #[error("local store `{dir}` cannot hold a key of {bytes} bytes: keys have 1 to 65534")]
     Key {
         /// The directory.
         dir: String,
         /// The key's length.
         bytes: usize,
     },
-    /// The disk or the store's files failed.
+    /// The disk or the store's files failed. Nothing of a batch that got this answer is there, now or
+    /// after the next opening.
     #[error("local store `{dir}` failed: {message}")]
     Failed {
         /// The directory.
         dir: String,
         /// What went wrong.
+        message: String,
+    },
+    /// Writing a batch failed, and so did taking it back: it may be there after the next opening, whole.
+    #[error(
+        "local store `{dir}` failed: {message}; whether the last batch is kept shows when the directory is opened again"
+    )]
+    Unknown {
+        /// The directory.
+        dir: String,
+        /// What went wrong.
+        message: String,
+    },
+    /// An earlier write did not reach the disk, so no more are taken. Reading goes on.
+    #[error(
+        "local store `{dir}` takes no more writes, because an earlier one did not reach the disk; look at the disk, then open the directory again"
+    )]
+    Stopped {
+        /// The directory.
+        dir: String,
+    },
+    /// What was on disk is not there any more, or makes no sense. Nothing was changed.
+    #[error(
+        "local store `{dir}` is damaged: {message}; what was pushed can be fetched into an empty directory, and local commits come back from a copy of this one alone"
+    )]
+    Damaged {
+        /// The directory.
+        dir: String,
+        /// What is wrong.
         message: String,
     },
 }
@@ -157,6 +205,12 @@ pub trait ReplicaStore: Send + Sync + fmt::Debug {
     /// there. `None` where this store keeps no files; then no pages are cached in it. `name` is of
     /// `a-z 0-9 -`.
     fn file(&self, name: &str) -> Result<Option<Arc<dyn ByteFile>>, StoreError> {
+        let _ = name;
+        Ok(None)
+    }
+
+    /// The same where it is there, `None` where it is not: to read from.
+    fn existing_file(&self, name: &str) -> Result<Option<Arc<dyn ByteFile>>, StoreError> {
         let _ = name;
         Ok(None)
     }

@@ -14,7 +14,13 @@
 //! A read that misses answers [`ReadError::Fault`] with the pages to fetch; it does no I/O on the
 //! remote itself. [`crate::fetch`] does.
 //!
-//! Invariants: the tip is the base plus every local commit in order; only durable pages are cached,
+//! Three locks, taken in this order: *sealing* (one push is prepared or settled at a time), *writer*
+//! (one change of base, local commits and pending push at a time) and *state*. State is locked to read it
+//! or to put a change in place that is made and stored already. So a reader waits for no disk and no
+//! compressor, and a local commit waits for other changes' writes, not for the compression of a push.
+//!
+//! Invariants: nothing changes state but who holds the writer's lock; no I/O under the lock on state,
+//! nor compression under the writer's; the tip is the base plus every local commit in order; only durable pages are cached,
 //! under the LSN that wrote them; a pending push is forgotten only when the log shows how it ended;
 //! confirming a push does not change the tip's content nor its version.
 
@@ -32,7 +38,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use self::cache::PageCache;
-pub use self::stack::ReplaceError;
+use self::persist::Kept;
+pub use self::stack::{Placed, ReplaceError};
 use crate::catalog::{self, CatalogError};
 use crate::checkpoint::Policy;
 use crate::format::chunk::Lineage;
@@ -47,6 +54,9 @@ use crate::remote::Remote;
 use crate::snapshot::{Location, Snapshot, graft};
 use crate::store::{Batch, Durability, SharedStore, StoreError};
 use crate::time::{self, At, AtError};
+
+/// Pages of a confirmed push that go into the cache at once.
+const CACHED_AT_ONCE: usize = 256;
 
 /// How a replica keeps its state.
 #[derive(Debug, Clone)]
@@ -68,17 +78,17 @@ impl Default for Options {
     }
 }
 
-/// A local commit: one atomic change on top of the replica's tip.
+/// A local commit: one atomic change on top of the replica's tip. A clone shares pages and payload.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LocalCommit {
-    /// Its number in this replica, ascending.
+    /// Its number in this replica: its place in the order.
     pub number: u64,
     /// The page count before it.
     pub pages_before: u32,
     /// The page count after it.
     pub pages_after: u32,
     /// The pages it wrote, none beyond `pages_after`.
-    pub changes: BTreeMap<PageIdx, Bytes>,
+    pub changes: Arc<BTreeMap<PageIdx, Bytes>>,
     /// What the layer above stored with it.
     pub payload: Bytes,
 }
@@ -216,7 +226,7 @@ struct State {
     tip: Snapshot,
     /// The base's [`Snapshot::log_bytes`] when the newest checkpoint known was made.
     checkpointed_bytes: u64,
-    locals: Vec<LocalCommit>,
+    locals: Vec<Arc<LocalCommit>>,
     pending: Option<Arc<Prepared>>,
     /// The last version given to a snapshot, and the last number to a local commit.
     versions: u64,
@@ -228,15 +238,12 @@ impl State {
         self.versions += 1;
         self.versions
     }
+}
 
-    /// The tip from the base and the local commits, under `version`.
-    fn stack(&self, version: u64) -> Snapshot {
-        let mut tip = self.base.clone();
-        for local in &self.locals {
-            tip = tip.with_local(local.changes.iter().map(|(i, p)| (*i, p)), local.pages_after, version);
-        }
-        tip
-    }
+/// The tip from a base and the local commits on it, under `version`. Copies no more of the page table than
+/// all of them touch.
+fn stack(base: &Snapshot, locals: &[Arc<LocalCommit>], version: u64) -> Snapshot {
+    base.with_locals(locals.iter().map(|local| &**local), version)
 }
 
 /// A replica of one volume. Shared by every connection to it in this process.
@@ -246,6 +253,10 @@ pub struct Volume {
     options: Options,
     /// A view of the past: it neither commits nor moves.
     fixed: bool,
+    /// What a push leaves in the store; held while one is prepared or settled.
+    sealing: Mutex<Kept>,
+    /// Held while base, local commits or pending push are changed.
+    writer: Mutex<()>,
     state: Mutex<State>,
     /// Shared with the volumes [`aside`](Volume::aside) of this one.
     cache: Arc<PageCache>,
@@ -315,6 +326,7 @@ impl Volume {
     pub fn load(id: VolumeId, page_size: PageSize, options: Options) -> Result<Opened, OpenError> {
         let volume = Volume::new(id, page_size, options)?;
         let (start, heads) = volume.restore()?;
+        volume.cache.inherit(volume.options.store.as_ref(), &start.volumes);
         Ok(Opened { volume, start, heads })
     }
 
@@ -335,6 +347,8 @@ impl Volume {
             page_size,
             options,
             fixed: false,
+            sealing: Mutex::default(),
+            writer: Mutex::default(),
             state: Mutex::new(state),
             cache,
             confirmed: Confirmed::default(),
@@ -385,7 +399,14 @@ impl Volume {
 
     /// The local commits that the remote does not have, oldest first.
     pub fn locals(&self) -> Vec<LocalCommit> {
-        self.state.lock().locals.clone()
+        let locals = self.state.lock().locals.clone();
+        locals.iter().map(|local| LocalCommit::clone(local)).collect()
+    }
+
+    /// The newest local commit that the remote does not have.
+    pub fn last_local(&self) -> Option<LocalCommit> {
+        let last = self.state.lock().locals.last().cloned();
+        last.map(Arc::unwrap_or_clone)
     }
 
     /// Reads page `page` as of `snapshot`. A page that no commit has written reads as zeroes.
@@ -410,21 +431,7 @@ impl Volume {
 
     /// The pages of `pages` that a read of `snapshot` would fault on. No I/O.
     pub fn missing(&self, snapshot: &Snapshot, pages: &PageSet) -> Result<PageSet, StoreError> {
-        let mut missing = PageSet::new();
-        for page in pages.iter() {
-            match snapshot.location(page) {
-                Location::Zero | Location::Local(_) => {}
-                Location::Frame(_, slot) => {
-                    if !self.cache.contains((page, slot.lsn)) {
-                        missing.insert(page);
-                    }
-                }
-                Location::Unknown(_) => {
-                    missing.insert(page);
-                }
-            }
-        }
-        Ok(missing)
+        Ok(self.cache.missing(snapshot, pages))
     }
 
     /// Commits a change on top of the tip, if the tip is still the snapshot it was made on.
@@ -433,7 +440,11 @@ impl Volume {
     }
 
     /// Rolls the first `locals` local commits up into one commit, and records it as pending. `None`
-    /// where there is none to roll up or one is pending already ([`Volume::pending`] answers it).
+    /// where there is none to roll up or one is pending already ([`Volume::pending`] answers it), and
+    /// where those local commits were dropped or replaced meanwhile.
+    ///
+    /// Readers and local commits go on while it compresses. Where local commits are kept in a store,
+    /// segments go there as they are made, so that it takes about 32 MiB of memory, whatever is pushed.
     ///
     /// `payload` is what the commit carries; `id` is fresh and random; `now_ms` is the clock.
     pub fn seal(
@@ -443,31 +454,36 @@ impl Volume {
         id: CommitId,
         now_ms: i64,
     ) -> Result<Option<Arc<Prepared>>, StoreError> {
-        let mut state = self.state.lock();
-        let locals = locals.min(state.locals.len());
-        if locals == 0 || state.pending.is_some() {
+        let mut kept = self.sealing.lock();
+        let (base, locals) = {
+            let state = self.state.lock();
+            if state.pending.is_some() {
+                return Ok(None);
+            }
+            (state.base.clone(), state.locals[..locals.min(state.locals.len())].to_vec())
+        };
+        let Some(last) = locals.last() else { return Ok(None) };
+        let changes = self.roll_up(&base, &locals);
+        let draft = draft_on(&base, self.id, last.pages_after, id, now_ms, payload, locals.len());
+        let mut prepared = match self.local_store() {
+            None => prepare(draft, &changes.into_iter().collect::<Vec<_>>()),
+            Some(_) => self.prepare_stored(&mut kept, draft, changes)?,
+        };
+        let _writer = self.writer.lock();
+        let same = {
+            let state = self.state.lock();
+            state.base.version() == base.version()
+                && state.locals.len() >= locals.len()
+                && state.locals.iter().zip(&locals).all(|(now, then)| now.number == then.number)
+        };
+        if !same {
+            self.remove_pending(&mut kept, None)?;
             return Ok(None);
         }
-        let pages = state.locals[locals - 1].pages_after;
-        let changes = self.roll_up(&state.base, &state.locals[..locals]);
-        let draft = Draft {
-            volume: self.id,
-            lsn: state.base.lsn().next(),
-            id,
-            parent: state.base.hash(),
-            parent_time_ms: state.base.time_ms(),
-            checkpoint: state.base.checkpoint().map_or(Lsn::ZERO, |root| root.lsn),
-            now_ms,
-            pages,
-            payload,
-            locals,
-        };
-        let changes: Vec<(PageIdx, Bytes)> = changes.into_iter().collect();
-        let mut prepared = prepare(draft, &changes);
         prepared.confirmed = self.confirmed.clone();
         let prepared = Arc::new(prepared);
         self.store_pending(&prepared)?;
-        state.pending = Some(prepared.clone());
+        self.state.lock().pending = Some(prepared.clone());
         Ok(Some(prepared))
     }
 
@@ -478,22 +494,11 @@ impl Volume {
         if !state.locals.is_empty() || state.pending.is_some() {
             return None;
         }
-        Some(Draft {
-            volume: self.id,
-            lsn: state.base.lsn().next(),
-            id,
-            parent: state.base.hash(),
-            parent_time_ms: state.base.time_ms(),
-            checkpoint: state.base.checkpoint().map_or(Lsn::ZERO, |root| root.lsn),
-            now_ms,
-            pages,
-            payload: Bytes::new(),
-            locals: 0,
-        })
+        Some(draft_on(&state.base, self.id, pages, id, now_ms, Bytes::new(), 0))
     }
 
     /// What `locals` on top of `base` change in all.
-    fn roll_up(&self, base: &Snapshot, locals: &[LocalCommit]) -> BTreeMap<PageIdx, Bytes> {
+    fn roll_up(&self, base: &Snapshot, locals: &[Arc<LocalCommit>]) -> BTreeMap<PageIdx, Bytes> {
         let mut changes: BTreeMap<PageIdx, Bytes> = BTreeMap::new();
         let (mut low, mut pages) = (base.pages(), base.pages());
         for local in locals {
@@ -516,37 +521,65 @@ impl Volume {
 
     /// The pending push is in the log: moves the base onto it. The tip's content stays as it is.
     pub fn confirm(&self, published: Published) -> Result<(), StoreError> {
-        let mut state = self.state.lock();
-        let Some(prepared) = state.pending.clone().filter(|p| p.head.hash == published.hash) else {
-            return Ok(());
+        let mut kept = self.sealing.lock();
+        let _writer = self.writer.lock();
+        let (prepared, base, locals) = {
+            let state = self.state.lock();
+            let Some(prepared) = state.pending.clone().filter(|p| p.head.hash == published.hash) else {
+                return Ok(());
+            };
+            (prepared, state.base.clone(), state.locals.clone())
         };
-        let changes = self.roll_up(&state.base, &state.locals[..prepared.locals]);
-        self.store_confirmed(&prepared, &state.locals[..prepared.locals])?;
-        self.cache.replaced(&state.base, &prepared.head);
+        let (done, rest) = locals.split_at(prepared.locals);
+        let changes = self.roll_up(&base, done);
+        self.store_confirmed(&mut kept, &prepared, done)?;
+        self.cache.replaced(&base, &prepared.head);
         let lsn = prepared.head.lsn;
-        self.cache.put_own(changes.into_iter().map(|(page, bytes)| ((page, lsn), bytes)).collect());
+        let mut changes = changes.into_iter();
+        loop {
+            // Copies, because a page may be a view of all that its transaction wrote.
+            let own = |(page, bytes): (PageIdx, Bytes)| ((page, lsn), Bytes::copy_from_slice(&bytes));
+            let some: Vec<_> = changes.by_ref().take(CACHED_AT_ONCE).map(own).collect();
+            if some.is_empty() {
+                break;
+            }
+            self.cache.put_own(some);
+        }
+        let (tip_version, base_version) = {
+            let mut state = self.state.lock();
+            let tip = state.tip.version();
+            (tip, if rest.is_empty() { tip } else { state.next_version() })
+        };
+        let base = base.with_commit(&prepared.head, base_version);
+        let tip = stack(&base, rest, tip_version);
+        let mut state = self.state.lock();
         state.pending = None;
         state.locals.drain(..prepared.locals);
-        let tip_version = state.tip.version();
-        let base_version = if state.locals.is_empty() { tip_version } else { state.next_version() };
-        state.base = state.base.with_commit(&prepared.head, base_version);
-        state.tip = state.stack(tip_version);
+        state.base = base;
+        state.tip = tip;
         Ok(())
     }
 
     /// Drops every local commit and the pending push, and answers them; the tip is the base again.
     /// Only for a push that was [`PublishError::Rejected`], or local commits never sealed.
     pub fn reset(&self) -> Result<Vec<LocalCommit>, StoreError> {
+        let mut kept = self.sealing.lock();
+        let _writer = self.writer.lock();
+        let (locals, pending) = {
+            let state = self.state.lock();
+            (state.locals.clone(), state.pending.clone())
+        };
+        self.store_reset(&mut kept, &locals, pending.as_deref())?;
         let mut state = self.state.lock();
-        self.store_reset(&state.locals, state.pending.as_deref())?;
         state.pending = None;
-        let locals = std::mem::take(&mut state.locals);
+        state.locals = Vec::new();
         if !locals.is_empty() {
             let version = state.next_version();
             state.base = state.base.after_reset(version);
             state.tip = state.base.clone();
         }
-        Ok(locals)
+        drop(state);
+        Ok(locals.into_iter().map(Arc::unwrap_or_clone).collect())
     }
 
     /// Reads what others committed since the base: the newest key and one prefix for each commit, or
@@ -573,15 +606,19 @@ impl Volume {
     }
 
     fn move_to(&self, pulled: Pulled) -> Result<PageSet, StoreError> {
-        let mut state = self.state.lock();
-        if !state.locals.is_empty() {
-            return Ok(PageSet::new());
-        }
-        let before = state.base.clone();
-        let moved = state.follow(pulled, self.page_size);
+        let _writer = self.writer.lock();
+        let (before, moved) = {
+            let mut state = self.state.lock();
+            if !state.locals.is_empty() {
+                return Ok(PageSet::new());
+            }
+            (state.base.clone(), state.follow(pulled, self.page_size))
+        };
         self.store_pulled(&before, moved.jump.as_deref(), &moved.heads)?;
+        let mut state = self.state.lock();
         let changed = state.advance(moved, Some(&self.cache));
         state.tip = state.base.clone();
+        self.cache.inherit(self.options.store.as_ref(), state.base.volumes());
         Ok(changed)
     }
 
@@ -590,16 +627,22 @@ impl Volume {
     /// [`Snapshot::log_bytes`] of the state that the checkpoint is of.
     pub(crate) fn adopt(&self, start: &Start, log_bytes: u64) -> Result<(), StoreError> {
         let Some(root) = &start.checkpoint else { return Ok(()) };
-        let mut state = self.state.lock();
-        let known = state.base.checkpoint().filter(|known| known.volume == root.volume);
-        if root.lsn > state.base.lsn() || known.is_some_and(|known| known.seq >= root.seq) {
+        let _writer = self.writer.lock();
+        let (base, locals, tip_version) = {
+            let state = self.state.lock();
+            (state.base.clone(), state.locals.clone(), state.tip.version())
+        };
+        let known = base.checkpoint().filter(|known| known.volume == root.volume);
+        if root.lsn > base.lsn() || known.is_some_and(|known| known.seq >= root.seq) {
             return Ok(());
         }
-        self.store_start(&state.base, start)?;
-        let tip_version = state.tip.version();
-        state.base = state.base.rebased(root, &start.chunks);
+        self.store_start(&base, start)?;
+        let base = base.rebased(root, &start.chunks);
+        let tip = stack(&base, &locals, tip_version);
+        let mut state = self.state.lock();
+        state.base = base;
         state.checkpointed_bytes = log_bytes;
-        state.tip = state.stack(tip_version);
+        state.tip = tip;
         Ok(())
     }
 
@@ -676,12 +719,38 @@ pub async fn push(
 impl Volume {
     /// `lost` lost its LSN: where it is the pending push, that is over, its local commits stay.
     pub fn forget_pending(&self, lost: &Prepared) -> Result<(), StoreError> {
-        let mut state = self.state.lock();
-        if state.pending.as_ref().is_none_or(|pending| pending.head.hash != lost.head.hash) {
+        let mut kept = self.sealing.lock();
+        let _writer = self.writer.lock();
+        let pending = self.state.lock().pending.clone();
+        let Some(pending) = pending.filter(|pending| pending.head.hash == lost.head.hash) else {
             return Ok(());
-        }
-        self.remove_pending(state.pending.as_deref())?;
-        state.pending = None;
+        };
+        self.remove_pending(&mut kept, Some(&pending))?;
+        self.state.lock().pending = None;
         Ok(())
+    }
+}
+
+/// A commit on top of `base`.
+fn draft_on(
+    base: &Snapshot,
+    volume: VolumeId,
+    pages: u32,
+    id: CommitId,
+    now_ms: i64,
+    payload: Bytes,
+    locals: usize,
+) -> Draft {
+    Draft {
+        volume,
+        lsn: base.lsn().next(),
+        id,
+        parent: base.hash(),
+        parent_time_ms: base.time_ms(),
+        checkpoint: base.checkpoint().map_or(Lsn::ZERO, |root| root.lsn),
+        now_ms,
+        pages,
+        payload,
+        locals,
     }
 }

@@ -9,7 +9,7 @@ use graft::checkpoint::Policy;
 use graft::fetch::fetch;
 use graft::publish::PublishError;
 use graft::time::At;
-use graft::volume::{Options, PushError, Pushed, Volume, push};
+use graft::volume::{PushError, Pushed, Volume, push};
 use graft::{CommitId, Lsn, PageIdx, PageSet, VolumeId, VolumeName, catalog, fork, history};
 use sqlsync_layer::payload::Payload;
 use sqlsync_layer::transfer::export::export;
@@ -139,9 +139,17 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "graft_verify",
-        columns: &["lsn", "pages_checked", "problem"],
+        columns: &[
+            "lsn",
+            "commits_checked",
+            "checkpoints_checked",
+            "pages_checked",
+            "orphans",
+            "key",
+            "problem",
+        ],
         arguments: &[],
-        single: true,
+        single: false,
         run: verify,
     },
     Command {
@@ -421,28 +429,28 @@ fn fork_here(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
     ]])
 }
 
-/// Fetches every page of the newest durable state afresh, and checks each against its hash.
+/// Reads what the volume's readable states are made of: one row for each thing that is wrong with an
+/// object, and where nothing is, one row that says so.
 fn verify(open: Option<&Open>, _: &[Option<String>]) -> Rows {
-    const BATCH_PAGES: u32 = 2048;
     let session = &volume(open)?.session;
-    let runtime = runtime()?;
-    let remote = &*session.remote;
-    let opened = runtime.block_on(Volume::open(remote, session.volume.id(), Options::default()));
-    let volume = match opened {
-        Ok(opened) => opened.volume,
-        Err(error) => return Ok(vec![vec![Value::Null, 0u64.into(), error.to_string().into()]]),
+    let report = runtime()?
+        .block_on(graft::verify::verify(&*session.remote, session.volume.id(), &|_| {}))
+        .map_err(text)?;
+    let row = |finding: Option<&graft::verify::Finding>| {
+        vec![
+            report.lsn.into(),
+            report.commits.into(),
+            report.checkpoints.into(),
+            report.pages.into(),
+            (report.orphans.len() as u64).into(),
+            finding.map(|finding| finding.key.clone()).into(),
+            finding.map(|finding| finding.what.clone()).into(),
+        ]
     };
-    let tip = volume.tip();
-    let mut at = 1;
-    while at <= tip.pages() {
-        let last = tip.pages().min(at + (BATCH_PAGES - 1));
-        let wanted: PageSet = (at..=last).filter_map(PageIdx::new).collect();
-        if let Err(error) = runtime.block_on(fetch(remote, &volume, &tip, &wanted)) {
-            return Ok(vec![vec![tip.lsn().into(), (at - 1).into(), error.to_string().into()]]);
-        }
-        at = last + 1;
-    }
-    Ok(vec![vec![tip.lsn().into(), tip.pages().into(), Value::Null]])
+    Ok(match report.findings.as_slice() {
+        [] => vec![row(None)],
+        findings => findings.iter().map(|finding| row(Some(finding))).collect(),
+    })
 }
 
 fn import_file(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {

@@ -1,6 +1,7 @@
 //! Which store and which directory. The URI says it (`file:NAME?vfs=graft&remote=…&data=…`); what it
 //! leaves out `graft.toml` in the working directory says, and what that leaves out the environment
-//! (`GRAFT_REMOTE`, `GRAFT_DATA`).
+//! (`GRAFT_REMOTE`, `GRAFT_DATA`). What cached pages may take in the directory is `disk_bytes` of the URI,
+//! or `GRAFT_DISK_BYTES`.
 
 use std::path::PathBuf;
 
@@ -14,6 +15,8 @@ pub struct Config {
     pub remote: Option<String>,
     /// The replica's directory.
     pub data: Option<PathBuf>,
+    /// Bytes that cached pages may take in it; `None` for the engine's default.
+    pub disk_bytes: Option<u64>,
 }
 
 impl Config {
@@ -32,6 +35,7 @@ impl Config {
         Ok(Config {
             remote: find("remote", "GRAFT_REMOTE"),
             data: find("data", "GRAFT_DATA").map(PathBuf::from),
+            disk_bytes: find("disk_bytes", "GRAFT_DISK_BYTES").map(|text| bytes(&text)).transpose()?,
         })
     }
 
@@ -41,6 +45,12 @@ impl Config {
             format!("no store is given: add remote=URL to the file's URI, or to {FILE}, or set GRAFT_REMOTE")
         })
     }
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    text.trim()
+        .parse()
+        .map_err(|_| format!("disk_bytes or GRAFT_DISK_BYTES is `{text}`: give a number of bytes"))
 }
 
 /// The part of TOML that two settings need: `name = "value"` lines and comments.

@@ -18,7 +18,7 @@ use graft::time::At;
 use graft::volume::{Options, Volume};
 use graft::{LeaseId, Lsn, PageSize, VolumeId, VolumeName};
 use parking_lot::Mutex;
-use sqlsync_layer::vfs::{Control, Database, OpenRequest, PragmaAnswer, Pragmas, Settings};
+use sqlsync_layer::vfs::{Control, Database, OpenRequest, PragmaAnswer, Pragmas, Settings, Warmth, warm};
 use tokio::runtime::Runtime;
 
 use crate::commands;
@@ -150,8 +150,9 @@ fn open_volume(
         Some(dir) => Some(open_store(&mut registry, dir)?),
         None => None,
     };
-    let (volume, offline) =
-        runtime.block_on(replica(&remote, &name, at, create, store)).map_err(|error| error.to_string())?;
+    let (volume, offline) = runtime
+        .block_on(replica(&remote, &name, at, create, store, config.disk_bytes))
+        .map_err(|error| error.to_string())?;
     let volume = Arc::new(volume);
     let read_only = data.is_none();
     let session = Arc::new(Session {
@@ -165,7 +166,12 @@ fn open_volume(
         config,
     });
     let settings = Settings { read_only, pragmas: Some(session.clone()), ..Settings::default() };
-    let database = Database::with(volume, Arc::new(RemoteFetch::new(remote)), settings);
+    let fetch = Arc::new(RemoteFetch::new(remote));
+    if session.offline.is_none() {
+        // Should it fail, the first query fetches the same pages, and reports what is wrong with them.
+        _ = runtime.block_on(warm(fetch.fetcher(), &volume, Warmth::Query));
+    }
+    let database = Database::with(volume, fetch, settings);
     registry.sessions.insert(key, (Arc::downgrade(&database), Arc::downgrade(&session)));
     Ok(database)
 }
@@ -204,6 +210,7 @@ async fn replica(
     at: Option<Lsn>,
     create: Option<PageSize>,
     store: Option<Arc<FjallStore>>,
+    disk_bytes: Option<u64>,
 ) -> Result<(Volume, Option<String>), Box<dyn std::error::Error>> {
     let key = name_key(remote, name);
     let known = store.as_ref().and_then(|store| remembered(store, &key));
@@ -238,7 +245,9 @@ async fn replica(
         )
         .into());
     }
-    let options = Options { store: Some(store.clone() as SharedStore), ..Options::default() };
+    let defaults = Options::default();
+    let disk_bytes = disk_bytes.unwrap_or(defaults.disk_bytes);
+    let options = Options { store: Some(store.clone() as SharedStore), disk_bytes, ..defaults };
     let opened = match &resolved {
         Ok(id) => Volume::open(&**remote, *id, options.clone()).await.map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),

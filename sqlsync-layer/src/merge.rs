@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | reads ∪ writes miss their writes, not writes alone | an append that splits a leaf writes its parent and the new leaf, but not the leaf it split: b-trees out of order |
 //! | the reads are complete: begun cold, nothing aborted | a warm cache hides reads |
+//! | a page that was written with the bytes that it had counts as read | a free page, taken without reading it and filled with what it held before: who writes it too is not noticed |
 //! | page 1 by marks: the allocator changed by one side only | two allocations of one page |
 //! | page 1 by marks: the schema not changed by them | an index that lacks rows |
 //! | pages cut off count as written | a write to a page that is gone |
@@ -22,11 +23,12 @@
 //! Invariants: a verdict depends on its arguments alone; what is not known counts as a conflict.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use graft::format::commit::Head;
 use graft::snapshot::graft;
-use graft::volume::{Change, LocalCommit};
+use graft::volume::LocalCommit;
 use graft::{PageIdx, PageSet};
 
 use crate::payload::{Op, Outcome, Payload};
@@ -103,8 +105,11 @@ pub struct Writes {
 impl Writes {
     /// What a local commit changed.
     pub fn of_local(local: &LocalCommit, validation: Validation) -> Writes {
+        Writes::marked(local, Note::decode(&local.payload).marks, validation)
+    }
+
+    fn marked(local: &LocalCommit, marks: Marks, validation: Validation) -> Writes {
         let set = local.changes.keys().copied().collect();
-        let marks = Note::decode(&local.payload).marks;
         Writes::new(set, marks, (local.pages_before, local.pages_after), validation)
     }
 
@@ -173,7 +178,12 @@ pub struct Footprint {
 impl Footprint {
     /// A local commit's.
     pub fn of_local(local: &LocalCommit, validation: Validation) -> Footprint {
-        let Note { reads, reads_allocator, .. } = Note::decode(&local.payload);
+        Footprint::noted(local, Note::decode(&local.payload), validation)
+    }
+
+    /// The same, where the note that its payload holds was decoded.
+    pub(crate) fn noted(local: &LocalCommit, note: Note, validation: Validation) -> Footprint {
+        let Note { marks, reads, reads_allocator, enclosed: _ } = note;
         let reads = reads.map(|mut reads| {
             if validation.checks(Condition::Clip) {
                 // Beyond the first count it read what itself had written, beyond the last what is gone.
@@ -182,7 +192,7 @@ impl Footprint {
             reads.remove(PageIdx::FIRST);
             reads
         });
-        Footprint { reads, reads_allocator, writes: Writes::of_local(local, validation) }
+        Footprint { reads, reads_allocator, writes: Writes::marked(local, marks, validation) }
     }
 }
 
@@ -259,21 +269,33 @@ pub fn verdict(own: &Footprint, theirs: &Writes, validation: Validation) -> Resu
     meeting(&own.writes.pages).map_or(Ok(()), |both| Err(Conflict::Written(both)))
 }
 
-/// The change that puts a local commit's pages on another state, once [`verdict`] allowed it.
+/// Whether [`transplant`] must know page 1 of the state that a local commit is put on.
+pub fn needs_first(local: &LocalCommit, validation: Validation) -> bool {
+    validation.sqlite && local.changes.contains_key(&PageIdx::FIRST)
+}
+
+/// A local commit on another state, once [`verdict`] allowed it.
 ///
-/// `pages` is that state's page count, `first` its page 1 as stored (empty where it has none). The reads
-/// that were recorded stay valid and go along.
-pub fn transplant(local: &LocalCommit, pages: u32, first: &[u8], validation: Validation) -> Change {
-    let pages = if local.pages_before == local.pages_after { pages } else { local.pages_after };
-    let mut changes: BTreeMap<PageIdx, Bytes> = local.changes.clone();
-    changes.retain(|page, _| page.get() <= pages);
-    if validation.sqlite
-        && let Some(own) = changes.get_mut(&PageIdx::FIRST)
-    {
-        let marks = Note::decode(&local.payload).marks;
-        *own = compose(first, own, marks);
+/// `pages` is that state's page count, `first` its page 1 as stored (empty where it has none; looked at
+/// only where [`needs_first`] says so). The reads that were recorded stay valid and go along. The answer
+/// shares its map of pages with `local` ([`LocalCommit::changes`] is the same `Arc`) where no page differs:
+/// there nothing is copied, and only the page counts may be others.
+pub fn transplant(local: &LocalCommit, pages: u32, first: &[u8], validation: Validation) -> LocalCommit {
+    let pages_after = if local.pages_before == local.pages_after { pages } else { local.pages_after };
+    let mut moved = LocalCommit { pages_before: pages, pages_after, ..local.clone() };
+    if local.changes.keys().next_back().is_some_and(|page| page.get() > pages_after) {
+        let changes: &mut BTreeMap<PageIdx, Bytes> = Arc::make_mut(&mut moved.changes);
+        changes.retain(|page, _| page.get() <= pages_after);
     }
-    Change { changes, pages, payload: local.payload.clone() }
+    if validation.sqlite
+        && let Some(own) = moved.changes.get(&PageIdx::FIRST)
+    {
+        let page = compose(first, own, Note::decode(&local.payload).marks);
+        if page != *own {
+            Arc::make_mut(&mut moved.changes).insert(PageIdx::FIRST, page);
+        }
+    }
+    moved
 }
 
 /// Page 1 of `theirs` with the units that `marks` names taken from `own`.

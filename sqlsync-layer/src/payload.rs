@@ -116,8 +116,12 @@ impl Record {
 
     /// The operation that made a local commit; `None` for plain SQL.
     pub fn behind(local: &LocalCommit) -> Option<Record> {
-        let enclosed = Note::decode(&local.payload).enclosed;
-        let (version, body) = enclosed.split_first()?;
+        Record::enclosed_in(&Note::decode(&local.payload))
+    }
+
+    /// The same, of a note that was decoded.
+    pub(crate) fn enclosed_in(note: &Note) -> Option<Record> {
+        let (version, body) = note.enclosed.split_first()?;
         (*version == ENCLOSED).then(|| postcard::from_bytes(body).ok()).flatten()
     }
 }

@@ -22,6 +22,7 @@
 //! the policy or the app's [`Handler`]; work without a mutation is never dropped.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::merge::{Condition, Conflict, Footprint, Validation, Writes, verdict};
 use crate::protocol::Reason;
@@ -70,15 +71,15 @@ pub struct Pending {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
     /// Its outcome is in the log: leave it out.
-    Confirmed(Pending),
+    Confirmed(Arc<Pending>),
     /// Put its pages on the new stack.
-    Transplant(Pending),
+    Transplant(Arc<Pending>),
     /// Run its mutation on the new stack; answer with [`Rebase::replayed`].
-    Replay(Pending, Conflict),
+    Replay(Arc<Pending>, Conflict),
     /// Leave it out of the new stack, and keep the old one up to it as a branch.
-    Branch(Pending, Conflict),
+    Branch(Arc<Pending>, Conflict),
     /// Ask the app; answer with [`Rebase::resolved`].
-    Ask(Pending, Conflict),
+    Ask(Arc<Pending>, Conflict),
 }
 
 /// What the app decided about a conflict.
@@ -163,9 +164,9 @@ pub struct Rebase {
     settled: u64,
     /// What a commit must miss to keep its pages.
     touched: Writes,
-    queue: VecDeque<Pending>,
+    queue: VecDeque<Arc<Pending>>,
     /// The commit whose answer is awaited, and why it could not keep its pages.
-    asked: Option<(Pending, Conflict)>,
+    asked: Option<(Arc<Pending>, Conflict)>,
 }
 
 impl Rebase {
@@ -177,14 +178,14 @@ impl Rebase {
         asks: bool,
         settled: u64,
         theirs: Writes,
-        pending: impl IntoIterator<Item = Pending>,
+        pending: impl IntoIterator<Item = Arc<Pending>>,
     ) -> Rebase {
         let queue = pending.into_iter().collect();
         Rebase { policy, validation, asks, settled, touched: theirs, queue, asked: None }
     }
 
     /// More local commits were made on the old stack meanwhile.
-    pub fn extend(&mut self, pending: impl IntoIterator<Item = Pending>) {
+    pub fn extend(&mut self, pending: impl IntoIterator<Item = Arc<Pending>>) {
         self.queue.extend(pending);
     }
 
@@ -221,7 +222,7 @@ impl Rebase {
         })
     }
 
-    fn by_policy(&mut self, pending: Pending, conflict: Conflict) -> Step {
+    fn by_policy(&mut self, pending: Arc<Pending>, conflict: Conflict) -> Step {
         match (self.policy, pending.work) {
             (Policy::Merge | Policy::Replay, Work::Mutation { .. } | Work::Deploy) => {
                 self.gone(&pending.footprint.writes);

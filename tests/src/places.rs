@@ -52,6 +52,11 @@ pub fn python3() -> Option<PathBuf> {
     found("python3", "/usr/bin/python3")
 }
 
+/// `strace`; `None`, with a line that says so, where there is none.
+pub fn strace() -> Option<PathBuf> {
+    found("strace", "/usr/bin/strace")
+}
+
 /// # Panics
 ///
 /// In CI, where nothing may be skipped.

@@ -47,16 +47,7 @@ impl Process {
     /// If it cannot be started.
     pub fn start(mut command: Command) -> Process {
         let what = shown(&command);
-        let set: Vec<_> = command.get_envs().map(|(name, _)| name.to_owned()).collect();
-        for (name, _) in std::env::vars_os() {
-            let steers = name.to_str().is_some_and(|name| {
-                (name.starts_with("GRAFT_") || name.starts_with("AWS_") || name == "RUST_LOG")
-                    && name != "GRAFT_BIN"
-            });
-            if steers && !set.contains(&name) {
-                command.env_remove(name);
-            }
-        }
+        clean(&mut command);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{what}: {error}"));
         let (Some(stdout), Some(errors)) = (child.stdout.take(), child.stderr.take()) else {
@@ -261,6 +252,20 @@ pub fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(places::graft_bin());
     command.args(args);
     command
+}
+
+/// Takes from `command` what steers `graft` or S3 in this process's environment, but not what it sets.
+pub fn clean(command: &mut Command) {
+    let set: Vec<_> = command.get_envs().map(|(name, _)| name.to_owned()).collect();
+    for (name, _) in std::env::vars_os() {
+        let steers = name.to_str().is_some_and(|name| {
+            (name.starts_with("GRAFT_") || name.starts_with("AWS_") || name == "RUST_LOG")
+                && name != "GRAFT_BIN"
+        });
+        if steers && !set.contains(&name) {
+            command.env_remove(name);
+        }
+    }
 }
 
 /// Runs `graft ARGS` to its end.

@@ -275,17 +275,51 @@ fn a_fork_goes_its_own_way_and_verify_finds_a_changed_byte() {
     assert_eq!(there[1], json!([{ "s": 6 }]));
     let sum = |uri: &str| shop.json(&format!("{uri}select sum(v) as s from t;"))[0][0]["s"].clone();
     assert_eq!((sum(&v), sum(&shop.uri("old", ""))), (json!(3), json!(1)));
-    let verify = format!("{}select lsn, problem from graft_verify;", shop.uri("v", ""));
-    assert_eq!(shop.json(&verify), [json!([{ "lsn": 2, "problem": null }])]);
-    // The last byte of the newest commit of `v`, which lies in its pages.
+    let found =
+        |uri: &str| shop.json(&format!("{uri}select * from graft_verify;"))[0].as_array().unwrap().clone();
+    let sound = json!([{ "lsn": 2, "commits_checked": 2, "checkpoints_checked": 0, "pages_checked": 3, "orphans": 0, "key": null, "problem": null }]);
+    assert_eq!(json!(found(&shop.uri("v", ""))), sound);
+
+    // The last byte of the newest commit lies in its pages.
     let id = shop.json(&format!("{v}select id from graft_info;"))[0][0]["id"].as_str().unwrap().to_owned();
-    let log = shop.folder.path().join("store/volumes").join(id).join("log");
-    let newest = std::fs::read_dir(log).unwrap().map(|entry| entry.unwrap().path()).min().unwrap();
-    let mut bytes = std::fs::read(&newest).unwrap();
-    *bytes.last_mut().unwrap() ^= 1;
-    std::fs::write(&newest, bytes).unwrap();
-    let found = shop.json(&verify);
-    assert!(found[0][0]["problem"].as_str().unwrap().contains("volumes/"), "{found:?}");
+    let folder = shop.folder.path().join("store/volumes").join(id);
+    let mut log: Vec<PathBuf> =
+        std::fs::read_dir(folder.join("log")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    log.sort();
+    let [newest, first] = &log[..] else { panic!("{log:?}") };
+    let with_byte_changed = |path: &Path, at: fn(usize) -> usize, then: &dyn Fn()| {
+        let whole = std::fs::read(path).unwrap();
+        let mut bytes = whole.clone();
+        let at = at(bytes.len());
+        bytes[at] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+        then();
+        std::fs::write(path, whole).unwrap();
+    };
+    let named = |path: &Path| {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let rows = found(&shop.uri("v", ""));
+        assert!(!rows.is_empty());
+        for row in &rows {
+            let key = row["key"].as_str().unwrap_or_else(|| panic!("nothing was found: {rows:?}"));
+            assert!(key.ends_with(&name) && row["problem"].is_string(), "{rows:?}");
+        }
+    };
+    with_byte_changed(newest, |bytes| bytes - 1, &|| named(newest));
+    // A byte of the head of the first: a replica that has it opens, and the chain is broken in the store.
+    with_byte_changed(first, |_| 60, &|| {
+        let data = format!("&data={}", shop.path("data"));
+        let rows = found(&shop.uri("v", &data));
+        let name = first.file_name().unwrap().to_str().unwrap();
+        assert!(rows[0]["key"].as_str().is_some_and(|key| key.ends_with(name)), "{rows:?}");
+    });
+    assert_eq!(json!(found(&shop.uri("v", ""))), sound, "as it was");
+    // The same of a pragma, as one text; and an object that is none of ours.
+    std::fs::write(folder.join("forks").join("0"), "no pin").unwrap();
+    let said = shop.run(&format!("{v}pragma graft_verify;"));
+    let rows: Json =
+        serde_json::from_str(said.out.trim()).unwrap_or_else(|error| panic!("{error}: {}", said.out));
+    assert!(rows[0]["key"].as_str().unwrap().ends_with("/forks/0"), "{rows}");
 }
 
 #[test]

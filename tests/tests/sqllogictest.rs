@@ -1,9 +1,11 @@
 //! SQLite's own logic tests through the VFS.
 //!
-//! Every file of the collection runs on a fresh volume. Every third statement or query of a second
-//! run of the shorter files is followed by a move: what was committed is pushed, and the rest runs on
-//! another replica, cloned lazily, so that each page it reads is fetched. Nothing of the collection
-//! is part of this project; where it is absent the test says so.
+//! Every file of the collection runs on a fresh volume. The shorter ones run twice more, and *move* every
+//! so many records: what was committed is pushed, and the rest runs elsewhere. In the second run that is
+//! another replica, cloned lazily, so that each page it reads is fetched. In the third the first move goes
+//! to a fork, and a later one to a fork of that fork; what was forked from is emptied at once, by its
+//! owner, and between the forks two replicas pull from each other. Nothing of the collection is part of
+//! this project; where it is absent the test says so.
 //!
 //! The crate `sqllogictest` compares results; what it does not know of the original dialect is done
 //! here: values are rendered by the types that a query expects (`I` as an integer, `R` with three
@@ -21,8 +23,9 @@ use graft::fetch::RemoteFetch;
 use graft::format::meta::Meta;
 use graft::remote::SharedRemote;
 use graft::remote::memory::MemoryRemote;
+use graft::time::At;
 use graft::volume::{Options, Volume, push};
-use graft::{CommitId, PageSize, VolumeId, VolumeName};
+use graft::{CommitId, PageSize, VolumeId, VolumeName, fork, verify};
 use parking_lot::Mutex;
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
@@ -32,12 +35,34 @@ use sqlsync_layer::vfs::Database;
 
 const VOLUME: VolumeId = VolumeId([7; 16]);
 
-/// A store with one volume, and the replica that is in use.
-struct Replica {
-    remote: SharedRemote,
+/// The moves that go to a fork instead of to another replica of the same volume.
+const FORKING: [usize; 2] = [1, 4];
+
+/// Where a run goes on after every so many records.
+#[derive(Debug, Clone, Copy)]
+enum Moves {
+    Never,
+    /// At a new replica, which holds no page.
+    ToClones(usize),
+    /// At a fork, a fork of that, and between at either of two replicas.
+    ToForks(usize),
+}
+
+/// One connection to one replica.
+struct Seat {
     database: Arc<Database>,
     connection: Connection,
+}
+
+/// A store, and the replica that is in use.
+struct Replica {
+    remote: SharedRemote,
+    seat: Seat,
+    /// Another replica of the same volume, which lags behind.
+    other: Option<Seat>,
     commits: u128,
+    moves: usize,
+    forks: Vec<VolumeId>,
 }
 
 impl Replica {
@@ -46,33 +71,93 @@ impl Replica {
         let meta = Meta { page_size: PageSize::new(page_size).unwrap(), parent: None };
         let name: VolumeName = "slt".parse().unwrap();
         block_on(catalog::create(&*remote, &name, VOLUME, meta)).unwrap();
-        let (database, connection) = open(&remote);
-        Replica { remote, database, connection, commits: 0 }
+        let seat = open(&remote, VOLUME);
+        Replica { remote, seat, other: None, commits: 0, moves: 0, forks: Vec::new() }
     }
 
     /// Whether nothing would stay behind with the connection: no transaction, no temporary table or view.
     fn may_move(&self) -> bool {
         let temporary = "select count(*) from sqlite_temp_master";
-        let temporary: i64 = self.connection.query_row(temporary, [], |row| row.get(0)).unwrap();
-        self.connection.is_autocommit() && temporary == 0
+        let temporary: i64 = self.seat.connection.query_row(temporary, [], |row| row.get(0)).unwrap();
+        self.seat.connection.is_autocommit() && temporary == 0
     }
 
-    /// Pushes what is committed and goes on with a replica that holds no page yet.
-    fn move_on(&mut self) {
+    /// Pushes what is committed.
+    fn push(&mut self) {
         let payload = |locals: &[_]| Payload::of_locals(locals);
         let id = || {
             self.commits += 1;
             CommitId(self.commits.to_le_bytes())
         };
-        block_on(push(&*self.remote, self.database.volume(), payload, id, 1)).unwrap();
-        (self.database, self.connection) = open(&self.remote);
+        block_on(push(&*self.remote, self.seat.database.volume(), payload, id, 1)).unwrap();
+    }
+
+    /// Pushes, and goes on with a replica that holds no page yet.
+    fn move_to_a_clone(&mut self) {
+        self.push();
+        self.seat = open(&self.remote, self.seat.database.volume().id());
+    }
+
+    /// Pushes, and goes on at a fork or at the other replica, after it has pulled.
+    fn move_to_a_fork(&mut self) {
+        self.push();
+        self.moves += 1;
+        let here = self.seat.database.volume().id();
+        if FORKING.contains(&self.moves) {
+            let child = VolumeId([VOLUME.0[0] + self.moves as u8; 16]);
+            let name: VolumeName = format!("fork-{}", self.moves).parse().unwrap();
+            block_on(fork::create(&*self.remote, here, At::Newest, child, &name)).unwrap();
+            // The parent goes its own way: every page of the schema and of the tables is another one.
+            let emptied = "pragma writable_schema = 1; delete from sqlite_schema; pragma writable_schema = 0;
+                           vacuum; create table emptied(body); insert into emptied values(randomblob(100000));";
+            self.seat.connection.execute_batch(emptied).unwrap();
+            self.push();
+            self.seat = open(&self.remote, child);
+            self.other = None;
+            self.forks.push(child);
+            return;
+        }
+        let next = match self.other.take() {
+            Some(next) => {
+                let volume = next.database.volume();
+                let pulled = block_on(volume.pull(&*self.remote)).unwrap();
+                volume.absorb(pulled).unwrap();
+                // As with any two connections of SQLite's: `CREATE TRIGGER` looks for the name in the schema
+                // as this connection last saw it.
+                next.connection.query_row("select count(*) from sqlite_schema", [], |_| Ok(())).unwrap();
+                next
+            }
+            None => open(&self.remote, here),
+        };
+        self.other = Some(std::mem::replace(&mut self.seat, next));
+    }
+
+    /// What a parent must still be after its forks were written to, and what the forks are made of.
+    fn check_forks(&mut self) -> Result<(), String> {
+        self.push();
+        let mut parents = vec![VOLUME];
+        parents.extend(&self.forks);
+        let newest = parents.pop().unwrap_or(VOLUME);
+        for parent in parents {
+            let tables = "select group_concat(name), (select count(*) from emptied) from sqlite_schema";
+            let seat = open(&self.remote, parent);
+            let found: (String, i64) = seat
+                .connection
+                .query_row(tables, [], |row| Ok((row.get(0)?, row.get(1)?)))
+                .map_err(|e| e.to_string())?;
+            if found != ("emptied".into(), 1) {
+                return Err(format!("the parent {parent} holds {found:?}"));
+            }
+        }
+        let report = block_on(verify::verify(&*self.remote, newest, &|_| {})).map_err(|e| e.to_string())?;
+        if report.is_sound() { Ok(()) } else { Err(format!("{:?}", report.findings)) }
     }
 }
 
-fn open(remote: &SharedRemote) -> (Arc<Database>, Connection) {
+fn open(remote: &SharedRemote, id: VolumeId) -> Seat {
     // Nothing survives a replica here, so nothing need go to a disk.
     let options = Options { cache_bytes: 8 << 20, ..Options::default() };
-    let volume = block_on(Volume::open(&**remote, VOLUME, options)).unwrap().volume;
+    let volume = block_on(Volume::open(&**remote, id, options)).unwrap().volume;
     // The runner drives futures of its own, inside of which pages are fetched: by tokio, then.
     static RUNTIME: LazyLock<tokio::runtime::Runtime> =
         LazyLock::new(|| tokio::runtime::Runtime::new().unwrap());
@@ -82,7 +167,7 @@ fn open(remote: &SharedRemote) -> (Arc<Database>, Connection) {
     };
     let database = Database::new(Arc::new(volume), Arc::new(fetch));
     let (connection, _) = database.connect().unwrap();
-    (database, connection)
+    Seat { database, connection }
 }
 
 /// What the runner talks to. The replica and the expected types are the test's to change.
@@ -99,7 +184,7 @@ impl sqllogictest::DB for Sqlite {
 
     fn run(&mut self, sql: &str) -> Result<DBOutput<DefaultColumnType>, rusqlite::Error> {
         let types = self.types.lock().clone();
-        let connection = &self.replica.lock().connection;
+        let connection = &self.replica.lock().seat.connection;
         if types.is_empty() {
             connection.execute_batch(sql)?;
             return Ok(DBOutput::StatementComplete(0));
@@ -206,9 +291,8 @@ fn plain(script: &str) -> String {
     out
 }
 
-/// Runs a script; gives how many records were compared. With `moves`, goes on on another replica
-/// after every so many of them.
-fn run(script: &str, page_size: u32, moves: Option<usize>) -> Result<usize, String> {
+/// Runs a script; gives how many records were compared.
+fn run(script: &str, page_size: u32, moves: Moves) -> Result<usize, String> {
     let replica = Arc::new(Mutex::new(Replica::new(page_size)));
     let types = Arc::new(Mutex::new(Vec::new()));
     let empty = Arc::new(Mutex::new(false));
@@ -239,13 +323,26 @@ fn run(script: &str, page_size: u32, moves: Option<usize>) -> Result<usize, Stri
         if counts {
             compared += 1;
             let mut replica = replica.lock();
-            if moves.is_some_and(|every| compared % every == 0) && replica.may_move() {
-                replica.move_on();
+            match moves {
+                Moves::ToClones(every) if compared % every == 0 && replica.may_move() => {
+                    replica.move_to_a_clone();
+                }
+                Moves::ToForks(every) if compared % every == 0 && replica.may_move() => {
+                    replica.move_to_a_fork();
+                }
+                Moves::Never | Moves::ToClones(_) | Moves::ToForks(_) => {}
             }
         }
     }
-    let replica = replica.lock();
+    let mut replica = replica.lock();
+    if let Moves::ToForks(_) = moves {
+        if replica.forks.len() < FORKING.len() {
+            return Err(format!("only {} moves", replica.moves));
+        }
+        replica.check_forks()?;
+    }
     let check: String = replica
+        .seat
         .connection
         .query_row("pragma integrity_check", [], |row| row.get(0))
         .map_err(|e| e.to_string())?;
@@ -272,7 +369,7 @@ fn scripts() -> Option<Vec<PathBuf>> {
 }
 
 /// Runs the given scripts on as many threads as there are processors, and fails naming all that fail.
-fn run_all(jobs: &[(PathBuf, u32, Option<usize>)]) {
+fn run_all(jobs: &[(PathBuf, u32, Moves)]) {
     let next = AtomicUsize::new(0);
     let failures = Mutex::new(Vec::new());
     let compared = AtomicUsize::new(0);
@@ -287,10 +384,9 @@ fn run_all(jobs: &[(PathBuf, u32, Option<usize>)]) {
                             assert!(records > 0, "{}: nothing was compared", path.display());
                             compared.fetch_add(records, Ordering::Relaxed);
                         }
-                        Err(error) => failures.lock().push(format!(
-                            "{} (page size {page_size}, moves {moves:?}): {error}",
-                            path.display()
-                        )),
+                        Err(error) => failures
+                            .lock()
+                            .push(format!("{} (page size {page_size}, {moves:?}): {error}", path.display())),
                     }
                 }
             });
@@ -304,24 +400,36 @@ fn run_all(jobs: &[(PathBuf, u32, Option<usize>)]) {
 #[test]
 fn every_script_passes_on_a_fresh_volume() {
     let Some(scripts) = scripts() else { return };
-    let jobs: Vec<_> = scripts.into_iter().map(|path| (path, 4096, None)).collect();
+    let jobs: Vec<_> = scripts.into_iter().map(|path| (path, 4096, Moves::Never)).collect();
     run_all(&jobs);
 }
 
-/// One in so many records moves, such that each script moves a few dozen times.
-#[test]
-fn scripts_pass_when_they_move_between_lazily_cloned_replicas() {
-    let Some(scripts) = scripts() else { return };
-    let jobs: Vec<_> = scripts
+/// The shorter scripts, on every page size, each with a few dozen moves, but none after fewer than
+/// `least` records.
+fn short_scripts(least: usize, moves: fn(usize) -> Moves) -> Option<Vec<(PathBuf, u32, Moves)>> {
+    let bytes = |path: &PathBuf| std::fs::metadata(path).unwrap().len() as usize;
+    let jobs: Vec<_> = scripts()?
         .into_iter()
-        .filter(|path| std::fs::metadata(path).unwrap().len() < 700_000)
+        .filter(|path| bytes(path) < 700_000)
         .zip([512, 1024, 4096, 65536].into_iter().cycle())
         .map(|(path, page_size)| {
-            let records = std::fs::metadata(&path).unwrap().len() as usize / 100;
-            (path, page_size, Some((records / 30).max(3)))
+            let records = bytes(&path) / 100;
+            (path, page_size, moves((records / 30).max(least)))
         })
         .collect();
     assert!(jobs.len() > 10, "only {} scripts are small enough", jobs.len());
+    Some(jobs)
+}
+
+#[test]
+fn scripts_pass_when_they_move_between_lazily_cloned_replicas() {
+    let Some(jobs) = short_scripts(3, Moves::ToClones) else { return };
+    run_all(&jobs);
+}
+
+#[test]
+fn scripts_pass_when_they_move_to_a_fork_and_to_a_fork_of_it() {
+    let Some(jobs) = short_scripts(1, Moves::ToForks) else { return };
     run_all(&jobs);
 }
 
@@ -337,7 +445,7 @@ fn a_wrong_expectation_fails() {
         "statement error\nselect nonsense\n",
     ];
     for script in right {
-        run(&format!("{table}{script}"), 4096, None).unwrap();
+        run(&format!("{table}{script}"), 4096, Moves::Never).unwrap();
     }
     let wrong = [
         "query II rowsort\nselect a, b from t\n----\n1\n2\n3\n5\n",
@@ -350,7 +458,7 @@ fn a_wrong_expectation_fails() {
         "statement error\nselect 1\n",
     ];
     for script in wrong {
-        let outcome = run(&format!("{table}{script}"), 4096, None);
+        let outcome = run(&format!("{table}{script}"), 4096, Moves::Never);
         assert!(outcome.is_err(), "passes: {script}");
     }
 }

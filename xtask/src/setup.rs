@@ -7,7 +7,7 @@
 //! | the wasm32 target | reducers, and `graft` and `sqlsync-layer` for the browser |
 //! | an S3 server (Ceph) | the tests of `s3://` stores; only [`setup_for_tests`] asks for it |
 //! | Chromium | the browser tests; likewise |
-//! | `sqlite3`, Debian's Python | the tests of the SQLite extension; likewise |
+//! | `sqlite3`, Debian's Python, `strace` | the tests of the SQLite extension and of power loss; likewise |
 //!
 //! Invariants: what is there is used and never installed again, so a second run only looks; nothing
 //! is installed without saying what and why; `apt-get update` runs at most once, and only before an
@@ -17,7 +17,7 @@ mod apt;
 mod ceph;
 pub mod chromium;
 mod libclang;
-mod sqlite;
+mod programs;
 mod wasm;
 
 use std::path::{Path, PathBuf};
@@ -80,7 +80,7 @@ pub fn setup(root: &Path) -> anyhow::Result<Tools> {
 pub fn setup_for_tests(root: &Path) -> anyhow::Result<Tools> {
     find(root, |apt| {
         ceph::find_or_install(apt)?;
-        sqlite::find_or_install(apt)?;
+        programs::find_or_install(apt)?;
         chromium::find_or_install(apt)
     })
 }

@@ -305,12 +305,25 @@ struct Wanted {
     limit: Option<usize>,
 }
 
-/// Whether every key that is listed below `prefix` can be one that is served.
-fn is_listed(prefix: &str) -> bool {
-    // `x` stands for whatever is below.
-    match prefix {
-        "names/" => true,
-        prefix => prefix.ends_with('/') && kind(&format!("{prefix}x")).is_some(),
+/// What may be listed below a prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listing {
+    /// Every key there can be one that is served.
+    All,
+    /// A whole volume, for who removes it: those keys there that are served.
+    Served,
+}
+
+fn listing(prefix: &str) -> Option<Listing> {
+    if !prefix.ends_with('/') {
+        return None;
+    }
+    // `x` and `meta` stand for whatever is below.
+    let is_served = |below: &str| kind(&format!("{prefix}{below}")).is_some();
+    match (is_served("x"), is_served("meta")) {
+        (true, _) => Some(Listing::All),
+        (false, true) => Some(Listing::Served),
+        (false, false) => None,
     }
 }
 
@@ -320,15 +333,18 @@ async fn list(
 ) -> Result<Response, ObjectError> {
     let Query(Wanted { prefix, after, limit }) =
         wanted.map_err(|error| ObjectError::Key(error.body_text()))?;
-    if !is_listed(&prefix) {
+    let Some(listing) = listing(&prefix) else {
         let shown: String = prefix.chars().take(200).collect();
         return Err(ObjectError::Key(format!(
             "`{}` is not a prefix that is listed; see docs/protocol.md for those that are",
             shown.escape_debug()
         )));
-    }
+    };
     let limit = limit.unwrap_or(LIST_ROWS_MAX).min(LIST_ROWS_MAX);
-    let rows = remote.list(&prefix, after.as_deref(), limit).await?;
+    let mut rows = remote.list(&prefix, after.as_deref(), limit).await?;
+    if listing == Listing::Served {
+        rows.retain(|row| kind(&row.key).is_some());
+    }
     let text: String = rows.iter().map(format_row).collect();
     let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, Body::from(text)).into_response())
@@ -351,6 +367,7 @@ mod tests {
             (format!("modules/{hash}"), Kind::Immutable),
             (format!("volumes/{ID}/owner"), Kind::Mutable),
             (format!("volumes/{ID}/forks/{ID}"), Kind::Mutable),
+            (format!("volumes/{ID}/pins/{ID}/fffffffffffffffe"), Kind::Mutable),
             (format!("volumes/{ID}/readers/x"), Kind::Mutable),
             (format!("volumes/{ID}/horizon/fffffffffffffffe"), Kind::Mutable),
             ("names/todo".into(), Kind::Mutable),
@@ -399,11 +416,11 @@ mod tests {
             format!("volumes/{ID}/segments/a/"),
             "probe/".into(),
         ] {
-            assert!(is_listed(&prefix), "{prefix}");
+            assert_eq!(listing(&prefix), Some(Listing::All), "{prefix}");
         }
-        for prefix in ["", "/", "volumes/", "names/a/", "names", "modules/", &format!("volumes/{ID}/"), "../"]
-        {
-            assert!(!is_listed(prefix), "{prefix}");
+        assert_eq!(listing(&format!("volumes/{ID}/")), Some(Listing::Served));
+        for prefix in ["", "/", "volumes/", "names/a/", "names", "modules/", "volumes/short/", "../"] {
+            assert_eq!(listing(prefix), None, "{prefix}");
         }
     }
 

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared, WeakShared};
@@ -46,12 +47,25 @@ impl Landed {
 pub(crate) struct Flight {
     id: u64,
     future: Shared<Future>,
+    urgency: Urgency,
+}
+
+/// Whether somebody waits for a flight, and who lets it go.
+#[derive(Clone)]
+struct Urgency {
+    urgent: Arc<AtomicBool>,
+    permits: Permits,
 }
 
 impl Flight {
     /// Waits for its end.
     pub(crate) async fn land(self) -> Arc<Landed> {
         self.future.await
+    }
+
+    /// Somebody waits for it: it goes before those for whom nobody does.
+    pub(crate) fn urge(&self) {
+        self.urgency.permits.urge(&self.urgency.urgent);
     }
 
     pub(crate) fn is_new_among(&self, others: &[Flight]) -> bool {
@@ -62,19 +76,19 @@ impl Flight {
 /// The frames under way to one volume's cache.
 #[derive(Default)]
 pub(crate) struct Flights {
-    by_frame: HashMap<Place, (u64, WeakShared<Future>)>,
+    by_frame: HashMap<Place, (u64, WeakShared<Future>, Urgency)>,
     last: u64,
 }
 
 impl Flights {
     /// The flight that brings this frame. Not to be dropped under the table's lock: its end takes that.
     pub(crate) fn find(&self, place: &Place) -> Option<Flight> {
-        let (id, future) = self.by_frame.get(place)?;
+        let (id, future, urgency) = self.by_frame.get(place)?;
         // One that has landed left the table, unless it is just about to: its pages are cached.
-        Some(Flight { id: *id, future: future.upgrade()? })
+        Some(Flight { id: *id, future: future.upgrade()?, urgency: urgency.clone() })
     }
 
-    /// A new flight. It starts when somebody waits for it.
+    /// A new flight; `urgent` where somebody waits for it. It starts when it is first polled.
     #[allow(clippy::too_many_arguments, reason = "it owns everything that the request needs")]
     pub(crate) fn start(
         &mut self,
@@ -85,14 +99,17 @@ impl Flights {
         range: Range,
         asked: Arc<PageSet>,
         coming: Coming,
+        urgent: bool,
     ) -> Flight {
         self.last += 1;
         let id = self.last;
         let places: Vec<Place> = range.frames.iter().map(|frame| place(frame)).collect();
         let leaving = Leaving { cache: Arc::downgrade(&cache), places: places.clone(), id };
+        let urgency = Urgency { urgent: Arc::new(AtomicBool::new(urgent)), permits };
+        let waits = urgency.clone();
         let future: Future = Box::pin(async move {
             let _leaving = leaving;
-            let permit = permits.acquire().await;
+            let permit = waits.permits.acquire(range.end - range.start, &waits.urgent).await;
             let got = hedge::get(&*remote, hedge.as_ref(), &range, &cache.counters).await;
             drop(permit);
             let mut landed = Landed { failed: None, damaged: Vec::new() };
@@ -118,10 +135,10 @@ impl Flights {
         let future = future.shared();
         if let Some(weak) = future.downgrade() {
             for place in places {
-                self.by_frame.insert(place, (id, weak.clone()));
+                self.by_frame.insert(place, (id, weak.clone(), urgency.clone()));
             }
         }
-        Flight { id, future }
+        Flight { id, future, urgency }
     }
 }
 
@@ -137,7 +154,7 @@ impl Drop for Leaving {
         let Some(cache) = self.cache.upgrade() else { return };
         let mut flights = cache.flights.lock();
         for place in &self.places {
-            if flights.by_frame.get(place).is_some_and(|(id, _)| *id == self.id) {
+            if flights.by_frame.get(place).is_some_and(|(id, ..)| *id == self.id) {
                 flights.by_frame.remove(place);
             }
         }

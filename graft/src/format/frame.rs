@@ -5,9 +5,11 @@
 //! checkpoint's chunks. A
 //! page's hash covers its index too, so that two swapped pages do not pass.
 
+use std::cell::RefCell;
 use std::fmt;
 
 use bytes::Bytes;
+use zstd::bulk::Decompressor;
 
 use super::chunk::Slot;
 use crate::ids::{PageIdx, PageSize};
@@ -25,11 +27,22 @@ pub struct PageHash(pub [u8; 16]);
 impl PageHash {
     /// The hash of page `idx` with these bytes.
     pub fn of(idx: PageIdx, bytes: &[u8]) -> PageHash {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&idx.get().to_le_bytes());
-        hasher.update(bytes);
+        // In one piece: after four bytes of its own the hasher takes a page 1 KiB at a time, in one piece
+        // four and more of them side by side, which is two to three times as fast.
+        const USUAL: usize = 4096;
+        let (mut usual, mut long) = ([0; 4 + USUAL], Vec::new());
+        let whole = match usual.get_mut(..4 + bytes.len()) {
+            Some(whole) => whole,
+            None => {
+                long.resize(4 + bytes.len(), 0);
+                &mut long[..]
+            }
+        };
+        let (first, rest) = whole.split_at_mut(4);
+        first.copy_from_slice(&idx.get().to_le_bytes());
+        rest.copy_from_slice(bytes);
         let mut hash = [0; 16];
-        hash.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        hash.copy_from_slice(&blake3::hash(whole).as_bytes()[..16]);
         PageHash(hash)
     }
 }
@@ -96,13 +109,31 @@ pub fn encode<'a>(pages: impl Iterator<Item = &'a Bytes>) -> Bytes {
 ///
 /// What did not hold, as text for [`super::Damaged`].
 pub fn decode(bytes: &[u8], page_size: PageSize, count: u32, slots: &[Slot]) -> Result<Vec<Bytes>, String> {
+    let expected = count as usize * page_size.bytes();
+    SCRATCH.with_borrow_mut(|(zstd, raw)| {
+        let failed = |e: std::io::Error| format!("a frame does not decompress ({e})");
+        let zstd = match zstd {
+            Some(zstd) => zstd,
+            None => zstd.insert(Decompressor::new().map_err(failed)?),
+        };
+        raw.clear();
+        raw.reserve(expected);
+        zstd.decompress_to_buffer(bytes, raw).map_err(failed)?;
+        if raw.len() != expected {
+            return Err(format!("a frame holds {} bytes instead of {expected}", raw.len()));
+        }
+        pages_of(raw, page_size, slots)
+    })
+}
+
+thread_local! {
+    /// What decoding a frame would have to allocate and hand back each time: zstd's state, and the
+    /// frame's bytes, at most 64 pages.
+    static SCRATCH: RefCell<(Option<Decompressor<'static>>, Vec<u8>)> = const { RefCell::new((None, Vec::new())) };
+}
+
+fn pages_of(raw: &[u8], page_size: PageSize, slots: &[Slot]) -> Result<Vec<Bytes>, String> {
     let size = page_size.bytes();
-    let expected = count as usize * size;
-    let raw =
-        zstd::bulk::decompress(bytes, expected).map_err(|e| format!("a frame does not decompress ({e})"))?;
-    if raw.len() != expected {
-        return Err(format!("a frame holds {} bytes instead of {expected}", raw.len()));
-    }
     let mut out = Vec::with_capacity(slots.len());
     for slot in slots {
         let at = usize::from(slot.slot) * size;

@@ -42,8 +42,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::inventory::Inventory;
 use super::{Floor, floor_of};
-use crate::ids::{Lsn, VolumeId, key};
+use crate::format::tombstone::Of;
+use crate::ids::{Lsn, Seq, VolumeId, key};
 use crate::publish::{Prepared, PublishError, Published};
 use crate::pull::PullError;
 use crate::remote::{Remote, RemoteError};
@@ -72,6 +74,33 @@ impl Burial {
         }
         Burial { commits: 1024, checkpoints: 64, ms: grace_ms.saturating_mul(2).max(86_400_000) }
     }
+}
+
+/// The tombstones that go, and the bottom below which they all are.
+pub(super) fn freed(inventory: &Inventory, floor: Floor, burial: Burial) -> (Vec<Of>, Floor) {
+    let ripe = inventory.store_ms.saturating_sub(burial.ms);
+    let mut bottom = inventory.bottom();
+    let mut freed = Vec::new();
+    // From the oldest on, as far as all of them are ripe.
+    for (lsn, written_ms) in inventory.buried_commits.iter().rev() {
+        if lsn.0.saturating_add(burial.commits) > floor.lsn.0 || *written_ms > ripe {
+            break;
+        }
+        bottom.lsn = bottom.lsn.max(*lsn);
+        freed.push(Of::Commit(*lsn));
+    }
+    for (seq, written_ms) in inventory.buried_checkpoints.iter().rev() {
+        if seq.0.saturating_add(burial.checkpoints) > floor.seq.0 || *written_ms > ripe {
+            break;
+        }
+        // What a late checkpointer could pass for, where it began at one that is kept.
+        let before = Seq(seq.0.saturating_sub(1));
+        if before != Seq::ZERO && !inventory.checkpoints.contains_key(&before) {
+            bottom.seq = bottom.seq.max(*seq);
+            freed.push(Of::Checkpoint(*seq));
+        }
+    }
+    (freed, bottom)
 }
 
 /// The bottom in force. LSNs and checkpoint numbers above it were never free again; both are 0 where

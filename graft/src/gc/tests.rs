@@ -182,8 +182,8 @@ impl World {
             76..80 => {
                 // It has uploaded its segments, and sleeps before its create.
                 let prepared = self.prepare().0;
-                for (key, bytes) in &prepared.segments {
-                    block_on(self.remote.create(key, bytes.clone())).unwrap();
+                for segment in &prepared.segments {
+                    block_on(self.remote.create(&segment.key, segment.bytes().unwrap())).unwrap();
                 }
                 self.stalled_commits.push((prepared, self.now_ms));
                 self.stalled_commits.truncate(STALLED_MAX);

@@ -35,7 +35,7 @@ impl Reader {
         }
         self.read.insert(idx);
         self.faults += 1;
-        let more = self.leap.fault(idx, WINDOW, PAGES);
+        let more = self.leap.fault(idx, false, WINDOW, PAGES);
         assert!(more.len() <= u64::from(WINDOW) && more.last().is_none_or(|last| last.get() <= PAGES));
         self.ahead.union_with(&more);
         self.cached.union_with(&more);
@@ -114,6 +114,32 @@ fn the_window_closes_when_a_trend_ends() {
     assert!(reader.ahead.len() < scanned + 3 * u64::from(WINDOW), "{} after {scanned}", reader.ahead.len());
 }
 
+/// As a stream does it: when half of what was asked for was read, the next part is asked for, so that
+/// the reader comes to pages that are here or under way.
+#[test]
+fn a_scan_is_kept_ahead_of() {
+    let mut leap = Leap::default();
+    let (mut asked, mut faults, mut after) = (PageSet::new(), 0, None::<u32>);
+    for page in (1..=32_768).filter_map(PageIdx::new) {
+        if asked.contains(page) {
+            leap.hit(page);
+            after = after.map(|left| left.saturating_sub(1));
+            if after == Some(0) {
+                asked.union_with(&leap.onward(WINDOW, PAGES));
+                after = leap.onward_after();
+            }
+        } else {
+            faults += 1;
+            asked.insert_range(page.get(), page.get() + 63);
+            asked.union_with(&leap.fault(page, false, WINDOW, PAGES));
+            after = leap.onward_after();
+        }
+    }
+    assert_eq!(faults, 2);
+    // Half of the last window beyond the end, and the window after it.
+    assert!(asked.len() <= 32_768 + 2 * u64::from(WINDOW), "{}", asked.len());
+}
+
 /// Any accesses, windows and page counts: no panic, no page out of bounds, no window exceeded.
 #[test]
 fn nothing_makes_it_panic() {
@@ -130,9 +156,15 @@ fn nothing_makes_it_panic() {
             let page = PageIdx::new(page).unwrap();
             if rng.random() {
                 leap.hit(page);
+            } else if rng.random_bool(0.3) {
+                let (window, pages) = (rng.random_range(0..5000), rng.random());
+                let set = leap.onward(window, pages);
+                assert!(set.len() <= u64::from(window.max(1)), "seed {seed}");
+                assert!(set.last().is_none_or(|last| last.get() <= pages), "seed {seed}");
+                assert!(leap.onward_after().is_none_or(|after| after > 0));
             } else {
                 let (window, pages) = (rng.random_range(0..5000), rng.random());
-                let set = leap.fault(page, window, pages);
+                let set = leap.fault(page, rng.random(), window, pages);
                 assert!(set.len() <= u64::from(window), "seed {seed}");
                 assert!(set.last().is_none_or(|last| last.get() <= pages), "seed {seed}");
             }

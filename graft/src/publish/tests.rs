@@ -130,7 +130,7 @@ fn frames_beyond_the_bound_go_to_segments_and_all_of_them() {
         let large = draft_of(pages);
         assert_eq!(large.segments.len(), segments, "{pages} pages");
         assert_eq!(large.body.len(), large.head.encoded.len(), "nothing rides inside as well");
-        let sizes: Vec<u64> = large.segments.iter().map(|(_, bytes)| bytes.len() as u64).collect();
+        let sizes: Vec<u64> = large.segments.iter().map(Upload::len).collect();
         assert_eq!(large.head.segments, sizes);
         for frame in &large.head.frames {
             let end = frame.offset + u64::from(frame.bytes);

@@ -8,14 +8,12 @@
 //! Invariant: a request that counts as `n` in [`super::Counts`] waits `n` times.
 
 use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::future::BoxFuture;
 
-use super::{Listed, Remote, RemoteError, SharedRemote, Tag};
+use super::{Answer, Layer, Listed, Remote, RemoteError, Request, SharedRemote};
 
 /// Makes a future that is ready when the delay of one request is over.
 pub type Sleep = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
@@ -51,35 +49,21 @@ impl fmt::Debug for Delayed {
 }
 
 #[async_trait]
-impl Remote for Delayed {
-    async fn get(&self, key: &str) -> Result<Bytes, RemoteError> {
-        self.wait().await;
-        self.inner.get(key).await
+impl Layer for Delayed {
+    fn inner(&self) -> &dyn Remote {
+        &*self.inner
     }
 
-    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, RemoteError> {
-        self.wait().await;
-        self.inner.get_range(key, range).await
-    }
-
-    async fn create(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
-        self.wait().await;
-        self.inner.create(key, body).await
-    }
-
-    async fn put(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
-        self.wait().await;
-        self.inner.put(key, body).await
-    }
-
-    async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError> {
-        self.wait().await;
-        self.inner.get_tagged(key).await
-    }
-
-    async fn update(&self, key: &str, body: Bytes, tag: &Tag) -> Result<Tag, RemoteError> {
-        self.wait().await;
-        self.inner.update(key, body, tag).await
+    fn around<'a, T: Send + 'a>(
+        &'a self,
+        _request: Request,
+        _key: &'a str,
+        sent: Answer<'a, T>,
+    ) -> Answer<'a, T> {
+        Box::pin(async move {
+            self.wait().await;
+            sent.await
+        })
     }
 
     async fn list(
@@ -94,19 +78,6 @@ impl Remote for Delayed {
             self.wait().await;
         }
         Ok(rows)
-    }
-
-    async fn delete(&self, key: &str) -> Result<(), RemoteError> {
-        self.wait().await;
-        self.inner.delete(key).await
-    }
-
-    fn url(&self) -> String {
-        self.inner.url()
-    }
-
-    fn place(&self) -> String {
-        self.inner.place()
     }
 }
 
@@ -132,7 +103,7 @@ mod tests {
             Box::pin(std::future::ready(()))
         });
         let counting = Counting::new(memory);
-        let remote = Delayed::new(counting.clone(), sleep);
+        let remote: SharedRemote = Delayed::new(counting.clone(), sleep);
         block_on(async {
             remote.create("a/1", "x".into()).await.unwrap();
             remote.put("a/2", "x".into()).await.unwrap();
@@ -150,7 +121,8 @@ mod tests {
     #[cfg(feature = "native")]
     #[tokio::test(start_paused = true)]
     async fn requests_at_once_wait_at_once() {
-        let remote = Delayed::fixed(Arc::new(MemoryRemote::new()), std::time::Duration::from_millis(30));
+        let remote: SharedRemote =
+            Delayed::fixed(Arc::new(MemoryRemote::new()), std::time::Duration::from_millis(30));
         let begun = tokio::time::Instant::now();
         let keys: Vec<String> = (0..100).map(|i| format!("k/{i}")).collect();
         let created = futures::future::join_all(keys.iter().map(|key| remote.create(key, "x".into()))).await;

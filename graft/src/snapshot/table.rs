@@ -1,12 +1,13 @@
 //! The page table: page → where its newest version is, in O(1) and copy-on-write.
 //!
-//! A tree of three levels of 256 over chunks of 256 pages, so that the highest page there can be
-//! costs a few kilobytes, not an array as long as its number. A chunk is what the newest checkpoint
-//! stored of it (its *base*, read when it is first needed and shared by all snapshots) with the
-//! entries of later commits on top.
+//! A tree of nodes of 16 over chunks of 256 pages, as high as the highest chunk asks for: one level up
+//! to 4096 pages, two up to 65,536. A chunk is what the newest checkpoint stored of it (its *base*,
+//! read when it is first needed and shared by all snapshots) with the entries of later commits on top,
+//! in groups of 16. So a commit of one page copies one small node for each level, one chunk's pointers
+//! to its groups and one group, whatever else the volume holds.
 //!
 //! Invariants: an entry on top wins over the base; where a page was cut off, an entry says so, so that
-//! the base does not show through.
+//! the base does not show through; every chunk lies as deep as the tree is high.
 
 use std::sync::{Arc, OnceLock};
 
@@ -17,7 +18,11 @@ use crate::format::chunk::{CHUNK_PAGES, Chunk, FrameRef, Slot};
 use crate::ids::{Lsn, PageIdx};
 use crate::page_set::PageSet;
 
-const FANOUT: usize = 256;
+/// Children of a node, as bits of a chunk's index.
+const FANOUT_BITS: u32 = 4;
+const FANOUT: usize = 1 << FANOUT_BITS;
+/// Entries that are copied together.
+const GROUP: usize = 16;
 
 /// A chunk that a checkpoint stored, and its content once somebody has read it.
 #[derive(Debug)]
@@ -83,12 +88,15 @@ pub(super) enum Entry {
     Local(Bytes),
 }
 
+/// The entries of [`GROUP`] pages.
+type Group = [Entry; GROUP];
+
 /// 256 pages.
 #[derive(Clone, Debug, Default)]
 pub(super) struct TableChunk {
     base: Option<Arc<RemoteChunk>>,
-    /// Empty, or one for each page.
-    own: Vec<Entry>,
+    /// A group that is not there says what the base says.
+    own: [Option<Arc<Group>>; CHUNK_PAGES / GROUP],
 }
 
 /// Where the newest version of a page is.
@@ -105,15 +113,22 @@ pub enum Location<'a> {
 }
 
 impl TableChunk {
+    fn entry(&self, at: usize) -> &Entry {
+        match self.own.get(at / GROUP) {
+            Some(Some(group)) => &group[at % GROUP],
+            Some(None) | None => &Entry::Base,
+        }
+    }
+
     fn get(&self, at: usize) -> Location<'_> {
-        match self.own.get(at) {
-            Some(Entry::Zero) => Location::Zero,
-            Some(Entry::Frame(frame, slot)) => match frame.slots.get(usize::from(*slot)) {
+        match self.entry(at) {
+            Entry::Zero => Location::Zero,
+            Entry::Frame(frame, slot) => match frame.slots.get(usize::from(*slot)) {
                 Some(slot) => Location::Frame(frame, slot),
                 None => Location::Zero,
             },
-            Some(Entry::Local(bytes)) => Location::Local(bytes),
-            Some(Entry::Base) | None => match &self.base {
+            Entry::Local(bytes) => Location::Local(bytes),
+            Entry::Base => match &self.base {
                 None => Location::Zero,
                 Some(base) => match base.get() {
                     None => Location::Unknown(base),
@@ -126,26 +141,37 @@ impl TableChunk {
     }
 
     fn set(&mut self, at: usize, entry: Entry) {
-        if self.own.is_empty() {
-            self.own = vec![Entry::Base; CHUNK_PAGES];
-        }
-        self.own[at] = entry;
+        let group = self.own[at / GROUP].get_or_insert_with(|| Arc::new([const { Entry::Base }; GROUP]));
+        Arc::make_mut(group)[at % GROUP] = entry;
     }
 
     /// Forgets pages from `first` on.
     fn cut(&mut self, first: usize) {
-        if self.base.is_some() && self.own.is_empty() {
-            self.own = vec![Entry::Base; CHUNK_PAGES];
+        let bare = self.base.is_none();
+        for (group, start) in self.own.iter_mut().zip((0..).step_by(GROUP)) {
+            if bare && first <= start {
+                *group = None;
+            } else if start + GROUP > first && (group.is_some() || !bare) {
+                let cut = if bare { Entry::Base } else { Entry::Zero };
+                let group = group.get_or_insert_with(|| Arc::new([const { Entry::Base }; GROUP]));
+                Arc::make_mut(group)[first.saturating_sub(start)..].fill(cut);
+            }
         }
-        let cut = if self.base.is_some() { Entry::Zero } else { Entry::Base };
-        if let Some(own) = self.own.get_mut(first..) {
-            own.fill(cut);
-        }
+    }
+
+    /// The chunk of these entries.
+    fn of(base: Option<Arc<RemoteChunk>>, mut entries: impl Iterator<Item = Entry>) -> TableChunk {
+        let own = std::array::from_fn(|_| {
+            let group: Group = std::array::from_fn(|_| entries.next().unwrap_or(Entry::Base));
+            let says = group.iter().any(|entry| !matches!(entry, Entry::Base));
+            says.then(|| Arc::new(group))
+        });
+        TableChunk { base, own }
     }
 
     /// The base that a checkpoint would name again: `None` where commits lie on top.
     pub(super) fn untouched(&self) -> Option<&Arc<RemoteChunk>> {
-        self.base.as_ref().filter(|_| self.own.is_empty())
+        self.base.as_ref().filter(|_| self.own.iter().all(Option::is_none))
     }
 
     pub(super) fn base(&self) -> Option<&Arc<RemoteChunk>> {
@@ -157,6 +183,10 @@ impl TableChunk {
         (0..CHUNK_PAGES).map(|at| self.get(at))
     }
 
+    fn entries(&self) -> impl Iterator<Item = &Entry> {
+        (0..CHUNK_PAGES).map(|at| self.entry(at))
+    }
+
     /// The same content on the base of a checkpoint at `lsn`, which is not newer: entries that it holds
     /// are dropped.
     fn rebased(&self, base: Option<Arc<RemoteChunk>>, lsn: Lsn) -> TableChunk {
@@ -166,7 +196,7 @@ impl TableChunk {
                 Entry::Base | Entry::Zero => Entry::Base,
                 Entry::Frame(..) | Entry::Local(_) => entry.clone(),
             };
-            return TableChunk { base: None, own: self.own.iter().map(keep).collect() };
+            return TableChunk::of(None, self.entries().map(keep));
         };
         // Without a base below, what no entry names was never written or was cut off since, and the
         // checkpoint may be of before that.
@@ -185,66 +215,62 @@ impl TableChunk {
             Entry::Zero => zero(at),
             Entry::Local(bytes) => Entry::Local(bytes.clone()),
         };
-        let mut own: Vec<Entry> = self.own.iter().enumerate().map(keep).collect();
-        if own.iter().all(|entry| matches!(entry, Entry::Base)) {
-            own = Vec::new();
+        let entries = self.entries().enumerate().map(keep);
+        TableChunk::of(Some(base.clone()), entries)
+    }
+}
+
+#[derive(Clone)]
+enum Node {
+    Inner([Option<Arc<Node>>; FANOUT]),
+    Chunk(TableChunk),
+}
+
+/// Which child of a node at `level` leads to chunk `index`.
+fn digit(index: u32, level: u32) -> usize {
+    (index >> (FANOUT_BITS * (level - 1))) as usize % FANOUT
+}
+
+impl Node {
+    /// An empty one: a chunk at level 0.
+    fn empty(level: u32) -> Node {
+        if level == 0 { Node::Chunk(TableChunk::default()) } else { Node::Inner([const { None }; FANOUT]) }
+    }
+
+    /// Chunk `index` below `slot`, which is at `level`; it is made where it is not there.
+    fn chunk_mut(slot: &mut Option<Arc<Node>>, level: u32, index: u32) -> &mut TableChunk {
+        match Arc::make_mut(slot.get_or_insert_with(|| Arc::new(Node::empty(level)))) {
+            Node::Chunk(chunk) => chunk,
+            Node::Inner(children) => Node::chunk_mut(&mut children[digit(index, level)], level - 1, index),
         }
-        TableChunk { base: Some(base), own }
-    }
-}
-
-#[derive(Debug)]
-struct Node<T>(Vec<Option<Arc<T>>>);
-
-impl<T> Clone for Node<T> {
-    fn clone(&self) -> Node<T> {
-        Node(self.0.clone())
-    }
-}
-impl<T> Default for Node<T> {
-    fn default() -> Node<T> {
-        Node(Vec::new())
-    }
-}
-
-impl<T: Clone + Default> Node<T> {
-    fn get(&self, at: usize) -> Option<&T> {
-        self.0.get(at)?.as_deref()
     }
 
-    fn get_mut(&mut self, at: usize) -> &mut T {
-        if self.0.len() <= at {
-            self.0.resize(at + 1, None);
+    /// Drops the chunks after `index`, and the pages of that one from place `first` on.
+    fn truncate(slot: &mut Option<Arc<Node>>, level: u32, index: u32, first: usize) {
+        let Some(node) = slot else { return };
+        match Arc::make_mut(node) {
+            Node::Chunk(chunk) => chunk.cut(first),
+            Node::Inner(children) => {
+                let at = digit(index, level);
+                children[at + 1..].fill(None);
+                Node::truncate(&mut children[at], level - 1, index, first);
+            }
         }
-        Arc::make_mut(self.0[at].get_or_insert_with(Arc::default))
-    }
-
-    /// Drops what is after `last`, and answers what is at it.
-    fn truncate(&mut self, last: usize) -> Option<&mut T> {
-        self.0.truncate(last + 1);
-        self.0.get_mut(last)?.as_mut().map(Arc::make_mut)
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (usize, &T)> {
-        self.0.iter().enumerate().filter_map(|(at, child)| Some((at, child.as_deref()?)))
     }
 }
 
 /// Page → location. Cloning copies one pointer.
 #[derive(Clone, Default)]
 pub(super) struct PageTable {
-    root: Arc<Node<Node<Node<TableChunk>>>>,
+    root: Option<Arc<Node>>,
+    /// Levels of nodes above the chunks.
+    height: u32,
 }
 
 /// The chunk that a page is in, and its place in it.
 fn split(idx: PageIdx) -> (u32, usize) {
     let at = idx.get() - 1;
     (at / CHUNK_PAGES as u32, at as usize % CHUNK_PAGES)
-}
-
-fn path(index: u32) -> [usize; 3] {
-    let index = index as usize;
-    [index / FANOUT / FANOUT, index / FANOUT % FANOUT, index % FANOUT]
 }
 
 impl PageTable {
@@ -263,14 +289,35 @@ impl PageTable {
         self.chunk(index).map_or(Location::Zero, |chunk| chunk.get(at))
     }
 
+    /// Whether a tree of this height has a place for chunk `index`.
+    fn reaches(&self, index: u32) -> bool {
+        index.checked_shr(FANOUT_BITS * self.height).unwrap_or(0) == 0
+    }
+
     pub(super) fn chunk(&self, index: u32) -> Option<&TableChunk> {
-        let [a, b, c] = path(index);
-        self.root.get(a)?.get(b)?.get(c)
+        if !self.reaches(index) {
+            return None;
+        }
+        let (mut node, mut level) = (self.root.as_deref()?, self.height);
+        loop {
+            match node {
+                Node::Chunk(chunk) => return Some(chunk),
+                Node::Inner(children) => node = children[digit(index, level)].as_deref()?,
+            }
+            level -= 1;
+        }
     }
 
     fn chunk_mut(&mut self, index: u32) -> &mut TableChunk {
-        let [a, b, c] = path(index);
-        Arc::make_mut(&mut self.root).get_mut(a).get_mut(b).get_mut(c)
+        while !self.reaches(index) {
+            if let Some(root) = self.root.take() {
+                let mut children = [const { None }; FANOUT];
+                children[0] = Some(root);
+                self.root = Some(Arc::new(Node::Inner(children)));
+            }
+            self.height += 1;
+        }
+        Node::chunk_mut(&mut self.root, self.height, index)
     }
 
     pub(super) fn set(&mut self, idx: PageIdx, entry: Entry) {
@@ -285,29 +332,10 @@ impl PageTable {
             return;
         };
         let (index, at) = split(last);
-        let [a, b, c] = path(index);
         // Nothing beyond: nothing is copied.
-        if self.last_index().is_none_or(|highest| highest < index) {
-            return;
+        if self.reaches(index) && self.chunks_between(index, u32::MAX).next().is_some() {
+            Node::truncate(&mut self.root, self.height, index, at + 1);
         }
-        let root = Arc::make_mut(&mut self.root);
-        let chunk = root.truncate(a).and_then(|node| node.truncate(b)).and_then(|node| node.truncate(c));
-        if let Some(chunk) = chunk
-            && at + 1 < CHUNK_PAGES
-        {
-            chunk.cut(at + 1);
-        }
-    }
-
-    fn last_index(&self) -> Option<u32> {
-        fn last<T>(node: &Node<T>) -> Option<(usize, &T)> {
-            let at = node.0.iter().rposition(Option::is_some)?;
-            Some((at, node.0[at].as_deref()?))
-        }
-        let (a, node) = last(&self.root)?;
-        let (b, node) = last(node)?;
-        let (c, _) = last(node)?;
-        u32::try_from((a * FANOUT + b) * FANOUT + c).ok()
     }
 
     /// Every chunk that is not empty, by index.
@@ -317,19 +345,27 @@ impl PageTable {
 
     /// Those from `first` to `last`.
     pub(super) fn chunks_between(&self, first: u32, last: u32) -> impl Iterator<Item = (u32, &TableChunk)> {
-        let (first, last) = (first as usize, last as usize);
-        let within = move |from: usize, width: usize| from <= last && from + (width - 1) >= first;
-        self.root.iter().filter(move |(a, _)| within(a * FANOUT * FANOUT, FANOUT * FANOUT)).flat_map(
-            move |(a, node)| {
-                let a = a * FANOUT * FANOUT;
-                node.iter().filter(move |(b, _)| within(a + b * FANOUT, FANOUT)).flat_map(move |(b, node)| {
-                    let b = a + b * FANOUT;
-                    node.iter()
-                        .filter(move |(c, _)| within(b + c, 1))
-                        .map(move |(c, chunk)| ((b + c) as u32, chunk))
-                })
-            },
-        )
+        // Nodes still to be looked into, the next one last: the first index below each, and its level.
+        let mut nodes: Vec<(u32, u32, &Node)> =
+            self.root.iter().map(|root| (0, self.height, root.as_ref())).collect();
+        std::iter::from_fn(move || {
+            loop {
+                let (start, level, node) = nodes.pop()?;
+                match node {
+                    Node::Chunk(chunk) if (first..=last).contains(&start) => return Some((start, chunk)),
+                    Node::Chunk(_) => {}
+                    Node::Inner(children) => {
+                        let width = 1u32 << (FANOUT_BITS * (level - 1));
+                        let children = children.iter().enumerate().rev();
+                        nodes.extend(children.filter_map(|(at, child)| {
+                            let start = start + at as u32 * width;
+                            let within = start <= last && start + (width - 1) >= first;
+                            Some((start, level - 1, child.as_deref().filter(|_| within)?))
+                        }));
+                    }
+                }
+            }
+        })
     }
 
     /// The same content on the table of a checkpoint at `lsn`, which is not newer than this one.

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -17,6 +17,9 @@ fn byte_at(snapshot: &Snapshot, idx: u32) -> Option<u8> {
     }
 }
 
+/// Page counts around which the tree gets another level, and the greatest there is.
+const HEIGHTS: [u32; 5] = [256, 4096, 65_536, 1 << 28, u32::MAX];
+
 /// Page tables of any history equal a map, and older ones stay as they were.
 #[test]
 fn snapshots_read_like_their_model_for_ever() {
@@ -27,16 +30,18 @@ fn snapshots_read_like_their_model_for_ever() {
             vec![(Snapshot::empty(PageSize::DEFAULT, Lineage::of(VolumeId([1; 16]))), model.clone())];
         for version in 1..30 {
             let last = taken.last().unwrap().0.clone();
-            let pages = match rng.random_range(0..4) {
+            let pages = match rng.random_range(0..6) {
                 0 => rng.random_range(0..1200),
                 1 => rng.random_range(250..260),
+                2 => HEIGHTS[rng.random_range(0..HEIGHTS.len())].saturating_add(rng.random_range(0..3)),
                 _ => last.pages(),
             };
             let cut = pages.min(last.pages());
             model.retain(|idx, _| *idx <= cut);
             let mut changes = BTreeMap::new();
             for _ in 0..if pages == 0 { 0 } else { rng.random_range(0..20) } {
-                let (idx, byte) = (rng.random_range(1..=pages), rng.random());
+                let least = if rng.random() { 1 } else { pages.saturating_sub(600).max(1) };
+                let (idx, byte) = (rng.random_range(least..=pages), rng.random());
                 changes.insert(page(idx), Bytes::from(vec![byte]));
                 model.insert(idx, byte);
             }
@@ -44,13 +49,22 @@ fn snapshots_read_like_their_model_for_ever() {
             taken.push((next, model.clone()));
         }
         for (snapshot, model) in &taken {
-            for idx in 1..=1300 {
+            let written = taken.iter().flat_map(|(_, model)| model.keys().copied());
+            for idx in (1..=1300).chain(written) {
                 assert_eq!(
                     byte_at(snapshot, idx),
                     model.get(&idx).copied(),
                     "seed {seed}, page {idx}, {snapshot:?}"
                 );
             }
+            let (first, last) = (rng.random_range(0..6), rng.random_range(3..1 << 24));
+            let chunk = |idx: &u32| (idx - 1) / CHUNK_PAGES as u32;
+            let expected: BTreeSet<u32> =
+                model.keys().map(chunk).filter(|index| (first..=last).contains(index)).collect();
+            let mut found: Vec<u32> = snapshot.chunks_between(first, last).map(|view| view.index).collect();
+            assert!(found.is_sorted(), "seed {seed}, {snapshot:?}: {found:?}");
+            found.retain(|index| expected.contains(index));
+            assert!(found.into_iter().eq(expected), "seed {seed}, {snapshot:?}, chunks {first} to {last}");
         }
     }
 }

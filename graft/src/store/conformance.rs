@@ -60,14 +60,14 @@ fn keys_and_spaces_are_apart(store: &dyn ReplicaStore) {
         assert_eq!(keys(store, space, b""), [b"key"], "{space:?}");
     }
     let mut batch = Batch::default();
-    batch.remove(Space::Pages, &b"key"[..]);
-    batch.remove(Space::Pages, &b"never"[..]);
+    batch.remove(Space::Timeline, &b"key"[..]);
+    batch.remove(Space::Timeline, &b"never"[..]);
     store.write(batch, Durability::Buffered).expect("write");
-    assert_eq!(store.get(Space::Pages, b"key").expect("get"), None);
+    assert_eq!(store.get(Space::Timeline, b"key").expect("get"), None);
     assert_eq!(keys(store, Space::State, b""), [b"key"], "other spaces keep theirs");
-    put(store, Space::Pages, b"empty", b"");
+    put(store, Space::Timeline, b"empty", b"");
     assert_eq!(
-        store.get(Space::Pages, b"empty").expect("get").as_deref(),
+        store.get(Space::Timeline, b"empty").expect("get").as_deref(),
         Some(&b""[..]),
         "a value may be empty"
     );
@@ -157,7 +157,7 @@ fn readers_see_whole_batches(store: SharedStore) {
     let write = |round: u32| {
         let mut batch = Batch::default();
         for key in 0..40_u8 {
-            batch.put(Space::Pages, vec![key], round.to_be_bytes().to_vec());
+            batch.put(Space::Timeline, vec![key], round.to_be_bytes().to_vec());
         }
         store.write(batch, Durability::Buffered).expect("write");
     };
@@ -166,7 +166,7 @@ fn readers_see_whole_batches(store: SharedStore) {
         let writer = scope.spawn(|| (1..300).for_each(write));
         let mut last = 0;
         while !writer.is_finished() {
-            let rows = store.scan(Space::Pages, b"").expect("scan");
+            let rows = store.scan(Space::Timeline, b"").expect("scan");
             assert_eq!(rows.len(), 40);
             let rounds: Vec<u32> = rows
                 .iter()
@@ -177,7 +177,7 @@ fn readers_see_whole_batches(store: SharedStore) {
             last = rounds[0];
         }
     });
-    assert_eq!(store.get(Space::Pages, &[39]).expect("get").as_deref(), Some(&299_u32.to_be_bytes()[..]));
+    assert_eq!(store.get(Space::Timeline, &[39]).expect("get").as_deref(), Some(&299_u32.to_be_bytes()[..]));
 }
 
 fn histories_read_like_their_model(store: &dyn ReplicaStore, seed: u64) {
@@ -217,7 +217,7 @@ impl History {
     fn step(&mut self, store: &dyn ReplicaStore) {
         let mut batch = Batch::default();
         for _ in 0..self.below(8) {
-            let (space, key) = (Space::ALL[self.below(4) as usize], self.key());
+            let (space, key) = (Space::ALL[self.below(3) as usize], self.key());
             if self.below(3) == 0 {
                 batch.remove(space, key.clone());
                 self.model.remove(&(space, key));

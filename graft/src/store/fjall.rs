@@ -1,77 +1,128 @@
-//! Spaces as trees of one fjall database on disk.
+//! The store in a directory: a journal, and a table in fjall below it.
 //!
-//! ```text
-//! DIR/lock     locked while open; says who holds it
-//! DIR/format   `graft replica 1`, written before anything else
-//! DIR/fjall/   fjall's: one journal, and one tree for each space
-//! DIR/files/   what can be made again: cached pages, one file for each volume
-//! ```
-//!
-//! fjall alone does not wait for the disk. A batch goes to its journal whole, with a checksum, and
-//! half a batch at the journal's end is dropped by recovery; [`Durability::Sync`] then fsyncs the
-//! journal (`PersistMode::SyncAll`) before the batch becomes visible and `write` returns. So a
-//! durable write costs one fsync, whatever its size; writers queue for the journal.
+//! The journal ([`super::journal`]) is what a durable write waits for, one `fdatasync` of blocks that
+//! are overwritten in place. The table takes over what the journal has to make room of
+//! ([`super::journaled`]): fjall, a log-structured store, with all spaces in one tree of its own. A
+//! key there is the space's byte and the key; the byte 0 alone is the number of the last batch.
 //!
 //! Reads go through a snapshot, always: what a fjall keyspace reads by itself is the newest entry
 //! of each key, so a scan beside a writer sees half of its batch (it did, in the conformance suite).
 //!
-//! Many volumes share one store, so its memory is bounded: see the constants.
+//! Many volumes share one store, so its memory is bounded: see the constants, and the journal's size.
 //!
-//! Invariants: the lock outlives the database; a directory whose format we do not know is not
-//! touched.
+//! Invariants: the lock outlives the database; the table is written to only when `DIR/table` is there,
+//! so that one whose making was cut off is made again.
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read as _, Seek as _, Write as _};
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable as _};
 
-use super::{Batch, ByteFile, DiskFile, Durability, KEY_BYTES_MAX, ReplicaStore, Space, StoreError};
+use super::journaled::{JournaledStore, Layer, Place, Table, TableView, Threads};
+use super::{Batch, ByteFile, DiskFile, Durability, ReplicaStore, Space, StoreError, directory};
 
-/// What `DIR/format` holds. The digit changes when the layout of this directory does.
-const FORMAT: &str = "graft replica 1\n";
-/// Blocks read from disk that are kept, for all spaces together.
+/// What a half of the journal takes. Its changes are in memory too, twice at most.
+const HALF_BYTES: u64 = 8 << 20;
+/// Blocks read from disk that are kept.
 const CACHE_BYTES: u64 = 32 << 20;
-/// What a space's writes may take in memory before they move to its tree.
+/// What writes may take in fjall's memory before they move to its tree.
 const MEMTABLE_BYTES: u64 = 8 << 20;
-/// Journals are dropped when what they hold has moved to the trees; at the latest at this size.
+/// fjall's journals are dropped when what they hold has moved to the tree; at the latest at this size.
 const JOURNALS_BYTES_MAX: u64 = 64 << 20;
-/// Threads that move memtables to trees and compact those.
+/// Threads that move memtables to the tree and compact it.
 const WORKERS: usize = 1;
 /// Open files kept.
 const FILES_MAX: usize = 64;
+/// Where the table keeps the number of its last batch: before every space.
+const NUMBER: [u8; 1] = [0];
 
 /// A replica store in a directory, held by this process alone until dropped.
 pub struct FjallStore {
     // Dropped in this order: the lock last.
-    spaces: [Keyspace; Space::ALL.len()],
-    database: Database,
-    dir: String,
+    store: JournaledStore<DiskFile, FjallPlace>,
     files: PathBuf,
-    _lock: File,
+    _lock: fs::File,
 }
 
 impl FjallStore {
-    /// Opens the store in `dir`, which is made if it is not there.
+    /// Opens the store in `dir`, which is made if it is not there. What was written since the table's
+    /// last checkpoint is read from the journal: 16 MiB at most.
     ///
     /// # Errors
     ///
     /// - [`StoreError::Locked`]: another open holds it, in this process or another one, which the
     ///   error names.
     /// - [`StoreError::Format`]: it holds something that we do not read. Nothing was changed.
-    /// - [`StoreError::Failed`]: the disk failed, or what is there is damaged.
+    /// - [`StoreError::Damaged`]: batches that were on disk are not there any more.
+    /// - [`StoreError::Failed`]: the disk failed, or fjall's part of it is damaged.
     pub fn open(dir: &Path) -> Result<FjallStore, StoreError> {
         let name = dir.display().to_string();
         let failed = |e: io::Error| StoreError::Failed { dir: name.clone(), message: e.to_string() };
         let dir = std::path::absolute(dir).map_err(failed)?;
-        make_directory(&dir).map_err(failed)?;
-        let lock = lock(&dir, &name)?;
-        check_format(&dir, &name)?;
+        directory::make(&dir).map_err(failed)?;
+        let lock = directory::lock(&dir, &name)?;
+        directory::check_format(&dir, &name)?;
+        let salt = salt().map_err(|e| StoreError::Failed { dir: name.clone(), message: e.to_string() })?;
+        let journal = directory::open_file(&dir.join("journal"), &name)?;
+        let place = FjallPlace { dir: dir.clone(), name: name.clone() };
+        let background = Box::<Threads>::default();
+        let store = JournaledStore::open(name, journal, HALF_BYTES, place, background, salt)?;
+        Ok(FjallStore { store, files: dir.join("files"), _lock: lock })
+    }
+}
 
-        let failed = |e: fjall::Error| failure(&name, &e);
-        let database = Database::builder(dir.join("fjall"))
+#[allow(clippy::disallowed_methods, reason = "it tells openings apart; nothing is replayed from it")]
+fn salt() -> Result<u64, getrandom::Error> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+impl std::fmt::Debug for FjallStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FjallStore({:?})", self.store)
+    }
+}
+
+impl ReplicaStore for FjallStore {
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.store.get(space, key)
+    }
+
+    fn scan(&self, space: Space, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        self.store.scan(space, prefix)
+    }
+
+    fn write(&self, batch: Batch, durability: Durability) -> Result<(), StoreError> {
+        self.store.write(batch, durability)
+    }
+
+    fn file(&self, name: &str) -> Result<Option<Arc<dyn ByteFile>>, StoreError> {
+        Ok(Some(Arc::new(DiskFile::open(&self.files.join(name))?)))
+    }
+
+    fn existing_file(&self, name: &str) -> Result<Option<Arc<dyn ByteFile>>, StoreError> {
+        if self.files.join(name).exists() { self.file(name) } else { Ok(None) }
+    }
+}
+
+/// Where fjall's files are.
+pub(crate) struct FjallPlace {
+    dir: PathBuf,
+    name: String,
+}
+
+impl FjallPlace {
+    fn failed(&self, error: &io::Error) -> StoreError {
+        StoreError::Failed { dir: self.name.clone(), message: error.to_string() }
+    }
+
+    fn open(&self) -> Result<FjallTable, StoreError> {
+        let failed = |e: fjall::Error| failure(&self.name, &e);
+        let database = Database::builder(self.dir.join("fjall"))
             .worker_threads(WORKERS)
             .cache_size(CACHE_BYTES)
             .max_journaling_size(JOURNALS_BYTES_MAX)
@@ -79,148 +130,108 @@ impl FjallStore {
             .open()
             .map_err(failed)?;
         let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
-        let open = |space: Space| database.keyspace(space.name(), options).map_err(failed);
-        let [state, pages, local, timeline] = Space::ALL;
-        let spaces = [open(state)?, open(pages)?, open(local)?, open(timeline)?];
-        Ok(FjallStore { spaces, database, dir: name, files: dir.join("files"), _lock: lock })
-    }
-
-    fn space(&self, space: Space) -> &Keyspace {
-        let [state, pages, local, timeline] = &self.spaces;
-        match space {
-            Space::State => state,
-            Space::Pages => pages,
-            Space::Local => local,
-            Space::Timeline => timeline,
-        }
+        let keys = database.keyspace("replica", options).map_err(failed)?;
+        Ok(FjallTable { keys, database, name: self.name.clone() })
     }
 }
 
-impl std::fmt::Debug for FjallStore {
+impl Place for FjallPlace {
+    type Table = FjallTable;
+
+    fn find(&self) -> Result<Option<FjallTable>, StoreError> {
+        match self.dir.join("table").try_exists() {
+            Ok(true) => self.open().map(Some),
+            Ok(false) => Ok(None),
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    fn make(&self) -> Result<FjallTable, StoreError> {
+        match fs::remove_dir_all(self.dir.join("fjall")) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(self.failed(&error)),
+            Ok(()) | Err(_) => {}
+        }
+        let table = self.open()?;
+        directory::mark(&self.dir.join("table")).map_err(|error| self.failed(&error))?;
+        Ok(table)
+    }
+}
+
+/// A table in fjall.
+pub(crate) struct FjallTable {
+    keys: Keyspace,
+    database: Database,
+    name: String,
+}
+
+impl std::fmt::Debug for FjallTable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "FjallStore({})", self.dir)
+        write!(f, "FjallTable({})", self.name)
     }
 }
 
-impl ReplicaStore for FjallStore {
-    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        // fjall panics on what it cannot hold.
-        if !(1..=KEY_BYTES_MAX).contains(&key.len()) {
-            return Ok(None);
+fn key_in(space: Space, key: &[u8]) -> Vec<u8> {
+    [&[space.tag()], key].concat()
+}
+
+impl Table for FjallTable {
+    type View = FjallView;
+
+    fn view(&self) -> FjallView {
+        FjallView { keys: self.keys.clone(), snapshot: self.database.snapshot(), name: self.name.clone() }
+    }
+
+    fn apply(&self, layer: &Layer, number: u64) -> Result<(), StoreError> {
+        // Each key once: all changes of a batch have one number in fjall, so that of two to one key
+        // either could win.
+        let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
+        for (space, key, value) in layer.changes() {
+            let key = key_in(space, key);
+            match value {
+                Some(value) => batch.insert(&self.keys, key, value.as_ref()),
+                None => batch.remove(&self.keys, key),
+            }
         }
-        let value =
-            self.database.snapshot().get(self.space(space), key).map_err(|e| failure(&self.dir, &e))?;
+        batch.insert(&self.keys, NUMBER, number.to_le_bytes());
+        batch.commit().map_err(|e| failure(&self.name, &e))
+    }
+
+    fn applied(&self) -> Result<u64, StoreError> {
+        let number = self.database.snapshot().get(&self.keys, NUMBER).map_err(|e| failure(&self.name, &e))?;
+        let Some(number) = number else { return Ok(0) };
+        let number = <[u8; 8]>::try_from(&*number).map(u64::from_le_bytes);
+        number.map_err(|_| StoreError::Damaged {
+            dir: self.name.clone(),
+            message: "the number of its table's last batch has not 8 bytes".into(),
+        })
+    }
+
+    fn persist(&self) -> Result<(), StoreError> {
+        self.database.persist(PersistMode::SyncAll).map_err(|e| failure(&self.name, &e))
+    }
+}
+
+/// A snapshot of the table.
+pub(crate) struct FjallView {
+    keys: Keyspace,
+    snapshot: fjall::Snapshot,
+    name: String,
+}
+
+impl TableView for FjallView {
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let value = self.snapshot.get(&self.keys, key_in(space, key)).map_err(|e| failure(&self.name, &e))?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
     fn scan(&self, space: Space, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
-        if prefix.len() > KEY_BYTES_MAX {
-            return Ok(Vec::new());
-        }
-        let rows = self.database.snapshot().prefix(self.space(space), prefix).map(|row| {
+        let rows = self.snapshot.prefix(&self.keys, key_in(space, prefix)).map(|row| {
             let (key, value) = row.into_inner()?;
             // Copies, because a slice of fjall's keeps the whole block that it lies in.
-            Ok((Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value)))
+            Ok((Bytes::copy_from_slice(key.get(1..).unwrap_or_default()), Bytes::copy_from_slice(&value)))
         });
-        rows.collect::<fjall::Result<_>>().map_err(|e| failure(&self.dir, &e))
+        rows.collect::<fjall::Result<_>>().map_err(|e| failure(&self.name, &e))
     }
-
-    fn write(&self, batch: Batch, durability: Durability) -> Result<(), StoreError> {
-        batch.check_keys(&self.dir)?;
-        let mode = match durability {
-            Durability::Sync => PersistMode::SyncAll,
-            Durability::Buffered => PersistMode::Buffer,
-        };
-        let done = if batch.changes.is_empty() {
-            self.database.persist(mode)
-        } else {
-            let mut changes = self.database.batch().durability(Some(mode));
-            // All changes of a batch have one number in fjall, so that of two to one key either
-            // could win; hence only the last.
-            for ((space, key), value) in batch.into_last_changes() {
-                match value {
-                    Some(value) => changes.insert(self.space(space), key.as_ref(), value.as_ref()),
-                    None => changes.remove(self.space(space), key.as_ref()),
-                }
-            }
-            changes.commit()
-        };
-        done.map_err(|e| failure(&self.dir, &e))
-    }
-
-    fn file(&self, name: &str) -> Result<Option<Arc<dyn ByteFile>>, StoreError> {
-        Ok(Some(Arc::new(DiskFile::open(&self.files.join(name))?)))
-    }
-}
-
-/// Makes `dir` and its ancestors, each entry on disk.
-fn make_directory(dir: &Path) -> io::Result<()> {
-    let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
-    fs::create_dir_all(dir)?;
-    missing.into_iter().filter_map(Path::parent).try_for_each(|parent| File::open(parent)?.sync_all())
-}
-
-/// Takes the lock of `dir` and writes down who we are.
-fn lock(dir: &Path, name: &str) -> Result<File, StoreError> {
-    let failed = |e: io::Error| StoreError::Failed { dir: name.into(), message: format!("lock: {e}") };
-    let options = File::options().read(true).write(true).create(true).truncate(false).open(dir.join("lock"));
-    let mut file = options.map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            // Who holds it is for the message alone; that it is held is certain.
-            if file.take(200).read_to_string(&mut holder).is_err() || holder.is_empty() {
-                holder = "another process".into();
-            }
-            return Err(StoreError::Locked { dir: name.into(), holder });
-        }
-        Err(fs::TryLockError::Error(e)) => return Err(failed(e)),
-    }
-    // The program alone: arguments may hold secrets.
-    let program = std::env::args_os().next().map(PathBuf::from);
-    let program =
-        program.as_deref().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
-    let holder = format!("process {} ({program})", std::process::id());
-    file.set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| file.write_all(holder.as_bytes()))
-        .map_err(failed)?;
-    Ok(file)
-}
-
-/// Refuses a directory of another format; marks an empty one as ours.
-fn check_format(dir: &Path, name: &str) -> Result<(), StoreError> {
-    let failed = |e: io::Error| StoreError::Failed { dir: name.into(), message: format!("format: {e}") };
-    let path = dir.join("format");
-    let found = match fs::read(&path) {
-        Ok(found) if found == FORMAT.as_bytes() => return Ok(()),
-        Ok(found) => {
-            String::from_utf8_lossy(&found[..found.len().min(100)]).trim_end().escape_debug().to_string()
-        }
-        Err(e) if e.kind() == ErrorKind::NotFound => {
-            let mut others = fs::read_dir(dir).map_err(failed)?;
-            let foreign = others.find_map(|entry| {
-                let name = entry.ok()?.file_name();
-                (name != "lock" && name != "format.new").then(|| name.to_string_lossy().into_owned())
-            });
-            match foreign {
-                None => return write_format(dir, &path).map_err(failed),
-                Some(file) => format!("none, but a file `{}`", file.escape_debug()),
-            }
-        }
-        Err(e) => return Err(failed(e)),
-    };
-    Err(StoreError::Format { dir: name.into(), found, known: FORMAT.trim_end().into() })
-}
-
-fn write_format(dir: &Path, path: &Path) -> io::Result<()> {
-    let new = dir.join("format.new");
-    let mut file = File::create(&new)?;
-    file.write_all(FORMAT.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(new, path)?;
-    File::open(dir)?.sync_all()
 }
 
 fn failure(dir: &str, error: &fjall::Error) -> StoreError {

@@ -102,6 +102,10 @@ impl ReplicaStore for MemoryStore {
         let mut files = self.files.lock();
         Ok(Some(files.entry(name.into()).or_default().clone()))
     }
+
+    fn existing_file(&self, name: &str) -> Result<Option<Arc<dyn ByteFile>>, StoreError> {
+        Ok(self.files.lock().get(name).map(|file| file.clone() as Arc<dyn ByteFile>))
+    }
 }
 
 #[cfg(test)]

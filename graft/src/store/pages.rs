@@ -19,6 +19,7 @@
 //! Invariants: local commits and everything else that exists here alone is elsewhere; a page read
 //! from here is the one that was put.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -93,10 +94,7 @@ impl PageFile {
             return Ok(None);
         }
         let mut slots = Clock::new(usize::try_from(capacity).unwrap_or(usize::MAX));
-        let mut header = vec![0; BLOCK as usize];
-        header[..4].copy_from_slice(&MAGIC);
-        header[4..8].copy_from_slice(&page_size.get().to_le_bytes());
-        header[8..24].copy_from_slice(&volume.0);
+        let header = header(volume, page_size);
         let mut found = vec![0; BLOCK as usize];
         let page_file = |slots| PageFile { file: file.clone(), volume, page_size, slots: Mutex::new(slots) };
         if file.read(0, &mut found)? != found.len() || found != header {
@@ -146,15 +144,12 @@ impl PageFile {
     /// The page, if it is there and has this hash.
     pub(crate) fn get(&self, version: Version, hash: PageHash) -> Result<Option<Bytes>, StoreError> {
         let Some(slot) = self.slots.lock().read(version) else { return Ok(None) };
-        let mut page = BytesMut::zeroed(self.page_size.bytes());
-        // A file that cannot be read is a miss: the page can be fetched again.
-        let had = self.file.read(offsets(self.page_size, slot).1, &mut page).unwrap_or(0);
-        if had == page.len() && PageHash::of(version.0, &page) == hash {
-            return Ok(Some(page.freeze()));
+        let page = read_page(&*self.file, self.page_size, slot, version, hash);
+        if page.is_none() {
+            // Its slot went to another page while we read, or what is there is damaged.
+            self.slots.lock().remove(version, slot);
         }
-        // Its slot went to another page while we read, or what is there is damaged.
-        self.slots.lock().remove(version, slot);
-        Ok(None)
+        Ok(page)
     }
 
     /// Keeps pages; answers those that gave up their slots for them. On an error none of them is
@@ -210,6 +205,82 @@ impl PageFile {
         let mut slots = self.slots.lock();
         versions.for_each(|version| slots.demote(version));
     }
+}
+
+/// The pages that another volume's file holds of versions that a fork of it reads, too. It is only read,
+/// and may change meanwhile: what is no longer there is found by its hash and counts as not there.
+pub(crate) struct Inherited {
+    file: Arc<dyn ByteFile>,
+    page_size: PageSize,
+    slots: Mutex<HashMap<Version, u32>>,
+}
+
+impl Inherited {
+    /// The pages of `volume` in `file` that commits up to `last` wrote. `None` where it holds none.
+    pub(crate) fn open(
+        file: Arc<dyn ByteFile>,
+        volume: VolumeId,
+        last: Lsn,
+        page_size: PageSize,
+    ) -> Result<Option<Inherited>, StoreError> {
+        let mut block = vec![0; BLOCK as usize];
+        if file.read(0, &mut block)? != block.len() || block != header(volume, page_size) {
+            return Ok(None);
+        }
+        let len = file.len()?;
+        let mut slots = HashMap::new();
+        for group in 0..u32::MAX / GROUP {
+            let at = offsets(page_size, group * GROUP).0;
+            if at >= len {
+                break;
+            }
+            let had = file.read(at, &mut block)?;
+            for (slot, entry) in (group * GROUP..).zip(block[..had].chunks_exact(ENTRY)) {
+                if let Some(version) = read_entry(entry).filter(|(_, lsn)| *lsn <= last) {
+                    slots.insert(version, slot);
+                }
+            }
+        }
+        let inherited = Inherited { file, page_size, slots: Mutex::new(slots) };
+        Ok(Some(inherited).filter(|inherited| !inherited.slots.lock().is_empty()))
+    }
+
+    /// Whether `version` is there, as far as the index knows. No I/O.
+    pub(crate) fn contains(&self, version: Version) -> bool {
+        self.slots.lock().contains_key(&version)
+    }
+
+    /// The page, if it is there and has this hash.
+    pub(crate) fn get(&self, version: Version, hash: PageHash) -> Option<Bytes> {
+        let slot = self.slots.lock().get(&version).copied()?;
+        let page = read_page(&*self.file, self.page_size, slot, version, hash);
+        if page.is_none() {
+            self.slots.lock().remove(&version);
+        }
+        page
+    }
+}
+
+fn header(volume: VolumeId, page_size: PageSize) -> Vec<u8> {
+    let mut header = vec![0; BLOCK as usize];
+    header[..4].copy_from_slice(&MAGIC);
+    header[4..8].copy_from_slice(&page_size.get().to_le_bytes());
+    header[8..24].copy_from_slice(&volume.0);
+    header
+}
+
+/// The page in `slot`, if it has this hash. A file that cannot be read is a miss: the page can be
+/// fetched again.
+fn read_page(
+    file: &dyn ByteFile,
+    page_size: PageSize,
+    slot: u32,
+    version: Version,
+    hash: PageHash,
+) -> Option<Bytes> {
+    let mut page = BytesMut::zeroed(page_size.bytes());
+    let had = file.read(offsets(page_size, slot).1, &mut page).unwrap_or(0);
+    (had == page.len() && PageHash::of(version.0, &page) == hash).then(|| page.freeze())
 }
 
 /// Where the entries of `slot`'s group begin, and where its page does.

@@ -10,30 +10,35 @@
 //! until it is first read: that is how the prefetcher sees a scan it serves, and what its waste is
 //! counted by.
 //!
+//! A fork also reads what the same store holds of its ancestors' pages, as it was when the fork was opened.
+//!
 //! Invariants: a page's bytes were checked against its hash before they came here; the budgets bound
 //! the pages' bytes in memory (at least one page) and the whole file on disk.
 
 pub(crate) mod clock;
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
+use futures::channel::oneshot;
 use parking_lot::Mutex;
 
 use self::clock::{Clock, Version};
 use super::{Options, Volume};
 use crate::fetch::flights::Flights;
-use crate::format::chunk::CHUNK_PAGES;
+use crate::format::chunk::{CHUNK_PAGES, Lineage};
 use crate::format::commit::Head;
 use crate::format::frame::PageHash;
 use crate::format::{Damaged, frame};
-use crate::ids::{PageIdx, PageSize, VolumeId};
+use crate::ids::{Lsn, PageIdx, PageSize, VolumeId};
 use crate::page_set::PageSet;
 use crate::prefetch::Leap;
+use crate::prefetch::spread::Spread;
 use crate::snapshot::{FrameRef, Location, Snapshot};
-use crate::store::StoreError;
-use crate::store::pages::PageFile;
+use crate::store::pages::{Inherited, PageFile};
+use crate::store::{SharedStore, StoreError};
 
 /// First reads remembered for the prefetcher.
 const TOUCHED_MAX: usize = 64;
@@ -99,6 +104,8 @@ struct Memory {
     touched: VecDeque<PageIdx>,
     /// Those that were forgotten for newer ones.
     touched_before: u32,
+    /// Whom to tell after so many more first reads.
+    marker: Option<(u32, oneshot::Sender<()>)>,
     counts: Metrics,
 }
 
@@ -109,6 +116,15 @@ impl Memory {
             self.touched_before = self.touched_before.saturating_add(1);
         }
         self.touched.push_back(version.0);
+        if let Some((left, _)) = &mut self.marker {
+            *left = left.saturating_sub(1);
+            if *left == 0
+                && let Some((_, waiting)) = self.marker.take()
+            {
+                // Nobody waits any more where it cannot be told.
+                _ = waiting.send(());
+            }
+        }
         if self.ahead.remove(&version) {
             self.counts.prefetch_used += 1;
         }
@@ -155,10 +171,13 @@ pub(crate) struct PageCache {
     page_size: PageSize,
     memory: Mutex<Memory>,
     disk: Option<PageFile>,
+    /// What the files of a fork's ancestors held when it was opened.
+    inherited: OnceLock<Vec<Inherited>>,
     /// What the fetch module keeps for each volume.
     pub(crate) counters: Counters,
     pub(crate) flights: Mutex<Flights>,
     pub(crate) leap: Mutex<Leap>,
+    pub(crate) spread: Mutex<Spread>,
 }
 
 impl PageCache {
@@ -168,7 +187,7 @@ impl PageCache {
         options: &Options,
     ) -> Result<PageCache, StoreError> {
         let file = match &options.store {
-            Some(store) => store.file(&format!("pages-{volume}"))?,
+            Some(store) => store.file(&file_name(volume))?,
             None => None,
         };
         let disk = match file {
@@ -182,15 +201,18 @@ impl PageCache {
             ahead: HashSet::new(),
             touched: VecDeque::new(),
             touched_before: 0,
+            marker: None,
             counts: Metrics::default(),
         };
         Ok(PageCache {
             page_size,
             memory: Mutex::new(memory),
             disk,
+            inherited: OnceLock::new(),
             counters: Counters::default(),
             flights: Mutex::default(),
             leap: Mutex::default(),
+            spread: Mutex::default(),
         })
     }
 
@@ -213,7 +235,10 @@ impl PageCache {
             }
         }
         let Some(disk) = &self.disk else { return Ok(None) };
-        let found = disk.get(version, hash)?;
+        let mut found = disk.get(version, hash)?;
+        if found.is_none() {
+            found = self.inherited().iter().find_map(|ancestor| ancestor.get(version, hash));
+        }
         let mut memory = self.memory.lock();
         match &found {
             Some(page) => {
@@ -228,10 +253,29 @@ impl PageCache {
         Ok(found)
     }
 
-    /// Whether the page is here, as far as the indexes know. No I/O.
-    pub(super) fn contains(&self, version: Version) -> bool {
-        self.memory.lock().clock.find(version).is_some()
-            || self.disk.as_ref().is_some_and(|disk| disk.contains(version))
+    /// It is known of which volumes the replica is made: those that it is a fork of may have left pages in
+    /// the same store. Only the first call counts.
+    pub(super) fn inherit(&self, store: Option<&SharedStore>, volumes: &Lineage) {
+        let (Some(store), Some((_, ancestors))) = (store, volumes.volumes().split_last()) else { return };
+        if ancestors.is_empty() || self.disk.is_none() || self.inherited.get().is_some() {
+            return;
+        }
+        let open = |(volume, last): &(VolumeId, Lsn)| {
+            let Some(file) = store.existing_file(&file_name(*volume))? else { return Ok(None) };
+            Inherited::open(file, *volume, *last, self.page_size)
+        };
+        let found = ancestors.iter().rev().filter_map(|ancestor| {
+            open(ancestor).unwrap_or_else(|error: StoreError| {
+                tracing::warn!(volume = %ancestor.0, %error, "the pages of an ancestor are not used");
+                None
+            })
+        });
+        // Set meanwhile is as good.
+        _ = self.inherited.set(found.collect());
+    }
+
+    fn inherited(&self) -> &[Inherited] {
+        self.inherited.get().map_or(&[], Vec::as_slice)
     }
 
     /// Keeps pages. Those that `asked` names are the last to go.
@@ -325,11 +369,56 @@ impl PageCache {
         touched.into_iter().for_each(|page| leap.hit(page));
     }
 
+    /// Is ready after so many more first reads of pages that came unasked; never, if another one is asked
+    /// for first.
+    pub(crate) fn after_first_reads(&self, count: u32) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        let before = self.memory.lock().marker.replace((count, sender));
+        // Wakes who waited for it: outside of the lock.
+        drop(before);
+        receiver
+    }
+
+    /// Reads of durable pages so far, and the pages fetched ahead that were among them.
+    pub(crate) fn reads(&self) -> (u64, u64) {
+        let counts = self.memory.lock().counts;
+        (counts.memory_hits + counts.disk_hits + counts.misses, counts.prefetch_used)
+    }
+
     /// How many pages may be fetched ahead at once without driving out what is here.
     pub(crate) fn room_ahead(&self) -> u32 {
         let slots = self.capacity_pages() / 4;
         let bytes = crate::fetch::AHEAD_BYTES_MAX / self.page_size.bytes();
         u32::try_from(slots.min(bytes)).unwrap_or(u32::MAX)
+    }
+
+    /// How many bytes of pages fit.
+    pub(crate) fn room_bytes(&self) -> u64 {
+        self.capacity_pages() as u64 * self.page_size.bytes() as u64
+    }
+
+    /// The pages of `pages` that a read of `snapshot` would fault on. No I/O.
+    pub(crate) fn missing(&self, snapshot: &Snapshot, pages: &PageSet) -> PageSet {
+        let mut missing = PageSet::new();
+        let memory = self.memory.lock();
+        for page in pages.iter() {
+            match snapshot.location(page) {
+                Location::Zero | Location::Local(_) => {}
+                Location::Frame(_, slot) => {
+                    let version = (page, slot.lsn);
+                    let here = memory.clock.find(version).is_some()
+                        || self.disk.as_ref().is_some_and(|disk| disk.contains(version))
+                        || self.inherited().iter().any(|ancestor| ancestor.contains(version));
+                    if !here {
+                        missing.insert(page);
+                    }
+                }
+                Location::Unknown(_) => {
+                    missing.insert(page);
+                }
+            }
+        }
+        missing
     }
 
     /// How many pages fit into memory.
@@ -359,6 +448,10 @@ impl PageCache {
             ..memory.counts
         }
     }
+}
+
+fn file_name(volume: VolumeId) -> String {
+    format!("pages-{volume}")
 }
 
 /// A frame's pages, each checked against its hash.

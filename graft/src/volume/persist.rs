@@ -6,24 +6,31 @@
 //! | state | `vid ‖ 'v'` | of a fork: the volumes that it is made of |
 //! | state | `vid ‖ 'h' ‖ lsn` (big-endian) | the head of a commit since |
 //! | state | `vid ‖ 'c' ‖ hash` | a chunk of that checkpoint's page table |
-//! | state | `vid ‖ 'p'` | the pending push: every byte that was or will be sent |
-//! | local | `vid ‖ number` (big-endian) | a local commit |
+//! | state | `vid ‖ 'p'` | the pending push: the commit's bytes, and its segments' lengths and hashes |
+//! | state | `vid ‖ 'u' ‖ part` (big-endian) | the pending push's segments, each in parts of up to 4 MiB |
+//! | local | `vid ‖ number` (big-endian) | a local commit; one that leaves the page count alone lies on whatever count is below it |
 //!
-//! A local commit or a pending push of more than 4 MiB lies in parts of that size, under
+//! A local commit or a pending push's own value of more than 4 MiB lies in parts of that size, under
 //! `"part" ‖ vid ‖ number ‖ part` or `vid ‖ 'q' ‖ part`; its own value is then their length in
-//! all, and is written last. So no more than a part is copied at a time.
+//! all, and is written last. So no more than a part is copied at a time. Segments are written as they
+//! are made, before the value that says that they are there; what a seal that stopped in between left of
+//! them, the next one replaces, and opening or the end of a push removes.
 //!
 //! Cached pages are in a file of their own: see [`crate::store::pages`].
 //!
 //! Invariants: a local commit is written with the replica's durability before it is acknowledged;
-//! the pending push is written before anything is sent; confirming removes the pending push and its
+//! every byte of the pending push is written before anything is sent, so that whoever goes on with it
+//! sends the same; confirming removes the pending push and its
 //! local commits and adds the head in one batch, so a crash repeats the settling or finds it done.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
-use super::{LocalCommit, OpenError, Prepared, State, Volume};
+use super::stack::kept;
+use super::{LocalCommit, OpenError, Prepared, State, Volume, stack};
 use crate::format::checkpoint::{ChunkRef, Root, state_hash};
 use crate::format::chunk::Lineage;
 use crate::format::commit::Head;
@@ -31,8 +38,9 @@ use crate::format::{Reader, Short};
 use crate::gc::bottom::Confirmed;
 use crate::history::Start;
 use crate::ids::{Lsn, PageIdx, Seq, VolumeId};
+use crate::publish::{Builder, Draft, Segment, SegmentSource, Upload};
 use crate::snapshot::Snapshot;
-use crate::store::{Batch, Durability, ReplicaStore, Space, StoreError};
+use crate::store::{Batch, Durability, ReplicaStore, SharedStore, Space, StoreError};
 
 fn head_prefix(vid: VolumeId) -> Vec<u8> {
     [&vid.0[..], b"h"].concat()
@@ -45,6 +53,9 @@ fn pending_key(vid: VolumeId) -> Vec<u8> {
 }
 fn pending_part_key(vid: VolumeId, part: u32) -> Vec<u8> {
     [&vid.0[..], b"q", &part.to_be_bytes()].concat()
+}
+fn segment_part_key(vid: VolumeId, part: u32) -> Vec<u8> {
+    [&vid.0[..], b"u", &part.to_be_bytes()].concat()
 }
 fn local_part_key(vid: VolumeId, number: u64, part: u32) -> Vec<u8> {
     // Not below the volume's own prefix, so that listing its local commits does not read their parts.
@@ -151,20 +162,65 @@ fn remove_local(batch: &mut Batch, vid: VolumeId, local: &LocalCommit) {
     }
 }
 
-fn remove_pending_parts(batch: &mut Batch, vid: VolumeId, prepared: Option<&Prepared>) {
+/// What a push has left in the store beside its own value.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    /// Parts of segments that may be there: all below this number.
+    parts: u32,
+}
+
+/// A segment of the pending push, in the store.
+#[derive(Debug)]
+struct StoredSegment {
+    store: SharedStore,
+    volume: VolumeId,
+    /// Its first part, and its length.
+    first: u32,
+    len: u64,
+}
+
+/// How many parts a segment of `len` bytes lies in.
+fn segment_parts(len: u64) -> u32 {
+    len.div_ceil(PART_BYTES as u64) as u32
+}
+
+impl SegmentSource for StoredSegment {
+    fn load(&self, _part: u32) -> Result<Bytes, StoreError> {
+        let get = |part| self.store.get(Space::State, &segment_part_key(self.volume, part));
+        let parts = segment_parts(self.len);
+        if parts == 1 {
+            return Ok(get(self.first)?.unwrap_or_default());
+        }
+        // The writer bounds a segment; a length that lies is found when the bytes end.
+        let mut whole = BytesMut::with_capacity((parts as usize).min(8) * PART_BYTES);
+        for part in self.first..self.first.saturating_add(parts) {
+            let Some(bytes) = get(part)? else { break };
+            whole.extend_from_slice(&bytes);
+        }
+        Ok(whole.freeze())
+    }
+}
+
+fn remove_pending_parts(batch: &mut Batch, vid: VolumeId, kept: &Kept, prepared: Option<&Prepared>) {
     batch.remove(Space::State, pending_key(vid));
     for part in 0..parts(prepared.map_or(0, pending_bytes)) {
         batch.remove(Space::State, pending_part_key(vid, part));
     }
+    for part in 0..kept.parts {
+        batch.remove(Space::State, segment_part_key(vid, part));
+    }
 }
 
 impl Volume {
+    /// A value of `bytes` bytes.
     fn parted<'a, K: Fn(u32) -> Vec<u8>>(
         store: &'a dyn ReplicaStore,
         space: Space,
         part_key: K,
+        bytes: usize,
     ) -> Parted<'a, K> {
-        Parted { store, space, part_key, part: 0, total: 0, bytes: BytesMut::new() }
+        let bytes = BytesMut::with_capacity(bytes.min(PART_BYTES));
+        Parted { store, space, part_key, part: 0, total: 0, bytes }
     }
 
     fn store(&self) -> Option<&dyn ReplicaStore> {
@@ -172,7 +228,7 @@ impl Volume {
     }
 
     /// The store and the durability of local commits, where they are kept at all.
-    fn local_store(&self) -> Option<(&dyn ReplicaStore, Durability)> {
+    pub(super) fn local_store(&self) -> Option<(&dyn ReplicaStore, Durability)> {
         Some((self.store()?, self.options.locals?))
     }
 
@@ -267,69 +323,133 @@ impl Volume {
     pub(super) fn store_local(&self, local: &LocalCommit, mut batch: Batch) -> Result<(), StoreError> {
         let Some((store, durability)) = self.local_store() else { return Ok(()) };
         let part_key = |part| local_part_key(self.id, local.number, part);
-        let mut parted = Volume::parted(store, Space::Local, part_key);
+        let mut parted = Volume::parted(store, Space::Local, part_key, local_bytes(local));
         encode_local(local, |bytes| parted.put(bytes))?;
         parted.end(&mut batch, local_key(self.id, local.number))?;
         store.write(batch, durability)
     }
 
+    /// Makes the commit of `draft` and `changes`; its segments go to the store as they are made. They
+    /// count once [`store_pending`](Volume::store_pending) has named them.
+    pub(super) fn prepare_stored(
+        &self,
+        kept: &mut Kept,
+        draft: Draft,
+        changes: BTreeMap<PageIdx, Bytes>,
+    ) -> Result<Prepared, StoreError> {
+        let mut builder = Builder::new(draft);
+        let (mut uploads, mut next) = (Vec::new(), 0);
+        for (page, bytes) in changes {
+            if let Some(segment) = builder.push(page, bytes) {
+                uploads.push(self.store_segment(kept, &mut next, uploads.len(), segment)?);
+            }
+        }
+        let (last, mut prepared) = builder.finish();
+        if let Some(segment) = last {
+            uploads.push(self.store_segment(kept, &mut next, uploads.len(), segment)?);
+        }
+        prepared.segments = uploads;
+        Ok(prepared)
+    }
+
+    /// Stores one more segment, its parts from `next` on.
+    fn store_segment(
+        &self,
+        kept: &mut Kept,
+        next: &mut u32,
+        before: usize,
+        segment: Segment,
+    ) -> Result<Upload, StoreError> {
+        let upload = Upload::here(before as u32 + 1, segment);
+        let Some(store) = &self.options.store else { return Ok(upload) };
+        let (first, bytes) = (*next, upload.bytes()?);
+        *next += segment_parts(upload.len());
+        kept.parts = kept.parts.max(*next);
+        for (part, start) in (first..*next).zip((0..).step_by(PART_BYTES)) {
+            let mut batch = Batch::default();
+            let bytes = bytes.slice(start..bytes.len().min(start + PART_BYTES));
+            batch.put(Space::State, segment_part_key(self.id, part), bytes);
+            store.write(batch, Durability::Buffered)?;
+        }
+        let source = StoredSegment { store: store.clone(), volume: self.id, first, len: upload.len() };
+        Ok(upload.elsewhere(Arc::new(source)))
+    }
+
     pub(super) fn store_pending(&self, prepared: &Prepared) -> Result<(), StoreError> {
         let Some((store, durability)) = self.local_store() else { return Ok(()) };
-        let mut parted = Volume::parted(store, Space::State, |part| pending_part_key(self.id, part));
+        let mut parted = Volume::parted(
+            store,
+            Space::State,
+            |part| pending_part_key(self.id, part),
+            pending_bytes(prepared),
+        );
         encode_pending(prepared, |bytes| parted.put(bytes))?;
         let mut batch = Batch::default();
         parted.end(&mut batch, pending_key(self.id))?;
         store.write(batch, durability)
     }
 
-    pub(super) fn remove_pending(&self, prepared: Option<&Prepared>) -> Result<(), StoreError> {
+    pub(super) fn remove_pending(
+        &self,
+        kept: &mut Kept,
+        prepared: Option<&Prepared>,
+    ) -> Result<(), StoreError> {
         let Some((store, durability)) = self.local_store() else { return Ok(()) };
         let mut batch = Batch::default();
-        remove_pending_parts(&mut batch, self.id, prepared);
-        store.write(batch, durability)
+        remove_pending_parts(&mut batch, self.id, kept, prepared);
+        store.write(batch, durability)?;
+        *kept = Kept::default();
+        Ok(())
     }
 
     pub(super) fn store_confirmed(
         &self,
+        kept: &mut Kept,
         prepared: &Prepared,
-        locals: &[LocalCommit],
+        locals: &[Arc<LocalCommit>],
     ) -> Result<(), StoreError> {
         let Some(store) = self.store() else { return Ok(()) };
         let mut batch = Batch::default();
         batch.put(Space::State, head_key(self.id, prepared.head.lsn), prepared.head.encoded.clone());
         if self.options.locals.is_some() {
-            remove_pending_parts(&mut batch, self.id, Some(prepared));
+            remove_pending_parts(&mut batch, self.id, kept, Some(prepared));
             for local in locals {
                 remove_local(&mut batch, self.id, local);
             }
         }
         // Losing this batch to a power cut is harmless: the pending push is settled once more.
-        store.write(batch, Durability::Buffered)
+        store.write(batch, Durability::Buffered)?;
+        *kept = Kept::default();
+        Ok(())
     }
 
     pub(super) fn store_reset(
         &self,
-        locals: &[LocalCommit],
+        kept: &mut Kept,
+        locals: &[Arc<LocalCommit>],
         pending: Option<&Prepared>,
     ) -> Result<(), StoreError> {
         let Some((store, durability)) = self.local_store() else { return Ok(()) };
         let mut batch = Batch::default();
-        remove_pending_parts(&mut batch, self.id, pending);
+        remove_pending_parts(&mut batch, self.id, kept, pending);
         for local in locals {
             remove_local(&mut batch, self.id, local);
         }
-        store.write(batch, durability)
+        store.write(batch, durability)?;
+        *kept = Kept::default();
+        Ok(())
     }
 
     /// Stores one stack of local commits in place of another, what was pulled under it, and what the
-    /// layer above stores with them: one batch.
+    /// layer above stores with them: one batch. Of the stacks it gets `old`, what is gone, and `new`, of
+    /// which some may take a number of those; what is in both stays as it is stored.
     pub(super) fn store_replaced(
         &self,
         before: &Snapshot,
         jump: Option<&Start>,
         heads: &[Head],
-        old: &[LocalCommit],
-        new: &[LocalCommit],
+        old: &[Arc<LocalCommit>],
+        new: &[&LocalCommit],
         mut batch: Batch,
     ) -> Result<(), StoreError> {
         let Some((store, durability)) = self.local_store() else {
@@ -340,10 +460,23 @@ impl Volume {
             remove_local(&mut batch, self.id, local);
         }
         for local in new {
-            let part_key = |part| local_part_key(self.id, local.number, part);
-            let mut parted = Volume::parted(store, Space::Local, part_key);
-            encode_local(local, |bytes| parted.put(bytes))?;
-            parted.end(&mut batch, local_key(self.id, local.number))?;
+            // Parts go into the batch, too: under this number there may be others, which hold until then.
+            let mut bytes = BytesMut::with_capacity(local_bytes(local));
+            encode_local(local, |part| {
+                bytes.extend_from_slice(part);
+                Ok(())
+            })?;
+            let bytes = bytes.freeze();
+            let key = local_key(self.id, local.number);
+            if parts(bytes.len()) == 0 {
+                batch.put(Space::Local, key, bytes);
+                continue;
+            }
+            for (part, at) in (0..parts(bytes.len())).zip((0..bytes.len()).step_by(PART_BYTES)) {
+                let part_key = local_part_key(self.id, local.number, part);
+                batch.put(Space::Local, part_key, bytes.slice(at..bytes.len().min(at + PART_BYTES)));
+            }
+            batch.put(Space::Local, key, (bytes.len() as u64).to_le_bytes().to_vec());
         }
         store.write(batch, durability)
     }
@@ -388,26 +521,43 @@ impl Volume {
             let value = joined(store, Space::Local, value, |part| local_part_key(self.id, number, part))?;
             let local = value.and_then(|value| decode_local(&value, self.page_size.bytes()));
             let local = local.ok_or_else(|| damaged("a local commit"))?;
-            if local.pages_before != pages {
-                return Err(damaged("a local commit does not follow what is before it"));
-            }
+            // One that was kept when the base moved under it is stored with the page count of before.
+            let local = kept(&local, pages)
+                .ok_or_else(|| damaged("a local commit does not follow what is before it"))?;
             pages = local.pages_after;
             state.numbers = local.number;
-            state.locals.push(local);
+            state.locals.push(local.into());
         }
         if let Some(value) = store.get(Space::State, &pending_key(self.id))? {
             let value = joined(store, Space::State, value, |part| pending_part_key(self.id, part))?;
             let lsn = state.base.lsn().next();
-            let pending = value.and_then(|value| decode_pending(self.id, lsn, &value));
+            let pending = value.and_then(|value| decode_pending(self, lsn, &value));
             let pending = pending.ok_or_else(|| damaged("the pending push"))?;
             if pending.locals > state.locals.len() {
                 return Err(damaged("the pending push rolls up more local commits than there are"));
             }
             state.pending = Some(pending.into());
         }
+        self.sweep_segments(store, state.pending.as_deref())?;
         let version = state.next_version();
-        state.tip = state.stack(version);
+        state.tip = stack(&state.base, &state.locals, version);
         Ok((start, heads))
+    }
+
+    /// Removes what seals that stopped half-way left of their segments.
+    fn sweep_segments(&self, store: &dyn ReplicaStore, pending: Option<&Prepared>) -> Result<(), StoreError> {
+        let named = pending.map_or(0, |p| p.segments.iter().map(|s| segment_parts(s.len())).sum());
+        self.sealing.lock().parts = named;
+        for part in named.. {
+            let key = segment_part_key(self.id, part);
+            if store.get(Space::State, &key)?.is_none() {
+                break;
+            }
+            let mut batch = Batch::default();
+            batch.remove(Space::State, key);
+            store.write(batch, Durability::Buffered)?;
+        }
+        Ok(())
     }
 
     fn restore_head(&self, state: &mut State, key: &[u8], value: &[u8]) -> Result<Head, OpenError> {
@@ -470,12 +620,13 @@ fn decode_volumes(bytes: &[u8]) -> Option<Lineage> {
 }
 
 /// number u64, pages before u32, pages after u32, payload length u32, changes u32, payload, then for
-/// each change its page u32 and bytes; last, 16 bytes of BLAKE3 over all before.
+/// each change its page u32 and bytes; last, 16 bytes of XXH3-128 over all before: it finds what a disk
+/// damaged, and is made at every commit, where a cryptographic hash would be most of the work.
 fn encode_local(
     local: &LocalCommit,
     mut out: impl FnMut(&[u8]) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let mut hasher = blake3::Hasher::new();
+    let mut hasher = Xxh3::new();
     let mut put = |bytes: &[u8]| {
         hasher.update(bytes);
         out(bytes)
@@ -486,11 +637,11 @@ fn encode_local(
     put(&(local.payload.len() as u32).to_le_bytes())?;
     put(&(local.changes.len() as u32).to_le_bytes())?;
     put(&local.payload)?;
-    for (page, bytes) in &local.changes {
+    for (page, bytes) in local.changes.iter() {
         put(&page.get().to_le_bytes())?;
         put(bytes)?;
     }
-    out(&hasher.finalize().as_bytes()[..16])
+    out(&hasher.digest128().to_le_bytes())
 }
 
 /// How many bytes [`encode_local`] makes.
@@ -502,7 +653,7 @@ fn local_bytes(local: &LocalCommit) -> usize {
 /// The answer's pages are views of `bytes`.
 fn decode_local(bytes: &Bytes, page_size: usize) -> Option<LocalCommit> {
     let (body, checksum) = bytes.split_last_chunk::<16>()?;
-    if blake3::hash(body).as_bytes()[..16] != *checksum {
+    if xxh3_128(body).to_le_bytes() != *checksum {
         return None;
     }
     let mut reader = Reader::new(body);
@@ -511,19 +662,18 @@ fn decode_local(bytes: &Bytes, page_size: usize) -> Option<LocalCommit> {
         let (pages_before, pages_after) = (reader.u32("pages")?, reader.u32("pages")?);
         let (payload, changes) = (reader.u32("payload")?, reader.u32("changes")?);
         let payload = bytes.slice_ref(reader.take(payload as usize, "payload")?);
-        let mut local =
-            LocalCommit { number, pages_before, pages_after, changes: Default::default(), payload };
+        let mut pages = BTreeMap::new();
         for _ in 0..changes {
             let Some(page) = PageIdx::new(reader.u32("page")?) else { return Ok(None) };
-            local.changes.insert(page, bytes.slice_ref(reader.take(page_size, "page")?));
+            pages.insert(page, bytes.slice_ref(reader.take(page_size, "page")?));
         }
-        Ok(Some(local))
+        Ok(Some(LocalCommit { number, pages_before, pages_after, changes: Arc::new(pages), payload }))
     };
     parse().ok().flatten()
 }
 
-/// locals u32, body length u32, segments u32, body; then for each segment key length u32, length u32,
-/// key, bytes. The head is the body's first part.
+/// locals u32, body length u32, segments u32, body; then for each segment its length u64 and the first
+/// 16 bytes of its BLAKE3. The head is the body's first part.
 fn encode_pending(
     prepared: &Prepared,
     mut out: impl FnMut(&[u8]) -> Result<(), StoreError>,
@@ -532,38 +682,42 @@ fn encode_pending(
     out(&(prepared.body.len() as u32).to_le_bytes())?;
     out(&(prepared.segments.len() as u32).to_le_bytes())?;
     out(&prepared.body)?;
-    for (key, bytes) in &prepared.segments {
-        out(&(key.len() as u32).to_le_bytes())?;
-        out(&(bytes.len() as u32).to_le_bytes())?;
-        out(key.as_bytes())?;
-        out(bytes)?;
+    for segment in &prepared.segments {
+        out(&segment.len().to_le_bytes())?;
+        out(&segment.hash())?;
     }
     Ok(())
 }
 
 /// How many bytes [`encode_pending`] makes.
 fn pending_bytes(prepared: &Prepared) -> usize {
-    let segments: usize = prepared.segments.iter().map(|(key, bytes)| 8 + key.len() + bytes.len()).sum();
-    12 + prepared.body.len() + segments
+    12 + prepared.body.len() + 24 * prepared.segments.len()
 }
 
-/// The answer's segments are views of `value`.
-fn decode_pending(volume: VolumeId, lsn: Lsn, value: &Bytes) -> Option<Prepared> {
+/// The answer's segments stay in the volume's store.
+fn decode_pending(volume: &Volume, lsn: Lsn, value: &Bytes) -> Option<Prepared> {
+    let store = volume.options.store.as_ref()?;
     let mut reader = Reader::new(value);
     let mut parse = || -> Result<Option<Prepared>, Short> {
         let (locals, body, segments) = (reader.u32("locals")?, reader.u32("body")?, reader.u32("segments")?);
         let body = value.slice_ref(reader.take(body as usize, "body")?);
-        let Ok(head) = Head::decode_in_place(volume, lsn, &body) else { return Ok(None) };
+        let Ok(head) = Head::decode_in_place(volume.id, lsn, &body) else { return Ok(None) };
         // Nobody knows how long ago it was made.
         let confirmed = Confirmed::default();
         let mut prepared = Prepared { head, body, segments: Vec::new(), locals: locals as usize, confirmed };
-        for _ in 0..segments {
-            let (key, bytes) = (reader.u32("key")?, reader.u32("segment")?);
-            let Ok(key) = std::str::from_utf8(reader.take(key as usize, "key")?) else { return Ok(None) };
-            let bytes = value.slice_ref(reader.take(bytes as usize, "segment")?);
-            prepared.segments.push((key.into(), bytes));
+        let mut first = 0u32;
+        for part in 0..segments {
+            let (len, hash) = (reader.u64("segment")?, reader.array("segment")?);
+            if prepared.head.segments.get(part as usize) != Some(&len) {
+                return Ok(None);
+            }
+            let source = StoredSegment { store: store.clone(), volume: volume.id, first, len };
+            first = first.saturating_add(segment_parts(len));
+            let upload = Upload::recorded(&prepared.head, part + 1, len, hash, Arc::new(source));
+            prepared.segments.push(upload);
         }
-        Ok(Some(prepared))
+        let whole = prepared.segments.len() == prepared.head.segments.len();
+        Ok(Some(prepared).filter(|prepared| whole && pending_bytes(prepared) == value.len()))
     };
     parse().ok().flatten()
 }

@@ -3,18 +3,19 @@
 //! What a lost race leaves behind is settled beside the replica: [`Volume::aside`] is a replica in
 //! memory that stands on the pulled commits and shares the page cache. When its stack of local commits
 //! is whole, [`Volume::replace_locals`] puts it in place of the old one, and moves the base, in one
-//! batch of the store.
+//! batch of the store. A local commit that is in both stacks is neither copied nor stored again: of a
+//! stack that nobody touched only the base moves.
 //!
 //! Invariants: a replica has the old base and stack or the new ones, in memory and on disk, never a
 //! mixture; nothing is replaced that was not seen by whoever built the new stack; numbers of local
-//! commits are never used twice.
+//! commits ascend, and one is given again only to what takes the place of the commit that had it.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use super::cache::PageCache;
-use super::{Change, CommitError, LocalCommit, Options, State, Volume};
+use super::{Change, CommitError, LocalCommit, Options, State, Volume, stack};
 use crate::format::commit::Head;
 use crate::history::Start;
 use crate::ids::{Lsn, PageSize};
@@ -36,6 +37,34 @@ pub enum ReplaceError {
     /// The local store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// One local commit of a new stack. Both kinds have the number of a commit of the old stack.
+#[derive(Debug, Clone)]
+pub enum Placed {
+    /// That commit as it is. Where it does not change the page count, its page count is that of what it
+    /// lies on now; where it does, it must lie on the count that it was made on.
+    Kept(u64),
+    /// Another in the place of the one whose number it has. It lies on the page count that it says.
+    Changed(LocalCommit),
+}
+
+impl Placed {
+    fn number(&self) -> u64 {
+        match self {
+            Placed::Kept(number) => *number,
+            Placed::Changed(local) => local.number,
+        }
+    }
+}
+
+/// A new stack, and what of the old one is not in it.
+struct Restacked {
+    locals: Vec<Arc<LocalCommit>>,
+    /// Dropped, or replaced under their number.
+    gone: Vec<Arc<LocalCommit>>,
+    /// Indexes in `locals` of those that replace one.
+    changed: Vec<usize>,
 }
 
 /// What was pulled, fitted to a base: where the base is afterwards, and over which commits.
@@ -105,21 +134,30 @@ impl Volume {
         debug_assert!(
             change.changes.iter().all(|(i, p)| i.get() <= change.pages && p.len() == self.page_size.bytes())
         );
-        let mut state = self.state.lock();
-        if self.fixed {
-            return Err(CommitError::ReadOnly { volume: self.id, lsn: state.base.lsn() });
-        }
-        if state.tip.version() != on.version() {
+        let _writer = self.writer.lock();
+        let (tip, number) = {
+            let state = self.state.lock();
+            if self.fixed {
+                return Err(CommitError::ReadOnly { volume: self.id, lsn: state.base.lsn() });
+            }
+            (state.tip.clone(), state.numbers + 1)
+        };
+        if tip.version() != on.version() {
             return Err(CommitError::Stale);
         }
-        let local = state.local(change, state.tip.pages(), state.numbers + 1);
+        let local = local(change, tip.pages(), number);
         self.store_local(&local, also)?;
-        state.numbers = local.number;
-        let version = state.next_version();
+        let version = {
+            let mut state = self.state.lock();
+            state.numbers = number;
+            state.next_version()
+        };
         let pages = local.changes.iter().map(|(i, p)| (*i, p));
-        state.tip = state.tip.with_local(pages, local.pages_after, version);
-        state.locals.push(local);
-        Ok(state.tip.clone())
+        let tip = tip.with_local(pages, local.pages_after, version);
+        let mut state = self.state.lock();
+        state.tip = tip.clone();
+        state.locals.push(Arc::new(local));
+        Ok(tip)
     }
 
     /// A replica in memory of the same volume: its base is this one's and `pulled` on top of it, its
@@ -128,10 +166,10 @@ impl Volume {
     ///
     /// With `pulled` it is where a new stack is built, without it a look at an earlier state.
     pub fn aside(&self, pulled: Option<&Pulled>, locals: usize) -> Volume {
-        let (base, checkpointed_bytes, numbers, stack) = {
+        let (base, checkpointed_bytes, numbers, kept) = {
             let state = self.state.lock();
-            let stack = state.locals[..locals.min(state.locals.len())].to_vec();
-            (state.base.clone(), state.checkpointed_bytes, state.numbers, stack)
+            let locals = state.locals[..locals.min(state.locals.len())].to_vec();
+            (state.base.clone(), state.checkpointed_bytes, state.numbers, locals)
         };
         let mut state = State {
             tip: base.clone(),
@@ -146,72 +184,150 @@ impl Volume {
             let moved = state.follow(pulled.clone(), self.page_size);
             state.advance(moved, None);
         }
-        state.locals = stack;
+        state.locals = kept;
         let version = state.next_version();
-        state.tip = state.stack(version);
+        state.tip = stack(&state.base, &state.locals, version);
         Volume {
             id: self.id,
             page_size: self.page_size,
             options: Options { locals: None, ..self.options.clone() },
             fixed: false,
+            sealing: Mutex::default(),
+            writer: Mutex::default(),
             state: Mutex::new(state),
             cache: Arc::clone(&self.cache),
             confirmed: self.confirmed.clone(),
         }
     }
 
-    /// Moves the base onto `pulled` and puts `stack` on it in place of the local commits, whose numbers
-    /// are `seen`; `also` goes into the same batch. Answers the graft of the pulled commits.
+    /// Puts these local commits as they are on top of a volume [`aside`](Volume::aside), whose stack they
+    /// must fit: their numbers ascend from its last, each lies on the page count of the one before it.
+    /// One move of the tip, whatever their number.
     ///
     /// # Errors
     ///
-    /// Any [`ReplaceError`]: base, stack and store are as they were.
+    /// [`CommitError::Stale`] where they do not fit; nothing has changed.
+    pub fn extend_aside(&self, locals: &[LocalCommit]) -> Result<(), CommitError> {
+        let _writer = self.writer.lock();
+        let mut state = self.state.lock();
+        let mut pages = state.tip.pages();
+        for local in locals {
+            let fits = local.pages_before == pages
+                && local.changes.keys().next_back().is_none_or(|page| page.get() <= local.pages_after);
+            if !fits {
+                return Err(CommitError::Stale);
+            }
+            pages = local.pages_after;
+        }
+        let version = state.next_version();
+        state.tip = state.tip.with_locals(locals, version);
+        state.locals.extend(locals.iter().cloned().map(Arc::new));
+        Ok(())
+    }
+
+    /// Moves the base onto `pulled` and puts `placed` on it in place of the local commits, whose numbers
+    /// are `seen` and whose lineage ([`Snapshot::lineage`]) is `lineage`; `also` goes into the same
+    /// batch. Answers the graft of the pulled commits. Stores what is new and removes what is gone; what
+    /// is kept costs nothing but its place in the page table.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ReplaceError`]: base, stack and store are as they were. [`ReplaceError::Stale`] also where
+    /// `placed` does not fit what was seen: a number that is not in it or not in order, one that
+    /// cannot lie where it is put.
     pub fn replace_locals(
         &self,
+        lineage: u64,
         seen: &[u64],
         pulled: Pulled,
-        stack: Vec<Change>,
+        placed: Vec<Placed>,
         also: Batch,
     ) -> Result<PageSet, ReplaceError> {
+        let _writer = self.writer.lock();
+        let (before, old, moved) = {
+            let mut state = self.state.lock();
+            if state.tip.lineage() != lineage
+                || !state.locals.iter().map(|local| local.number).eq(seen.iter().copied())
+            {
+                return Err(ReplaceError::Stale);
+            }
+            if state.pending.is_some() {
+                return Err(ReplaceError::Pending);
+            }
+            let moved = state.follow(pulled, self.page_size);
+            (state.base.clone(), state.locals.clone(), moved)
+        };
+        let pages = moved.bases.last().map_or(before.pages(), Snapshot::pages);
+        let Restacked { locals, gone, changed: new } = restacked(&old, placed, pages)?;
+        let new: Vec<&LocalCommit> = new.into_iter().map(|at| &*locals[at]).collect();
+        self.store_replaced(&before, moved.jump.as_deref(), &moved.heads, &gone, &new, also)?;
         let mut state = self.state.lock();
-        if !state.locals.iter().map(|local| local.number).eq(seen.iter().copied()) {
-            return Err(ReplaceError::Stale);
-        }
-        if state.pending.is_some() {
-            return Err(ReplaceError::Pending);
-        }
-        let before = state.base.clone();
-        let moved = state.follow(pulled, self.page_size);
-        let mut pages = moved.bases.last().map_or(before.pages(), Snapshot::pages);
-        let mut locals = Vec::with_capacity(stack.len());
-        for (change, number) in stack.into_iter().zip(state.numbers + 1..) {
-            let local = state.local(change, pages, number);
-            pages = local.pages_after;
-            locals.push(local);
-        }
-        let jump = moved.jump.as_deref();
-        self.store_replaced(&before, jump, &moved.heads, &state.locals, &locals, also)?;
         let changed = state.advance(moved, Some(&self.cache));
-        state.numbers = locals.last().map_or(state.numbers, |local| local.number);
         let version = state.next_version();
-        if !state.locals.is_empty() {
+        if !old.is_empty() {
             state.base = state.base.after_reset(version);
         }
         state.locals = locals;
         let version = state.next_version();
-        state.tip = if state.locals.is_empty() { state.base.clone() } else { state.stack(version) };
+        state.tip = if state.locals.is_empty() {
+            state.base.clone()
+        } else {
+            stack(&state.base, &state.locals, version)
+        };
         Ok(changed)
     }
 }
 
-impl State {
-    fn local(&self, change: Change, pages_before: u32, number: u64) -> LocalCommit {
-        LocalCommit {
-            number,
-            pages_before,
-            pages_after: change.pages,
-            changes: change.changes,
-            payload: change.payload,
-        }
+fn local(change: Change, pages_before: u32, number: u64) -> LocalCommit {
+    LocalCommit {
+        number,
+        pages_before,
+        pages_after: change.pages,
+        changes: Arc::new(change.changes),
+        payload: change.payload,
     }
+}
+
+/// The stack that `placed` makes of the local commits `old`, on a base of `pages` pages.
+fn restacked(
+    old: &[Arc<LocalCommit>],
+    placed: Vec<Placed>,
+    mut pages: u32,
+) -> Result<Restacked, ReplaceError> {
+    let mut old = old.iter();
+    let mut new =
+        Restacked { locals: Vec::with_capacity(placed.len()), gone: Vec::new(), changed: Vec::new() };
+    for placed in placed {
+        let number = placed.number();
+        let was = loop {
+            match old.next() {
+                Some(local) if local.number == number => break local,
+                Some(local) if local.number < number => new.gone.push(local.clone()),
+                Some(_) | None => return Err(ReplaceError::Stale),
+            }
+        };
+        let local = match placed {
+            Placed::Kept(_) if was.pages_before == pages => was.clone(),
+            Placed::Kept(_) => Arc::new(kept(was, pages).ok_or(ReplaceError::Stale)?),
+            Placed::Changed(local) if local.pages_before == pages => {
+                new.gone.push(was.clone());
+                new.changed.push(new.locals.len());
+                Arc::new(local)
+            }
+            Placed::Changed(_) => return Err(ReplaceError::Stale),
+        };
+        pages = local.pages_after;
+        new.locals.push(local);
+    }
+    new.gone.extend(old.cloned());
+    Ok(new)
+}
+
+/// A local commit as it is, on another state of `pages` pages; `None` where it does not fit there.
+pub(super) fn kept(local: &LocalCommit, pages: u32) -> Option<LocalCommit> {
+    let resizes = local.pages_before != local.pages_after;
+    let pages_after = if resizes { local.pages_after } else { pages };
+    let within = local.changes.keys().next_back().is_none_or(|page| page.get() <= pages_after);
+    let fits = within && (!resizes || local.pages_before == pages);
+    fits.then(|| LocalCommit { pages_before: pages, pages_after, ..local.clone() })
 }

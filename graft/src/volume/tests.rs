@@ -4,6 +4,7 @@ mod faults;
 mod model;
 mod promises;
 mod stack;
+mod streamed;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -62,6 +62,7 @@ impl Blocked {
 const SAVEPOINT: &str = "SAVEPOINT operation";
 const ROLLBACK_TO: &str = "ROLLBACK TO operation";
 const RELEASE: &str = "RELEASE operation";
+const COMMIT: &str = "COMMIT";
 
 enum Stop {
     /// Operation `at` made SQLite end the transaction.
@@ -141,7 +142,9 @@ impl Writer {
             self.internal("ROLLBACK")?;
         }
         let mut done = result?;
-        if let Err(error) = self.guarded.connection().execute_batch("COMMIT") {
+        let connection = self.guarded.connection();
+        let committed = connection.prepare_cached(COMMIT).and_then(|mut commit| commit.execute([]));
+        if let Err(error) = committed {
             let failure =
                 self.control.take_failure().map_or_else(|| Blocked::passing(error.to_string()), Blocked);
             if !self.guarded.connection().is_autocommit() {

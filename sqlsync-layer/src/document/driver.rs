@@ -72,6 +72,8 @@ pub struct Options {
     pub background: bool,
     /// Bytes of pages kept in memory.
     pub cache_bytes: usize,
+    /// Bytes that cached pages take on disk, where there is a store.
+    pub disk_bytes: u64,
 }
 
 impl Default for Options {
@@ -87,6 +89,7 @@ impl Default for Options {
             poll: Duration::from_secs(5),
             background: true,
             cache_bytes: 64 << 20,
+            disk_bytes: 16 << 30,
         }
     }
 }
@@ -257,6 +260,7 @@ impl Document {
         let kept = graft::volume::Options {
             store: store.clone(),
             cache_bytes: options.cache_bytes,
+            disk_bytes: options.disk_bytes,
             ..graft::volume::Options::default()
         };
         let remembered = match &store {

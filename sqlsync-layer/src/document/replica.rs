@@ -25,7 +25,7 @@ use graft::fetch::Fetch;
 use graft::format::Damaged;
 use graft::publish::{Prepared, PublishError, Published};
 use graft::store::{Batch, StoreError};
-use graft::volume::{Change, CommitError, LocalCommit, Opened, Options, Volume};
+use graft::volume::{Change, CommitError, Opened, Options, Volume};
 use graft::{CommitId, Lsn, ModuleHash, VolumeId, VolumeName};
 use reducers_abi::{Rows, Value};
 use serde_json::{Map, Value as Json};
@@ -38,14 +38,15 @@ use crate::actor::{Limits, ModuleError, Modules};
 use crate::guard::Mode;
 use crate::ledger::{Entry, Ledger, Standing};
 use crate::live::{Answer, Identity, LiveQueries, Refreshed};
-use crate::merge::{Footprint, Validation};
+use crate::merge::Validation;
 use crate::payload::{Mutation, Op, Outcome, Payload, Record};
 use crate::protocol::{ClientId, Reason, Seed, codes};
-use crate::rebase::{Handler, Pending, Policy, Work};
+use crate::rebase::{Handler, Policy};
 use crate::session::client::{ClientState, PendingMutation};
 use crate::value::Params;
 use crate::vfs::{ConnectError, Database, IoFailure, Note, WriteSet};
 
+mod known;
 pub mod publishing;
 mod rebasing;
 pub use self::rebasing::{Progress, RebaseError};
@@ -276,6 +277,7 @@ pub struct Replica {
     modules: Arc<dyn Modules>,
     writer: Writer,
     reader: Reader,
+    known: known::Known,
     config: Config,
     timeline: Timeline,
     me: Me,
@@ -324,8 +326,8 @@ impl Place<'_> {
     /// Runs one operation as a transaction and a local commit of its own, with its reads recorded. What
     /// is rejected makes no local commit, unless `record_rejected`. `also` goes into the same batch.
     fn run(&mut self, op: &Op, also: &Batch, record_rejected: Option<&Batch>) -> Result<Run, Blocked> {
-        let mut op = op.clone();
-        if let Op::Deploy { module, schema, .. } = &mut op {
+        let mut applied = Record { op: op.clone(), outcome: Outcome::Applied };
+        if let Op::Deploy { module, schema, .. } = &mut applied.op {
             match self.modules.load(*module) {
                 Ok(runtime) => *schema = runtime.description().schema_version(),
                 // It is rejected below.
@@ -337,12 +339,11 @@ impl Place<'_> {
                 }
             }
         }
-        let applied = Record { op: op.clone(), outcome: Outcome::Applied };
         let control = self.writer.control().clone();
         control.record();
         control.enclose(applied.enclose(), also.clone());
         let (module, schema) = self.tip;
-        let done = self.writer.run(std::slice::from_ref(&op), module, schema);
+        let done = self.writer.run(std::slice::from_ref(&applied.op), module, schema);
         let untaken = control.take_enclosed();
         let reads = control.recorded();
         let mut done = done?;
@@ -403,6 +404,7 @@ impl Replica {
             fetch,
             modules,
             volume,
+            known: known::Known::new(config.validation),
             config,
             timeline,
             me,
@@ -421,7 +423,8 @@ impl Replica {
             unsent: me_next,
             ended: None,
         };
-        replica.tip = replica.tip_module(&replica.volume.locals());
+        replica.known.follow(&replica.volume.locals());
+        replica.tip = replica.tip_module();
         replica.forget_settled()?;
         replica.check_client();
         Ok(replica)
@@ -610,6 +613,9 @@ impl Replica {
         if let Some(written) = run.written {
             self.live.committed(written);
         }
+        if let Some(local) = self.volume.last_local() {
+            self.known.add(&local);
+        }
         match run.record.outcome {
             Outcome::Applied => Ok(()),
             Outcome::Rejected(reason) => Err(MutateError::Rejected(reason)),
@@ -761,6 +767,7 @@ impl Replica {
             }
         };
         self.volume.confirm(published)?;
+        self.known.follow(&self.volume.locals());
         self.counts.published += 1;
         let payload = Payload::decode(&prepared.head).unwrap_or_default();
         self.take_in(&payload, published.lsn, prepared.head.time_ms);
@@ -890,25 +897,13 @@ impl Replica {
         }
     }
 
-    fn tip_module(&self, locals: &[LocalCommit]) -> (Option<ModuleHash>, u32) {
-        let deployed = locals.iter().rev().find_map(|local| match Record::behind(local)? {
-            Record { op: Op::Deploy { module, schema, .. }, outcome: Outcome::Applied } => {
-                Some((Some(module), schema))
-            }
-            _ => None,
-        });
-        deployed.unwrap_or((self.ledger.module(), self.ledger.schema()))
+    /// What is in force on top of the local commits that are known.
+    fn tip_module(&self) -> (Option<ModuleHash>, u32) {
+        match self.known.deployed() {
+            Some((module, schema)) => (Some(module), schema),
+            None => (self.ledger.module(), self.ledger.schema()),
+        }
     }
-}
-
-/// A local commit as the plan of a rebase sees it.
-fn pending_of(local: &LocalCommit, validation: Validation) -> Pending {
-    let work = match Record::behind(local).map(|record| record.op) {
-        None => Work::Sql,
-        Some(Op::Deploy { .. }) => Work::Deploy,
-        Some(Op::Mutation(mutation)) => Work::Mutation { seq: mutation.seq },
-    };
-    Pending { number: local.number, work, footprint: Footprint::of_local(local, validation) }
 }
 
 fn mutation(

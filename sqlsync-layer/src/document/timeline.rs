@@ -17,6 +17,7 @@
 //! the app drops it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use graft::store::{Batch, SharedStore, Space, StoreError};
@@ -100,11 +101,13 @@ impl Branch {
             number: stored.number,
             pages_before: stored.pages_before,
             pages_after: stored.pages_after,
-            changes: stored
-                .changes
-                .iter()
-                .filter_map(|(page, bytes)| Some((PageIdx::new(*page)?, Bytes::copy_from_slice(bytes))))
-                .collect::<BTreeMap<_, _>>(),
+            changes: Arc::new(
+                stored
+                    .changes
+                    .iter()
+                    .filter_map(|(page, bytes)| Some((PageIdx::new(*page)?, Bytes::copy_from_slice(bytes))))
+                    .collect(),
+            ),
             payload: Bytes::copy_from_slice(&stored.payload),
         };
         self.commits.iter().map(local).collect()

@@ -4,18 +4,19 @@ use graft::PageSet;
 
 use super::*;
 
-fn commit(number: u64, work: Work, reads: &[u32], writes: &[u32]) -> Pending {
+fn commit(number: u64, work: Work, reads: &[u32], writes: &[u32]) -> Arc<Pending> {
     let set = |pages: &[u32]| PageSet::from_ranges(pages.iter().map(|page| *page..=*page));
     let writes = Writes { pages: set(writes), ..Writes::default() };
-    Pending { number, work, footprint: Footprint { reads: Some(set(reads)), reads_allocator: false, writes } }
+    let footprint = Footprint { reads: Some(set(reads)), reads_allocator: false, writes };
+    Arc::new(Pending { number, work, footprint })
 }
 
 fn writes(pages: &[u32]) -> Writes {
-    commit(0, Work::Sql, &[], pages).footprint.writes
+    commit(0, Work::Sql, &[], pages).footprint.writes.clone()
 }
 
 /// Each commit's step as a letter; replays write `new`.
-fn plan(policy: Policy, settled: u64, pending: Vec<Pending>, new: &[u32]) -> String {
+fn plan(policy: Policy, settled: u64, pending: Vec<Arc<Pending>>, new: &[u32]) -> String {
     let mut plan = Rebase::new(policy, Validation::READS, false, settled, writes(&[10]), pending);
     let mut steps = String::new();
     while let Some(step) = plan.next_step() {

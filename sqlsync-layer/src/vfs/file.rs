@@ -24,6 +24,7 @@
 //! published, so there is nothing to undo.
 
 use std::borrow::Cow;
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
@@ -39,7 +40,7 @@ use sqlite_plugin::vars;
 use sqlite_plugin::vfs::{Pragma, PragmaErr, Vfs, VfsHandle, VfsResult};
 
 use super::host::Host;
-use super::page1::{self, Marks};
+use super::page1::{self, Marks, Synthesised};
 use super::scratch::{Scratch, names_super_journal};
 use super::spill::Dirty;
 use super::{Control, Database, PragmaAnswer, Spilling, WriteSet, hooks};
@@ -329,7 +330,11 @@ impl VolumeFile {
     }
 
     fn size_pages(&self) -> u32 {
-        self.pages.unwrap_or_else(|| self.view().pages())
+        match (self.pages, &self.snapshot) {
+            (Some(pages), _) => pages,
+            (None, Some(snapshot)) => snapshot.pages(),
+            (None, None) => self.database.volume.tip().pages(),
+        }
     }
 
     fn read(&mut self, offset: usize, out: &mut [u8]) -> VfsResult<usize> {
@@ -342,16 +347,20 @@ impl VolumeFile {
             if idx.get() > size {
                 break;
             }
-            let page = self.page(idx)?;
+            let (page, fields) = self.page(idx)?;
             let count = (page_bytes - within).min(out.len() - done);
-            out[done..done + count].copy_from_slice(&page[within..within + count]);
+            let out = &mut out[done..done + count];
+            out.copy_from_slice(&page[within..within + count]);
+            if let Some(fields) = fields {
+                fields.overlay(out, within);
+            }
             done += count;
         }
         Ok(done)
     }
 
-    /// A page as SQLite is to see it.
-    fn page(&mut self, idx: PageIdx) -> VfsResult<Bytes> {
+    /// A page; of page 1 as it is stored, also what SQLite is to see in place of some of it.
+    fn page(&mut self, idx: PageIdx) -> VfsResult<(Bytes, Option<Synthesised>)> {
         if idx != PageIdx::FIRST
             && let Some(reads) = &mut self.control.state.lock().recording
             && reads.last() != Some(&idx.get())
@@ -359,26 +368,24 @@ impl VolumeFile {
             reads.push(idx.get());
         }
         if let Some(page) = self.written(idx, vars::SQLITE_IOERR_READ)? {
-            return Ok(page);
+            return Ok((page, None));
         }
         if idx.get() > self.low {
-            return Ok(BytesMut::zeroed(self.page_bytes()).freeze());
+            return Ok((BytesMut::zeroed(self.page_bytes()).freeze(), None));
         }
         let snapshot = self.view();
         let page = self.fetched(&snapshot, idx)?;
         if idx != PageIdx::FIRST {
-            return Ok(page);
+            return Ok((page, None));
         }
-        let mut page = BytesMut::from(page);
-        page1::synthesise(&mut page, self.counter, Host::get().version());
         let stored = page1::cookie(&page);
         if self.lineage.replace(snapshot.lineage()).is_some_and(|lineage| lineage != snapshot.lineage()) {
             self.cookie_offset = self.cookie_seen.wrapping_add(1).wrapping_sub(stored);
         }
         let cookie = stored.wrapping_add(self.cookie_offset);
         self.cookie_seen = self.cookie_seen.max(cookie);
-        page1::set_cookie(&mut page, cookie);
-        Ok(page.freeze())
+        let fields = Synthesised { counter: self.counter, cookie, sqlite_version: Host::get().version() };
+        Ok((page, Some(fields)))
     }
 
     fn fetched(&self, snapshot: &Snapshot, idx: PageIdx) -> VfsResult<Bytes> {
@@ -612,19 +619,22 @@ impl VolumeFile {
         changing.map(|(id, _)| *id).find(|id| hooks::same_connection(*id, self.control.id))
     }
 
-    fn change(&self, snapshot: &Snapshot, pages: u32) -> VfsResult<(Option<Change>, WriteSet)> {
-        let volume = &self.database.volume;
+    /// What was written, as a change of `snapshot`, if it changes anything. Nothing is kept of it here.
+    fn change(&mut self, snapshot: &Snapshot, pages: u32) -> VfsResult<(Option<Change>, WriteSet)> {
+        let database = self.database.clone();
+        let volume = &database.volume;
         let mut change = Change { pages, ..Change::default() };
         let mut marks = Marks::default();
-        let zero = BytesMut::zeroed(self.page_bytes()).freeze();
-        // Cut off and grown again without being written: reads as zeroes.
-        let regrown = (self.low.saturating_add(1)..=pages.min(snapshot.pages())).filter_map(PageIdx::new);
-        let written = self.dirty.pages().map_err(|error| {
+        let mut written = std::mem::take(&mut self.dirty).into_pages().map_err(|error| {
             self.failed(vars::SQLITE_IOERR_FSYNC, format!("mapping the spill file: {error}"))
         })?;
-        let regrown = regrown.filter(|idx| !written.contains_key(idx)).map(|idx| (idx, &zero));
-        let dirty = written.iter().map(|(idx, page)| (*idx, page)).filter(|(idx, _)| idx.get() <= pages);
-        for (idx, page) in dirty.chain(regrown) {
+        // Cut off and grown again without being written: reads as zeroes.
+        let regrown = (self.low.saturating_add(1)..=pages.min(snapshot.pages())).filter_map(PageIdx::new);
+        let zero = LazyCell::new(|| BytesMut::zeroed(volume.page_size().bytes()).freeze());
+        for idx in regrown {
+            written.entry(idx).or_insert_with(|| zero.clone());
+        }
+        for (idx, page) in written.into_iter().filter(|(idx, _)| idx.get() <= pages) {
             // A page that is not here cannot be compared without a fetch: it counts as changed.
             let before = if idx.get() > snapshot.pages() {
                 None
@@ -645,8 +655,12 @@ impl VolumeFile {
                 if before.as_deref() != Some(&stored[..]) {
                     change.changes.insert(idx, stored.freeze());
                 }
-            } else if before.as_ref() != Some(page) {
-                change.changes.insert(idx, page.clone());
+            } else if before.as_ref() != Some(&page) {
+                change.changes.insert(idx, page);
+            } else if let Some(reads) = &mut self.control.state.lock().recording {
+                // It is as it was, so it is not written; but what it was is depended on. SQLite takes a
+                // free page without reading it.
+                reads.push(idx.get());
             }
         }
         let mut written: PageSet = change.changes.keys().copied().collect();

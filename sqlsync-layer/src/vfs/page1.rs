@@ -98,6 +98,33 @@ pub fn set_page_count(page: &mut [u8], pages: u32) {
     }
 }
 
+/// What a connection sees of page 1 in place of what is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Synthesised {
+    /// The change counter.
+    pub counter: u32,
+    /// The schema cookie.
+    pub cookie: u32,
+    /// The version of SQLite that wrote last.
+    pub sqlite_version: u32,
+}
+
+impl Synthesised {
+    /// Puts the fields into `out`, which holds page 1 from byte `from` on. SQLite begins every transaction
+    /// with 16 bytes of it, so what it does not ask for is not copied.
+    pub fn overlay(&self, out: &mut [u8], from: usize) {
+        let fields: [(usize, u32); 4] =
+            [(24, self.counter), (40, self.cookie), (92, self.counter), (96, self.sqlite_version)];
+        for (at, value) in fields {
+            for (byte, at) in value.to_be_bytes().into_iter().zip(at..) {
+                if let Some(out) = at.checked_sub(from).and_then(|at| out.get_mut(at)) {
+                    *out = byte;
+                }
+            }
+        }
+    }
+}
+
 /// Makes the stored form into what SQLite reads.
 pub fn synthesise(page: &mut [u8], counter: u32, sqlite_version: u32) {
     for (at, value) in [(24, counter), (92, counter), (96, sqlite_version)] {
@@ -169,6 +196,23 @@ mod tests {
         assert_eq!(counter(&page), 77);
         normalise(&mut page);
         assert_eq!(page, stored);
+    }
+
+    /// Any part of page 1 is that part of the whole.
+    #[test]
+    fn a_part_of_page_1_is_a_part_of_the_whole() {
+        let stored = vec![7u8; 512];
+        let mut whole = stored.clone();
+        synthesise(&mut whole, 0x0102_0304, 3_054_001);
+        set_cookie(&mut whole, 0x0506_0708);
+        let fields = Synthesised { counter: 0x0102_0304, cookie: 0x0506_0708, sqlite_version: 3_054_001 };
+        for from in 0..120 {
+            for to in from..120 {
+                let mut part = stored[from..to].to_vec();
+                fields.overlay(&mut part, from);
+                assert_eq!(part, whole[from..to], "bytes {from} to {to}");
+            }
+        }
     }
 
     #[test]

@@ -14,6 +14,9 @@ use super::spill::file::File;
 /// The last eight bytes of a super-journal record: SQLite's journal magic, written alone.
 const JOURNAL_MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
 
+/// What a journal is given at its first write.
+const FIRST_BYTES: usize = 16 << 10;
+
 /// A temporary file.
 #[derive(Debug)]
 pub(super) enum Scratch {
@@ -62,6 +65,10 @@ impl Scratch {
         let end = offset.saturating_add(data.len());
         if let Scratch::Memory(bytes) = self {
             if end <= budget.max(bytes.len()) {
+                if bytes.capacity() == 0 {
+                    // The journal of a small transaction, at once.
+                    bytes.reserve(FIRST_BYTES.min(budget));
+                }
                 if bytes.len() < end {
                     bytes.resize(end, 0);
                 }

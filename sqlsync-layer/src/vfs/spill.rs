@@ -103,10 +103,9 @@ impl Dirty {
         }
     }
 
-    /// Every page. Those in the file are views of it, mapped; the caller clears this before it writes
-    /// again.
-    pub(super) fn pages(&self) -> io::Result<BTreeMap<PageIdx, Bytes>> {
-        let mut pages = self.memory.clone();
+    /// Every page. Those in the file are views of it, mapped.
+    pub(super) fn into_pages(self) -> io::Result<BTreeMap<PageIdx, Bytes>> {
+        let mut pages = self.memory;
         if let Some(spilled) = self.file.as_ref().filter(|spilled| !spilled.slots.is_empty()) {
             let mapped = spilled.file.map(spilled.used as usize * spilled.page_bytes)?;
             for (idx, slot) in &spilled.slots {
@@ -261,9 +260,8 @@ mod tests {
                 let asked = PageIdx::new(rng.random_range(1..60)).unwrap();
                 assert_eq!(dirty.get(asked).unwrap(), model.get(&asked).cloned(), "seed {seed}, step {step}");
             }
-            let pages = dirty.pages().unwrap();
             assert!(dirty.memory_bytes <= budget, "seed {seed}");
-            dirty.clear();
+            let pages = dirty.into_pages().unwrap();
             assert_eq!(pages, model, "seed {seed}");
         }
     }

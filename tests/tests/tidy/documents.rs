@@ -1,4 +1,4 @@
-//! What documents name: paths, links, commands, crates, modules. All of it must exist.
+//! What documents name: paths, links, commands, crates, modules, tests. All of it must exist.
 
 use std::collections::BTreeSet;
 
@@ -103,7 +103,12 @@ struct Known {
     crates: Vec<(String, String)>,
     /// Words after `cargo xtask`.
     commands: BTreeSet<String>,
+    /// Names of functions, of which tests are some.
+    functions: BTreeSet<String>,
 }
+
+/// A name of so many words is a test's.
+const TEST_WORDS_MIN: usize = 5;
 
 impl Known {
     fn new(project: &Project) -> Known {
@@ -120,7 +125,12 @@ impl Known {
         });
         let commands = project.text("xtask/src/main.rs").split("name: \"").skip(1);
         let commands = commands.filter_map(|rest| rest.split('"').next()).map(String::from);
+        let functions = project
+            .rust()
+            .flat_map(|(_, text)| text.split("fn ").skip(1))
+            .map(|rest| rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>());
         Known {
+            functions: functions.collect(),
             tops: tops.collect(),
             crates: crates.collect(),
             commands: commands.chain(["help".into()]).collect(),
@@ -179,7 +189,7 @@ fn commands(known: &Known, line: &str) -> Vec<String> {
     findings
 }
 
-/// Paths and modules in backticks.
+/// Paths, modules and tests in backticks.
 fn span_names(known: &Known, project: &Project, document: &str, span: &str) -> Option<String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:".contains(c);
     if span.is_empty() || !span.chars().all(plain) {
@@ -196,6 +206,10 @@ fn span_names(known: &Known, project: &Project, document: &str, span: &str) -> O
         });
         let exists = named_at_root || file.iter().any(|file| project.exists(file));
         return (!exists).then(|| format!("crate `{package}` has no `{module}`; correct `{span}`"));
+    }
+    let is_name = span.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    if is_name && span.split('_').count() >= TEST_WORDS_MIN && !known.functions.contains(span) {
+        return Some(format!("there is no test `{span}`; correct the name"));
     }
     // A line number after the name, as in `a/b.rs:12`.
     let path = match span.rsplit_once(':') {
@@ -275,6 +289,7 @@ mod tests_of_this {
             "see `tests/src/gone.rs`",
             "see `gone_file.rs`",
             "see `tests::gone_module`",
+            "as `a_test_that_nobody_wrote` shows",
             "see [that](gone.md)",
             "see [that](../README.md#no-such-heading)",
             "see [that](#no-such-heading)",
@@ -289,6 +304,7 @@ mod tests_of_this {
         for right in [
             "see `tests/src/places.rs`, `tests/src/places.rs:3`, `places.rs`, `tests/`, `log/{!lsn}`, `a/b`",
             "see `tests::places`, `std::fs`, `tests::places::root`",
+            "as `wrong_references_are_found` shows, or `too_many_in_flight`",
             "see [that](../README.md), [this](https://example.org/x.md), [here](#here)\n\n## Here",
             "run `cargo xtask test` or `cargo test -p tests`",
             "```rust\nuse crate::gone; // `tests/src/gone.rs`\n```",

@@ -154,7 +154,7 @@ fn everything_still_works_above_the_bottom() {
             }
         }
         let name = "f".parse().unwrap();
-        let forked = fork::create(&*log.remote, VOLUME, At::Lsn(Lsn(5)), VolumeId([8; 16]), &name);
+        let forked = fork::create_once(&*log.remote, VOLUME, At::Lsn(Lsn(5)), VolumeId([8; 16]), &name);
         assert!(matches!(block_on(forked), Err(ForkError::Expired { .. })));
     }
     // What the late ones left goes as everything else does: a tombstone first, and that a day later.

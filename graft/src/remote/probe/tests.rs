@@ -1,4 +1,3 @@
-use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -11,7 +10,7 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 
-use super::super::{Counting, Counts, Faulty, Listed, MemoryRemote, ObjectRemote, Tag};
+use super::super::{Counting, Counts, Faulty, Layer, MemoryRemote, ObjectRemote};
 use super::*;
 
 /// How the stand-in's `create` departs from what it should do.
@@ -41,12 +40,9 @@ fn stand_in(fault: Fault) -> StandIn {
 }
 
 #[async_trait]
-impl Remote for StandIn {
-    async fn get(&self, key: &str) -> Result<Bytes, RemoteError> {
-        self.objects.get(key).await
-    }
-    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, RemoteError> {
-        self.objects.get_range(key, range).await
+impl Layer for StandIn {
+    fn inner(&self) -> &dyn Remote {
+        &self.objects
     }
     async fn create(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
         let unavailable = |message: &str| RemoteError::unavailable(key, message);
@@ -79,21 +75,6 @@ impl Remote for StandIn {
             }
             Fault::Forbids => Err(RemoteError::Refused { key: key.into(), message: "403".into() }),
         }
-    }
-    async fn put(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
-        self.objects.put(key, body).await
-    }
-    async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError> {
-        self.objects.get_tagged(key).await
-    }
-    async fn update(&self, key: &str, body: Bytes, tag: &Tag) -> Result<Tag, RemoteError> {
-        self.objects.update(key, body, tag).await
-    }
-    async fn list(&self, p: &str, after: Option<&str>, limit: usize) -> Result<Vec<Listed>, RemoteError> {
-        self.objects.list(p, after, limit).await
-    }
-    async fn delete(&self, key: &str) -> Result<(), RemoteError> {
-        self.objects.delete(key).await
     }
     fn url(&self) -> String {
         "stand-in:".into()

@@ -29,9 +29,9 @@ fn more_than_memory_reads_back_after_a_reopen() {
         for first in (0..3_000_u32).step_by(50) {
             let mut batch = Batch::default();
             for i in first..first + 50 {
-                batch.put(Space::Pages, i.to_be_bytes().to_vec(), value(i));
+                batch.put(Space::Timeline, i.to_be_bytes().to_vec(), value(i));
                 if i % 3 == 0 && i >= 300 {
-                    batch.remove(Space::Pages, (i - 300).to_be_bytes().to_vec());
+                    batch.remove(Space::Timeline, (i - 300).to_be_bytes().to_vec());
                 }
             }
             store.write(batch, Durability::Buffered).unwrap();
@@ -40,7 +40,10 @@ fn more_than_memory_reads_back_after_a_reopen() {
     let store = open(folder.path()).unwrap();
     for i in 0..3_000_u32 {
         let expected = (i % 3 != 0 || i >= 2_700).then(|| value(i));
-        assert!(store.get(Space::Pages, &i.to_be_bytes()).unwrap().as_deref() == expected.as_deref(), "{i}");
+        assert!(
+            store.get(Space::Timeline, &i.to_be_bytes()).unwrap().as_deref() == expected.as_deref(),
+            "{i}"
+        );
     }
 }
 
@@ -61,7 +64,8 @@ fn a_second_open_is_told_who_holds_the_directory() {
 fn unknown_formats_are_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     for (file, text, said) in [
-        ("format", "graft replica 2\n", "graft replica 2"),
+        ("format", "graft replica 1\n", "graft replica 1"),
+        ("format", "graft replica 3\n", "graft replica 3"),
         ("format", "%s\0\n", "%s\\0"),
         ("format", "", "format ``"),
         ("holiday.jpg", "", "holiday.jpg"),
@@ -73,7 +77,7 @@ fn unknown_formats_are_left_alone() {
         assert!(matches!(&error, StoreError::Format { .. }), "{error}");
         assert!(error.to_string().contains(said), "{error}");
         assert_eq!(fs::read_to_string(dir.join(file)).unwrap(), text);
-        assert!(!dir.join("fjall").exists());
+        assert!(!dir.join("journal").exists());
     }
     let error = FjallStore::open(tempfile::NamedTempFile::new().unwrap().path()).expect_err("a file");
     assert!(matches!(error, StoreError::Failed { .. }), "{error}");
@@ -138,12 +142,13 @@ fn child_writes_until_killed() {
     }
 }
 
-/// kill -9 at any moment: what was acknowledged is there, batches are whole, the lock is free.
+/// kill -9 at any moment: what was acknowledged is there, batches are whole, the lock is free. The last
+/// child fills the journal twice, so that it dies while the table is at work.
 #[test]
 fn a_killed_process_loses_nothing_it_acknowledged() {
     let folder = tempfile::tempdir().unwrap();
     let mut before = 0;
-    for rounds in [1, 5, 17, 40] {
+    for rounds in [1, 5, 40, 600] {
         let mut running =
             child("child_writes_until_killed", folder.path(), &[]).stdout(Stdio::piped()).spawn().unwrap();
         let mut acks = acked(&mut running);
@@ -205,4 +210,64 @@ fn a_durable_write_is_an_fsync() {
         }
     }
     assert_eq!(acks, 10, "{trace}");
+}
+
+/// A directory is new once, but a person waits for it: fjall took 93 syncs to make its own.
+#[test]
+fn a_new_directory_costs_few_syncs() {
+    let folder = tempfile::tempdir().unwrap();
+    let (dir, trace) = (folder.path().join("store"), folder.path().join("trace"));
+    let strace = ["strace", "-f", "-e", "trace=fsync,fdatasync,write", "-o", trace.to_str().unwrap()];
+    match child("child_writes_ten_and_aborts", &dir, &strace).output() {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            eprintln!("fsyncs not counted: strace is not installed");
+            return;
+        }
+        output => output.unwrap(),
+    };
+    let trace = fs::read_to_string(&trace).unwrap();
+    let before = trace.lines().take_while(|line| !line.contains("\"acked "));
+    // The directory's own entry, the format and its entry, the journal's entry, and the first batch.
+    assert_eq!(before.filter(|line| line.contains("sync(")).count(), 5, "{trace}");
+    assert!(!dir.join("fjall").exists(), "what is small lies in the journal alone");
+}
+
+/// What a transaction of one row costs here. Run it alone, with `--release --ignored --nocapture`: most
+/// of the time goes to checksums, which are slow otherwise.
+#[test]
+#[ignore = "a measurement"]
+#[allow(clippy::disallowed_methods, reason = "it measures")]
+fn what_a_batch_costs() {
+    let target = std::env::current_exe().unwrap();
+    let folder = tempfile::tempdir_in(target.parent().unwrap()).unwrap();
+    for round in 0..3 {
+        let begun = std::time::Instant::now();
+        let store = FjallStore::open(&folder.path().join(format!("new-{round}"))).unwrap();
+        println!("a new directory: {:?}", begun.elapsed());
+        drop(store);
+    }
+    for (durability, count) in [(Durability::Sync, 2_000_u32), (Durability::Buffered, 20_000)] {
+        let dir = folder.path().join(format!("{durability:?}"));
+        let store = FjallStore::open(&dir).unwrap();
+        for round in 0..4 {
+            let begun = std::time::Instant::now();
+            for i in 0..count {
+                let mut batch = Batch::default();
+                batch.put(
+                    Space::Local,
+                    (round * count + i).to_be_bytes().to_vec(),
+                    vec![i as u8; 2 * 4096 + 200],
+                );
+                store.write(batch, durability).unwrap();
+            }
+            println!("{durability:?}: {:?} for each of {count}", begun.elapsed() / count);
+        }
+        drop(store);
+        let begun = std::time::Instant::now();
+        let store = FjallStore::open(&dir).unwrap();
+        println!("opening it again: {:?}", begun.elapsed());
+        drop(store);
+        let du = Command::new("du").args(["-sm"]).arg(&dir).output().unwrap();
+        println!("{}", String::from_utf8_lossy(&du.stdout));
+    }
 }

@@ -10,10 +10,7 @@ fn version(page: u32, lsn: u64) -> Version {
 }
 
 fn content(version: Version, page_size: PageSize) -> Bytes {
-    let seed = u64::from(version.0.get()) << 32 | version.1.0;
-    let mut bytes = vec![0; page_size.bytes()];
-    StdRng::seed_from_u64(seed).fill(&mut bytes[..]);
-    bytes.into()
+    crate::fetch::tests::content(version.0.get(), version.1.0, page_size.bytes())
 }
 
 fn hash(version: Version, page_size: PageSize) -> PageHash {
@@ -113,4 +110,85 @@ fn the_layout_is_the_documented_one() {
     assert_eq!(all[second + 16..second + 20], 258u32.to_le_bytes());
     assert_eq!(all[second + 4096 + 512..second + 4096 + 1024], pages[257].1[..]);
     assert_eq!(all.len(), second + 4096 + 1024);
+}
+
+/// Bytes given to write calls by this process so far.
+#[cfg(all(feature = "native", target_os = "linux"))]
+fn written() -> u64 {
+    let io = std::fs::read_to_string("/proc/self/io").unwrap();
+    let line = io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap();
+    line.parse().unwrap()
+}
+
+#[cfg(all(feature = "native", target_os = "linux"))]
+fn size(dir: &std::path::Path) -> u64 {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    let sizes = entries.map(|entry| {
+        let found = entry.metadata().unwrap();
+        if found.is_dir() { size(&entry.path()) } else { found.len() }
+    });
+    sizes.sum()
+}
+
+/// The figures of `docs/decisions/0011-cached-pages-in-a-file-of-their-own.md`: 100 MiB of pages come in
+/// frames of 16, and then newer versions of all of them, in another order. Alone in its process, since
+/// it counts what that writes.
+#[cfg(all(feature = "native", target_os = "linux"))]
+#[test]
+#[ignore = "a measurement"]
+fn what_cached_pages_cost_on_disk() {
+    use crate::store::{Batch, Durability, FjallStore, ReplicaStore as _, Space};
+
+    const FRAMES: u32 = 1600;
+    let page_size = PageSize::DEFAULT;
+    let mut rng = StdRng::seed_from_u64(1);
+    let mut rounds = Vec::new();
+    for lsn in 1..=2 {
+        let mut frames: Vec<u32> = (0..FRAMES).collect();
+        (1..frames.len()).rev().for_each(|at| frames.swap(at, rng.random_range(0..=at)));
+        rounds.push((lsn, frames));
+    }
+    let frame = |lsn: u64, at: u32| {
+        let versions = (at * 16 + 1..=at * 16 + 16).map(move |page| version(page, lsn));
+        versions.map(|v| (v, content(v, page_size))).collect::<Vec<_>>()
+    };
+    let live = u64::from(FRAMES) * 16 * 4096;
+    let report = |name: &str, before: u64, dir: &std::path::Path| {
+        let (bytes, size) = ((written() - before) as f64 / (2 * live) as f64, size(dir) as f64 / live as f64);
+        println!(
+            "{name}: {bytes:.2} bytes written for each byte put; the directory is {size:.2} times the pages"
+        );
+    };
+
+    let dir = tempfile::tempdir().unwrap();
+    let file = Arc::new(crate::store::DiskFile::open(&dir.path().join("pages")).unwrap());
+    let file = PageFile::open(file, VOLUME, page_size, live + (8 << 20)).unwrap().unwrap();
+    let before = written();
+    for (lsn, frames) in &rounds {
+        for at in frames {
+            file.demote(frame(lsn - 1, *at).into_iter().map(|(version, _)| version));
+            file.put(&frame(*lsn, *at)).unwrap();
+        }
+    }
+    report("a file", before, dir.path());
+
+    let dir = tempfile::tempdir().unwrap();
+    let store = FjallStore::open(dir.path()).unwrap();
+    let key = |(page, lsn): Version| [&page.get().to_be_bytes()[..], &lsn.0.to_be_bytes()[..]].concat();
+    let before = written();
+    for (lsn, frames) in &rounds {
+        for at in frames {
+            let mut batch = Batch::default();
+            for (version, bytes) in frame(*lsn, *at) {
+                batch.put(Space::State, key(version), bytes);
+                batch.remove(Space::State, key((version.0, Lsn(lsn - 1))));
+            }
+            store.write(batch, Durability::Buffered).unwrap();
+        }
+    }
+    report("fjall, at once", before, dir.path());
+    drop(store);
+    // Opened again it has brought its journal into its trees.
+    drop(FjallStore::open(dir.path()).unwrap());
+    report("fjall, reopened", before, dir.path());
 }

@@ -32,7 +32,7 @@ use crate::format::tombstone::{Of, Tombstone};
 use crate::gc::{self, GcError, Retention};
 use crate::ids::key;
 use crate::pull::PullError;
-use crate::remote::{Faults, Faulty, Listed, RemoteError, SharedRemote, Tag};
+use crate::remote::{Faults, Faulty, Layer, RemoteError, SharedRemote};
 use crate::store::MemoryStore;
 
 /// Pages of large volumes do not compress, so that commits of a few go to segments.
@@ -558,33 +558,12 @@ fn no_fault_of_a_request_loses_doubles_or_mixes_a_commit_either() {
 struct Overwrites(Arc<MemoryRemote>);
 
 #[async_trait::async_trait]
-impl Remote for Overwrites {
-    async fn get(&self, key: &str) -> Result<Bytes, RemoteError> {
-        self.0.get(key).await
-    }
-    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, RemoteError> {
-        self.0.get_range(key, range).await
+impl Layer for Overwrites {
+    fn inner(&self) -> &dyn Remote {
+        &*self.0
     }
     async fn create(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
         self.0.put(key, body).await
-    }
-    async fn put(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
-        self.0.put(key, body).await
-    }
-    async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError> {
-        self.0.get_tagged(key).await
-    }
-    async fn update(&self, key: &str, body: Bytes, tag: &Tag) -> Result<Tag, RemoteError> {
-        self.0.update(key, body, tag).await
-    }
-    async fn list(&self, p: &str, after: Option<&str>, limit: usize) -> Result<Vec<Listed>, RemoteError> {
-        self.0.list(p, after, limit).await
-    }
-    async fn delete(&self, key: &str) -> Result<(), RemoteError> {
-        self.0.delete(key).await
-    }
-    fn url(&self) -> String {
-        "overwrites:".into()
     }
 }
 

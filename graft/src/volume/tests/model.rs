@@ -320,7 +320,7 @@ impl World {
                 assert!(landed || self.in_log(lsn) != Some(id), "a log entry before its segments");
             }
             Err(PublishError::Unknown { .. }) => assert!(injected),
-            Err(error @ (PublishError::Damaged(_) | PublishError::Forgotten { .. })) => panic!("{error}"),
+            Err(error @ (PublishError::Damaged(_) | PublishError::Local { .. } | PublishError::Forgotten { .. })) => panic!("{error}"),
         }
     }
 

@@ -471,7 +471,7 @@ fn large_local_commits_and_pushes_are_kept_in_parts() {
     whole(&volume);
     assert!(store.scan(Space::Local, b"").unwrap().is_empty());
     let left = store.scan(Space::State, &id.0).unwrap();
-    assert!(left.iter().all(|(key, _)| !matches!(key[16], b'p' | b'q')), "parts of the push are left");
+    assert!(left.iter().all(|(key, _)| !matches!(key[16], b'p' | b'q' | b'u')), "parts of the push are left");
     // And where it is dropped instead.
     let changes = (1..=pages).map(|idx| (PageIdx::new(idx).unwrap(), page(idx + 1000))).collect();
     volume.commit(&volume.tip(), Change { changes, pages, payload: Bytes::new() }).unwrap();
@@ -479,5 +479,5 @@ fn large_local_commits_and_pushes_are_kept_in_parts() {
     volume.reset().unwrap();
     assert!(store.scan(Space::Local, b"").unwrap().is_empty());
     let left = store.scan(Space::State, &id.0).unwrap();
-    assert!(left.iter().all(|(key, _)| !matches!(key[16], b'p' | b'q')), "parts of the push are left");
+    assert!(left.iter().all(|(key, _)| !matches!(key[16], b'p' | b'q' | b'u')), "parts of the push are left");
 }

@@ -34,6 +34,12 @@ fn page_of(byte: u8, idx: u32, pages: u32) -> Change {
     }
 }
 
+/// The same as a local commit in the place of another.
+fn instead(number: u64, pages_before: u32, change: Change) -> Placed {
+    let Change { changes, pages: pages_after, payload } = change;
+    Placed::Changed(LocalCommit { number, pages_before, pages_after, changes: Arc::new(changes), payload })
+}
+
 #[test]
 fn a_volume_aside_stands_where_it_is_asked_to_and_changes_nothing() {
     let store = Arc::new(MemoryStore::default());
@@ -60,11 +66,12 @@ fn a_stack_is_replaced_whole_with_what_goes_along_also_after_a_restart() {
     let (seen, lineage) = (numbers(&ours), ours.tip().lineage());
     let mut also = Batch::default();
     also.put(Space::Timeline, &b"k"[..], &b"v"[..]);
-    let graft = ours.replace_locals(&seen, pulled, vec![page_of(5, 3, 3)], also).unwrap();
+    let stack = vec![instead(seen[1], 3, page_of(5, 3, 3))];
+    let graft = ours.replace_locals(lineage, &seen, pulled, stack, also).unwrap();
     assert_eq!(graft, PageSet::from_iter([page(1)]));
     assert_eq!(bytes_of(&*remote, &ours), [9, 1, 5]);
     assert_ne!(ours.tip().lineage(), lineage, "what was derived from the old stack may hold for nothing");
-    assert!(numbers(&ours)[0] > seen[1], "numbers are not used twice");
+    assert_eq!(numbers(&ours), [seen[1]], "it has the place of the one it replaced");
     assert_eq!(store.get(Space::Timeline, b"k").unwrap().as_deref(), Some(&b"v"[..]));
     drop(ours);
     let ours = Volume::load(VOLUME, PageSize::new(512).unwrap(), kept(&store)).unwrap().volume;
@@ -81,14 +88,117 @@ fn nothing_is_replaced_that_was_not_seen_or_may_be_in_the_log() {
     let pulled = block_on(ours.pull(&*remote)).unwrap();
     let seen = numbers(&ours);
     write(&ours, 4, &[(4, 8)]);
-    let replaced = ours.replace_locals(&seen, pulled.clone(), Vec::new(), Batch::default());
+    let lineage = ours.tip().lineage();
+    let replaced = ours.replace_locals(lineage, &seen, pulled.clone(), Vec::new(), Batch::default());
     assert!(matches!(replaced, Err(ReplaceError::Stale)));
     let seen = numbers(&ours);
     ours.seal(1, Bytes::new(), CommitId([9; 16]), 5).unwrap().unwrap();
-    let replaced = ours.replace_locals(&seen, pulled, Vec::new(), Batch::default());
+    let replaced = ours.replace_locals(lineage, &seen, pulled, Vec::new(), Batch::default());
     assert!(matches!(replaced, Err(ReplaceError::Pending)));
     assert_eq!(numbers(&ours), seen);
     assert_eq!(bytes_of(&*remote, &ours), [1, 2, 0, 8]);
+}
+
+/// What is in both stacks is not written again, and holds after a restart, also where the base has other
+/// pages now than when it was made.
+#[test]
+fn what_is_kept_is_neither_copied_nor_stored_again() {
+    let store = Arc::new(MemoryStore::default());
+    let remote = created(512);
+    let ours = open(&*remote, kept(&store));
+    let theirs = open(&*remote, in_memory());
+    write(&ours, 3, &[(1, 1), (2, 1), (3, 1)]);
+    push_all(&*remote, &ours, 1).unwrap();
+    catch_up(&*remote, &theirs);
+    write(&ours, 3, &[(2, 2)]);
+    write(&ours, 3, &[(3, 3)]);
+    write(&ours, 3, &[(2, 4)]);
+    write(&theirs, 5, &[(1, 9), (5, 9)]);
+    push_all(&*remote, &theirs, 2).unwrap();
+
+    let (old, seen, lineage) = (ours.locals(), numbers(&ours), ours.tip().lineage());
+    let before = store.scan(Space::Local, b"").unwrap();
+    let pulled = block_on(ours.pull(&*remote)).unwrap();
+    let stack = vec![Placed::Kept(seen[0]), instead(seen[1], 5, page_of(7, 3, 5)), Placed::Kept(seen[2])];
+    ours.replace_locals(lineage, &seen, pulled, stack, Batch::default()).unwrap();
+    let new = ours.locals();
+    assert!(Arc::ptr_eq(&old[0].changes, &new[0].changes) && Arc::ptr_eq(&old[2].changes, &new[2].changes));
+    assert!(new.iter().all(|local| (local.pages_before, local.pages_after) == (5, 5)));
+    let after = store.scan(Space::Local, b"").unwrap();
+    let written: Vec<bool> = before.iter().zip(&after).map(|(a, b)| a != b).collect();
+    assert_eq!((written, after.len()), (vec![false, true, false], 3));
+    assert_eq!(bytes_of(&*remote, &ours), [9, 4, 7, 0, 9]);
+    drop(ours);
+    let ours = Volume::load(VOLUME, PageSize::new(512).unwrap(), kept(&store)).unwrap().volume;
+    assert_eq!(ours.locals(), new);
+    assert_eq!(bytes_of(&*remote, &ours), [9, 4, 7, 0, 9]);
+    push_all(&*remote, &ours, 3).unwrap();
+    catch_up(&*remote, &theirs);
+    assert_eq!(bytes_of(&*remote, &theirs), [9, 4, 7, 0, 9]);
+}
+
+/// The numbers may be the same ones: what they stand on is not.
+#[test]
+fn a_stack_of_the_same_numbers_on_another_base_is_not_what_was_seen() {
+    let store = Arc::new(MemoryStore::default());
+    let (remote, ours) = diverged(&store);
+    let (seen, lineage) = (numbers(&ours), ours.tip().lineage());
+    let pulled = block_on(ours.pull(&*remote)).unwrap();
+    let stack = || seen.iter().map(|number| Placed::Kept(*number)).collect::<Vec<_>>();
+    let place = |lineage, stack| ours.replace_locals(lineage, &seen, pulled.clone(), stack, Batch::default());
+    place(lineage, stack()).unwrap();
+    assert_eq!(numbers(&ours), seen);
+    assert!(matches!(place(lineage, stack()), Err(ReplaceError::Stale)));
+    // Nor is a stack taken that names what is not there, or not in order.
+    let lineage = ours.tip().lineage();
+    for numbers in [[seen[1], seen[0]], [seen[0], seen[1] + 1]] {
+        let stack = numbers.map(Placed::Kept).to_vec();
+        assert!(matches!(place(lineage, stack), Err(ReplaceError::Stale)));
+    }
+    assert_eq!(bytes_of(&*remote, &ours), [9, 2, 0, 3]);
+}
+
+/// A commit that changes the page count lies on the count that it was made on, or nowhere.
+#[test]
+fn a_commit_that_resizes_is_not_kept_on_another_size() {
+    let store = Arc::new(MemoryStore::default());
+    let (remote, ours) = diverged(&store);
+    let (seen, lineage) = (numbers(&ours), ours.tip().lineage());
+    let theirs = open(&*remote, in_memory());
+    write(&theirs, 6, &[(6, 6)]);
+    push_all(&*remote, &theirs, 3).unwrap();
+    let pulled = block_on(ours.pull(&*remote)).unwrap();
+    let stack = seen.iter().map(|number| Placed::Kept(*number)).collect();
+    let placed = ours.replace_locals(lineage, &seen, pulled, stack, Batch::default());
+    assert!(matches!(placed, Err(ReplaceError::Stale)));
+    assert_eq!(bytes_of(&*remote, &ours), [1, 2, 0, 3]);
+}
+
+/// Of more than 4 MiB, in parts, in the place of another such: the parts go with it.
+#[test]
+fn a_large_commit_replaces_a_large_one() {
+    let store = Arc::new(MemoryStore::default());
+    let remote = created(512);
+    let ours = open(&*remote, kept(&store));
+    let large = |byte: u8, pages: u32| Change {
+        changes: (1..=pages).map(|idx| (page(idx), filled(512, byte))).collect(),
+        pages,
+        payload: Bytes::new(),
+    };
+    ours.commit(&ours.tip(), large(1, 30_000)).unwrap();
+    let place = |change| {
+        let (seen, lineage) = (numbers(&ours), ours.tip().lineage());
+        let pulled = block_on(ours.pull(&*remote)).unwrap();
+        let stack = vec![instead(seen[0], 0, change)];
+        ours.replace_locals(lineage, &seen, pulled, stack, Batch::default()).unwrap();
+        Volume::load(VOLUME, PageSize::new(512).unwrap(), kept(&store)).unwrap().volume.locals()
+    };
+    for (byte, pages, records) in [(2, 20_000, 4), (3, 40_000, 6), (4, 2, 1)] {
+        let locals = place(large(byte, pages));
+        assert_eq!((locals.len(), locals[0].pages_after), (1, pages));
+        assert!(locals[0].changes.values().all(|found| *found == filled(512, byte)));
+        assert_eq!(store.scan(Space::Local, b"").unwrap().len(), records, "parts of the old one are gone");
+    }
 }
 
 /// A commit and what explains it are in the store together, or neither is.

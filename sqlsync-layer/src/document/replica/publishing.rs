@@ -280,7 +280,7 @@ pub async fn publish(remote: &dyn Remote, publication: &Publication) -> Result<L
                 return Err(misfit(format!("commit {} holds pages that it cannot", local.number)));
             }
             let change = Change {
-                changes: local.changes.clone(),
+                changes: (*local.changes).clone(),
                 pages: local.pages_after,
                 payload: local.payload.clone(),
             };

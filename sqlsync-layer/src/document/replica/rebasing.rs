@@ -1,25 +1,30 @@
 //! Bringing local commits on top of what others committed, in slices.
 //!
-//! [`Replica::pulled`] takes in what a pull found. With local commits in the way it begins a rebase: a
-//! volume aside gets the new stack, [`Replica::step`] by step, and the last step puts it in place of the
-//! old one in one batch of the store. Between steps the app goes on with the old stack; what it adds is
-//! brought over, too. Dropping the rebase ([`Replica::cancel`]), or the process, leaves the old stack.
+//! [`Replica::pulled`] takes in what a pull found. With local commits in the way it begins a rebase: the
+//! new stack grows, [`Replica::step`] by step, and the last step puts it in place of the old one in one
+//! batch of the store. Between steps the app goes on with the old stack; what it adds is brought over,
+//! too. Dropping the rebase ([`Replica::cancel`]), or the process, leaves the old stack.
+//!
+//! A commit that keeps its pages keeps its bytes and its record in the store: it is named in the new stack,
+//! not copied. Only where mutations run again is the new stack also put on a volume aside, for SQLite to
+//! read: all the commits since the last one that ran there at once, and then each as it runs.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use graft::PageIdx;
 use graft::format::Damaged;
 use graft::pull::Pulled;
 use graft::store::{Batch, StoreError};
-use graft::volume::{Change, LocalCommit, ReadError, ReplaceError, Volume};
+use graft::volume::{Change, LocalCommit, Placed, ReadError, ReplaceError, Volume};
 
 use super::rows::Sides;
-use super::{Event, Place, Replica, Route, Run, mutation, pending_of, timeline::Branch, timeline::Kept};
+use super::{Event, Place, Replica, Route, Run, mutation, timeline::Branch, timeline::Kept};
 use crate::actor::batch::{Blocked, Writer};
 use crate::actor::core::apply_payload;
 use crate::ledger::{Ledger, Standing};
-use crate::merge::{Writes, transplant};
+use crate::merge::{Writes, needs_first, transplant};
 use crate::payload::{Op, Outcome, Payload, Record};
 use crate::protocol::{Reason, codes};
 use crate::rebase::{Dispute, Policy, Rebase, Resolution, Step, Work};
@@ -69,13 +74,21 @@ pub(super) struct Rebasing {
     jumped: Option<Ledger>,
     payloads: Vec<Payload>,
     ledger: Ledger,
+    /// Where mutations run again: the new base, and the new stack up to the last of them.
     aside: Arc<Volume>,
-    // Keeps the name that the writer's path resolves to.
-    _database: Arc<Database>,
-    writer: Writer,
-    /// The old stack as far as it is known, and how many of it had their step.
+    /// What they run by, from the first of them on. The database keeps the name that the writer's path
+    /// resolves to.
+    writer: Option<(Writer, Arc<Database>)>,
+    /// The old stack as far as it is known, its lineage, and how many of it had their step.
     old: Vec<LocalCommit>,
+    lineage: u64,
     stepped: usize,
+    /// The new stack so far, those at its end that are not on `aside` yet, and its page count.
+    stack: Vec<Placed>,
+    run: Vec<LocalCommit>,
+    pages: u32,
+    /// Its page 1 as stored, where it is known.
+    first: Option<Bytes>,
     tip: (Option<graft::ModuleHash>, u32),
     events: VecDeque<Event>,
     transplanted: usize,
@@ -105,12 +118,12 @@ impl Replica {
         let payloads: Result<Vec<Payload>, Damaged> = pulled.heads.iter().map(Payload::decode).collect();
         let payloads = payloads?;
         let jumped = pulled.jump.as_ref().map(|start| Ledger::open(start, &[])).transpose()?;
-        let old = self.volume.locals();
+        let (lineage, old) = (self.volume.tip().lineage(), self.volume.locals());
         if old.is_empty() {
             let theirs = self.theirs(&pulled, &payloads);
             let taken = (pulled.heads.clone(), payloads);
             self.volume.absorb(pulled)?;
-            self.settle(jumped, taken.0.iter().zip(&taken.1), &theirs, Vec::new())?;
+            self.settle(jumped, taken.0.iter().zip(&taken.1), &theirs)?;
             return Ok(Progress::Done);
         }
         let mut ledger = jumped.clone().unwrap_or_else(|| self.ledger.clone());
@@ -124,20 +137,24 @@ impl Replica {
             Route::Coordinator if self.config.policy == Policy::Replay => (Policy::Replay, false),
             Route::Coordinator => (Policy::Merge, false),
         };
+        self.known.follow(&old);
         let plan = Rebase::new(
             policy,
             self.config.validation,
             asks,
             ledger.last_seq(&self.me.client),
             self.theirs(&pulled, &payloads),
-            old.iter().map(|local| pending_of(local, self.config.validation)),
+            self.known.pending().cloned(),
         );
         let aside = Arc::new(self.volume.aside(Some(&pulled), 0));
-        let database = Database::new(aside.clone(), self.fetch.clone());
         self.rebase = Some(Rebasing {
-            writer: Writer::new(&database, self.modules.clone(), self.config.limits)?,
             tip: (ledger.module(), ledger.schema()),
-            _database: database,
+            writer: None,
+            stack: Vec::with_capacity(old.len()),
+            run: Vec::new(),
+            pages: aside.tip().pages(),
+            first: None,
+            lineage,
             plan,
             pulled,
             jumped,
@@ -184,8 +201,8 @@ impl Replica {
             let grown = now.len() > rebase.old.len()
                 && now.iter().map(|l| l.number).zip(&rebase.old).all(|(number, old)| number == old.number);
             if grown {
-                let new = &now[rebase.old.len()..];
-                rebase.plan.extend(new.iter().map(|local| pending_of(local, self.config.validation)));
+                self.known.follow(&now);
+                rebase.plan.extend(self.known.pending().skip(rebase.old.len()).cloned());
                 rebase.old = now;
                 continue;
             }
@@ -209,14 +226,27 @@ impl Replica {
                 rebase.confirmed += 1;
                 self.check_content(rebase, &local, &pending.work);
             }
-            Step::Transplant(_) => {
-                let first = self.first_page(&rebase.aside)?;
-                let tip = rebase.aside.tip();
-                let change = transplant(&local, tip.pages(), &first, self.config.validation);
-                let committed = rebase.aside.commit(&tip, change);
-                committed.map_err(|error| Blocked::passing(error.to_string()))?;
-                if let Some(Record { op: Op::Deploy { module, schema, .. }, outcome: Outcome::Applied }) =
-                    Record::behind(&local)
+            Step::Transplant(pending) => {
+                let first = match needs_first(&local, self.config.validation) {
+                    true => self.first_page(rebase)?,
+                    false => Bytes::new(),
+                };
+                let moved = transplant(&local, rebase.pages, &first, self.config.validation);
+                rebase.pages = moved.pages_after;
+                if let Some(page) = moved.changes.get(&PageIdx::FIRST) {
+                    rebase.first = Some(page.clone());
+                }
+                let resizes = local.pages_before != local.pages_after;
+                let same = Arc::ptr_eq(&moved.changes, &local.changes)
+                    && (!resizes || moved.pages_before == local.pages_before);
+                rebase.stack.push(match same {
+                    true => Placed::Kept(local.number),
+                    false => Placed::Changed(moved.clone()),
+                });
+                rebase.run.push(moved);
+                if pending.work == Work::Deploy
+                    && let Some(Record { op: Op::Deploy { module, schema, .. }, outcome: Outcome::Applied }) =
+                        Record::behind(&local)
                 {
                     rebase.tip = (Some(module), schema);
                 }
@@ -290,12 +320,17 @@ impl Replica {
             (Some(Resolution::Edit { .. } | Resolution::Default | Resolution::Branch) | None, _) => {}
         }
         rebase.replayed += 1;
-        let mut place = Place {
-            writer: &mut rebase.writer,
-            volume: &rebase.aside,
-            modules: &*self.modules,
-            tip: rebase.tip,
+        let run = std::mem::take(&mut rebase.run);
+        rebase.aside.extend_aside(&run).map_err(|error| Blocked::passing(error.to_string()))?;
+        let (writer, _) = match &mut rebase.writer {
+            Some(writer) => writer,
+            none => {
+                let database = Database::new(rebase.aside.clone(), self.fetch.clone());
+                let writer = Writer::new(&database, self.modules.clone(), self.config.limits)?;
+                none.insert((writer, database))
+            }
         };
+        let mut place = Place { writer, volume: &rebase.aside, modules: &*self.modules, tip: rebase.tip };
         let (before_locals, before_pages) = (rebase.aside.status().ahead, rebase.aside.tip().pages());
         let run = match discarded {
             Some(reason) => {
@@ -310,7 +345,11 @@ impl Replica {
             None => place.run(&op, &Batch::default(), Some(&Batch::default()))?,
         };
         rebase.tip = place.tip;
-        debug_assert_eq!(rebase.aside.status().ahead, before_locals + 1, "one operation, one local commit");
+        let made = rebase.aside.last_local().filter(|_| rebase.aside.status().ahead == before_locals + 1);
+        let made = made.ok_or_else(|| Blocked::passing("one operation did not make one local commit"))?;
+        rebase.pages = made.pages_after;
+        rebase.first = None;
+        rebase.stack.push(Placed::Changed(LocalCommit { number: local.number, ..made }));
         let new = run.written.as_ref().map(|written| Writes {
             pages: written.pages.clone(),
             marks: written.marks,
@@ -326,12 +365,20 @@ impl Replica {
     }
 
     /// The new stack's page 1; empty where it has none.
-    fn first_page(&self, aside: &Volume) -> Result<bytes::Bytes, RebaseError> {
+    fn first_page(&self, rebase: &mut Rebasing) -> Result<Bytes, RebaseError> {
+        if let Some(first) = &rebase.first {
+            return Ok(first.clone());
+        }
+        // No commit that is not on the volume aside yet has written it.
+        let aside = &rebase.aside;
         let tip = aside.tip();
         for _ in 0..3 {
             match aside.read(&tip, PageIdx::FIRST) {
-                Ok(page) => return Ok(page),
-                Err(ReadError::PastEnd { .. }) => return Ok(bytes::Bytes::new()),
+                Ok(page) => {
+                    rebase.first = Some(page.clone());
+                    return Ok(page);
+                }
+                Err(ReadError::PastEnd { .. }) => return Ok(Bytes::new()),
                 Err(ReadError::Fault(pages)) => {
                     let fetched = self.fetch.fetch(aside, &tip, &pages);
                     fetched.map_err(|error| Blocked::passing(error.to_string()))?;
@@ -362,15 +409,6 @@ impl Replica {
 
     fn put_in_place(&mut self, rebase: Rebasing) -> Result<(), ReplaceError> {
         let seen: Vec<u64> = rebase.old.iter().map(|local| local.number).collect();
-        let new = rebase.aside.locals();
-        let stack = new
-            .into_iter()
-            .map(|LocalCommit { changes, pages_after, payload, .. }| Change {
-                changes,
-                pages: pages_after,
-                payload,
-            })
-            .collect();
         let mut also = Batch::default();
         for kept in &rebase.kept {
             self.timeline.put_mutation(&mut also, kept);
@@ -383,7 +421,7 @@ impl Replica {
             self.timeline.put_branch(&mut also, branch);
         }
         let touched = rebase.plan.touched().clone();
-        self.volume.replace_locals(&seen, rebase.pulled.clone(), stack, also)?;
+        self.volume.replace_locals(rebase.lineage, &seen, rebase.pulled.clone(), rebase.stack, also)?;
         for kept in rebase.kept {
             self.kept.insert(kept.mutation.seq, kept);
         }
@@ -405,18 +443,16 @@ impl Replica {
             self.events.push_back(Event::Forked { to: branch.number, commits: count, why });
             self.branches.insert(branch.number, branch);
         }
-        let stack = self.volume.locals();
-        self.settle(rebase.jumped, rebase.pulled.heads.iter().zip(&rebase.payloads), &touched, stack)
-            .map_err(ReplaceError::Store)
+        let commits = rebase.pulled.heads.iter().zip(&rebase.payloads);
+        self.settle(rebase.jumped, commits, &touched).map_err(ReplaceError::Store)
     }
 
-    /// The base has moved over these commits, and the stack is `stack`.
+    /// The base has moved over these commits, and the stack is what it is now.
     fn settle<'a>(
         &mut self,
         jumped: Option<Ledger>,
         commits: impl Iterator<Item = (&'a graft::format::commit::Head, &'a Payload)>,
         touched: &Writes,
-        stack: Vec<LocalCommit>,
     ) -> Result<(), StoreError> {
         if let Some(ledger) = jumped {
             self.ledger = ledger;
@@ -425,35 +461,34 @@ impl Replica {
             self.take_in(payload, head.lsn, head.time_ms);
         }
         self.behind = 0;
-        self.tip = self.tip_module(&stack);
+        self.known.follow(&self.volume.locals());
+        self.tip = self.tip_module();
         self.live.committed(touched.to_write_set());
         self.writer.forget_schema();
         self.reader.forget_schema();
         // Mutations that went to a branch are not on the stack any more, and not in the log.
-        let on_stack: std::collections::BTreeSet<u64> = stack
-            .iter()
-            .filter_map(|local| match Record::behind(local)?.op {
-                Op::Mutation(mutation) => Some(mutation.seq),
-                Op::Deploy { .. } => None,
-            })
-            .collect();
+        let on_stack = self.known.pending().filter_map(|pending| match pending.work {
+            Work::Mutation { seq } => Some(seq),
+            Work::Deploy | Work::Sql => None,
+        });
+        // Both ascend.
+        let mut on_stack = on_stack.peekable();
+        let is_bare = on_stack.peek().is_none();
         let settled = self.settled();
-        let gone: Vec<u64> = self
-            .kept
-            .range(settled + 1..)
-            .map(|(seq, _)| *seq)
-            .filter(|seq| !on_stack.contains(seq))
-            .collect();
+        let mut gone: Vec<u64> = Vec::new();
+        for (seq, _) in self.kept.range(settled + 1..) {
+            while on_stack.next_if(|on| on < seq).is_some() {}
+            if on_stack.peek() != Some(seq) {
+                gone.push(*seq);
+            }
+        }
+        drop(on_stack);
         let mut batch = Batch::default();
         for seq in &gone {
             self.kept.remove(seq);
             self.timeline.remove_mutation(&mut batch, *seq);
         }
-        if on_stack.is_empty()
-            && self.me.next_seq != settled + 1
-            && settled < self.me.next_seq
-            && !gone.is_empty()
-        {
+        if is_bare && self.me.next_seq != settled + 1 && settled < self.me.next_seq && !gone.is_empty() {
             // Their seqs are in no log: the next mutation is the first that the log does not have.
             self.me.next_seq = settled + 1;
             self.timeline.put_me(&mut batch, &self.me);

@@ -2,6 +2,8 @@
 
 use std::sync::Mutex;
 
+use graft::store::Space;
+
 use super::*;
 use crate::rebase::RowChange;
 
@@ -91,6 +93,64 @@ fn what_nobody_touched_keeps_its_pages_and_is_not_run_again() {
     assert_eq!((a.counts().transplanted, a.counts().replayed), (3, 0));
     assert!(a.take_events().contains(&Event::Merged { transplanted: 3 }));
     assert_eq!(number(&a, "select sum(n) from counter"), 4);
+}
+
+/// What a rebase keeps is neither run nor stored again, whatever happened to the page count under it; and
+/// what it leaves reads the same after a restart.
+#[test]
+fn a_stack_of_kept_and_changed_commits_is_the_same_after_a_restart() {
+    let (mut transplanted, mut replayed, mut resized, mut unwritten) = (0, 0, 0, 0);
+    for seed in 0..30 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let world = World::deployed();
+        let store: SharedStore = Arc::new(MemoryStore::default());
+        let mut a = world.open("a", Config::default(), Some(store.clone())).unwrap();
+        let mut b = world.document("b", Config::default());
+        for round in 0..4 {
+            for (document, grows) in [(&mut a, 1), (&mut b, 2)] {
+                for _ in 0..rng.random_range(1..6) {
+                    let (x, y) = (rng.random_range(1..=40), rng.random_range(1..=40));
+                    // Refused ones are not taken.
+                    let _ = match rng.random_range(0..6) {
+                        at if at < grows => sql(
+                            document,
+                            &format!("insert or replace into t values({x}, printf('%02000d', {y}))"),
+                        ),
+                        2 => sql(document, &format!("delete from t where id between {x} and {y}")),
+                        3 => document.mutate("move", args(json!({"from": x, "to": y, "amount": 3})), 3, 4),
+                        _ => document.mutate("bump", args(json!({"id": x})), 3, 4),
+                    };
+                }
+            }
+            world.sync(&mut b);
+            let (before, pages) = (a.counts(), a.volume().base().pages());
+            let records = store.scan(Space::Local, &VOLUME.0).unwrap();
+            world.pull(&mut a);
+            let kept = a.counts().transplanted - before.transplanted;
+            let same = store.scan(Space::Local, &VOLUME.0).unwrap();
+            let same =
+                same.iter().filter(|(key, value)| records.contains(&(key.clone(), value.clone()))).count();
+            unwritten += same as u64;
+            resized += if a.volume().base().pages() == pages { 0 } else { kept };
+            let (shown, pending) = (dump(&a), a.pending().cloned().collect::<Vec<_>>());
+            transplanted += kept;
+            replayed += a.counts().replayed - before.replayed;
+            drop(a);
+            a = world.open("a", Config::default(), Some(store.clone())).unwrap();
+            assert_eq!(dump(&a), shown, "seed {seed}, round {round}");
+            assert_eq!(a.pending().cloned().collect::<Vec<_>>(), pending, "seed {seed}, round {round}");
+        }
+        world.sync(&mut a);
+        world.sync(&mut b);
+        assert_eq!(dump(&a), dump(&b), "seed {seed}");
+    }
+    println!(
+        "{transplanted} kept, {unwritten} of them not stored again, {resized} on another page count; {replayed} ran again"
+    );
+    assert!(
+        transplanted > 50 && resized > 20 && replayed > 50 && unwritten > 40,
+        "{transplanted} {resized} {replayed} {unwritten}"
+    );
 }
 
 /// SQLSync lost a mutation that conflicted, and its neighbours, without a word.

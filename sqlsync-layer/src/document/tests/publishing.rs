@@ -1,12 +1,10 @@
 //! Branches that become volumes: what is in them, and that nothing is lost wherever it stops.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use graft::fork::ForkError;
-use graft::remote::{Faulty, Listed, Remote, RemoteError, Tag};
+use graft::remote::{Answer, Faulty, Layer, Remote, RemoteError, Request};
 use graft::volume::{Change, push};
 
 use super::*;
@@ -211,52 +209,25 @@ impl Cut {
         let left = self.left.fetch_sub(1, Ordering::Relaxed);
         (left > 0 || (left == 0 && self.done), left > 0)
     }
-
-    async fn run<T>(
-        &self,
-        key: &str,
-        request: impl Future<Output = Result<T, RemoteError>>,
-    ) -> Result<T, RemoteError> {
-        let (carried_out, answered) = self.next();
-        let gone = || RemoteError::Unavailable { key: key.into(), message: "cut off".into() };
-        let result = if carried_out { request.await } else { Err(gone()) };
-        if answered { result } else { Err(gone()) }
-    }
 }
 
-#[async_trait::async_trait]
-impl Remote for Cut {
-    async fn get(&self, key: &str) -> Result<Bytes, RemoteError> {
-        self.run(key, self.inner.get(key)).await
+impl Layer for Cut {
+    fn inner(&self) -> &dyn Remote {
+        &*self.inner
     }
-    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, RemoteError> {
-        self.run(key, self.inner.get_range(key, range)).await
-    }
-    async fn create(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
-        self.run(key, self.inner.create(key, body)).await
-    }
-    async fn put(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
-        self.run(key, self.inner.put(key, body)).await
-    }
-    async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError> {
-        self.run(key, self.inner.get_tagged(key)).await
-    }
-    async fn update(&self, key: &str, body: Bytes, tag: &Tag) -> Result<Tag, RemoteError> {
-        self.run(key, self.inner.update(key, body, tag)).await
-    }
-    async fn list(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<Listed>, RemoteError> {
-        self.run(prefix, self.inner.list(prefix, after, limit)).await
-    }
-    async fn delete(&self, key: &str) -> Result<(), RemoteError> {
-        self.run(key, self.inner.delete(key)).await
-    }
-    fn url(&self) -> String {
-        self.inner.url()
+
+    fn around<'a, T: Send + 'a>(
+        &'a self,
+        _request: Request,
+        key: &'a str,
+        sent: Answer<'a, T>,
+    ) -> Answer<'a, T> {
+        Box::pin(async move {
+            let (carried_out, answered) = self.next();
+            let gone = || RemoteError::Unavailable { key: key.into(), message: "cut off".into() };
+            let result = if carried_out { sent.await } else { Err(gone()) };
+            if answered { result } else { Err(gone()) }
+        })
     }
 }
 

@@ -1,0 +1,110 @@
+//! The data directory: who holds it, and what is in it.
+//!
+//! ```text
+//! DIR/lock     locked while open; says who holds it
+//! DIR/format   `graft replica 2`, written before anything else
+//! DIR/journal  batches, newest last; see `journal`
+//! DIR/table    empty; there once `fjall` is whole
+//! DIR/fjall/   what the journal had to make room of: fjall's own files
+//! DIR/files/   what can be made again: cached pages, one file for each volume
+//! ```
+//!
+//! Invariant: a directory whose format we do not know is not touched.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::{ByteFile as _, DiskFile, StoreError};
+
+/// What `DIR/format` holds. The digit changes when the layout of this directory does.
+const FORMAT: &str = "graft replica 2\n";
+
+/// Makes `dir` and its ancestors, each entry on disk.
+pub(super) fn make(dir: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
+    fs::create_dir_all(dir)?;
+    missing.into_iter().filter_map(Path::parent).try_for_each(|parent| File::open(parent)?.sync_all())
+}
+
+/// Takes the lock of `dir` and writes down who we are.
+pub(super) fn lock(dir: &Path, name: &str) -> Result<File, StoreError> {
+    let failed = |e: io::Error| StoreError::Failed { dir: name.into(), message: format!("lock: {e}") };
+    let options = File::options().read(true).write(true).create(true).truncate(false).open(dir.join("lock"));
+    let mut file = options.map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // Who holds it is for the message alone; that it is held is certain.
+            if file.take(200).read_to_string(&mut holder).is_err() || holder.is_empty() {
+                holder = "another process".into();
+            }
+            return Err(StoreError::Locked { dir: name.into(), holder });
+        }
+        Err(fs::TryLockError::Error(e)) => return Err(failed(e)),
+    }
+    // The program alone: arguments may hold secrets.
+    let program = std::env::args_os().next().map(PathBuf::from);
+    let program =
+        program.as_deref().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
+    let holder = format!("process {} ({program})", std::process::id());
+    file.set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| file.write_all(holder.as_bytes()))
+        .map_err(failed)?;
+    Ok(file)
+}
+
+/// Refuses a directory of another format; marks an empty one as ours.
+pub(super) fn check_format(dir: &Path, name: &str) -> Result<(), StoreError> {
+    let failed = |e: io::Error| StoreError::Failed { dir: name.into(), message: format!("format: {e}") };
+    let path = dir.join("format");
+    let found = match fs::read(&path) {
+        Ok(found) if found == FORMAT.as_bytes() => return Ok(()),
+        Ok(found) => {
+            String::from_utf8_lossy(&found[..found.len().min(100)]).trim_end().escape_debug().to_string()
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            let mut others = fs::read_dir(dir).map_err(failed)?;
+            let foreign = others.find_map(|entry| {
+                let name = entry.ok()?.file_name();
+                (name != "lock" && name != "format.new").then(|| name.to_string_lossy().into_owned())
+            });
+            match foreign {
+                None => return write_format(dir, &path).map_err(failed),
+                Some(file) => format!("none, but a file `{}`", file.escape_debug()),
+            }
+        }
+        Err(e) => return Err(failed(e)),
+    };
+    Err(StoreError::Format { dir: name.into(), found, known: FORMAT.trim_end().into() })
+}
+
+fn write_format(dir: &Path, path: &Path) -> io::Result<()> {
+    let new = dir.join("format.new");
+    let mut file = File::create(&new)?;
+    file.write_all(FORMAT.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(new, path)?;
+    File::open(dir)?.sync_all()
+}
+
+/// Makes the empty file `path`, on disk.
+pub(super) fn mark(path: &Path) -> io::Result<()> {
+    File::create(path)?.sync_all()?;
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}
+
+/// Opens the file at `path` and makes it where it is not there, with its entry in the directory on
+/// disk: what is synced in a file that nobody finds is lost.
+pub(super) fn open_file(path: &Path, name: &str) -> Result<DiskFile, StoreError> {
+    let failed = |e: io::Error| StoreError::Failed { dir: name.into(), message: e.to_string() };
+    let file = DiskFile::open(path)?;
+    // As long as nothing is in it, an earlier process may have ended before this.
+    if file.is_empty()? {
+        let dir = path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all());
+        dir.map_err(failed)?;
+    }
+    Ok(file)
+}
