@@ -11,6 +11,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::format::Damaged;
 use crate::format::meta::Meta;
+use crate::gc;
 use crate::ids::{Lsn, Seq, VolumeId, VolumeName, key};
 use crate::remote::{Remote, RemoteError};
 
@@ -111,14 +112,51 @@ pub async fn remove(remote: &dyn Remote, name: &VolumeName) -> Result<u64, Catal
         remote.delete(&key::name(name)).await?;
         Ok(parent)
     };
-    let parent = match begun.await {
-        Ok(parent) => parent,
+    match begun.await {
+        Ok(parent) => purge(remote, id, parent).await,
         Err(error) => {
             // It lives on, and so must not stay closed.
             remote.delete(&closed).await?;
-            return Err(error);
+            Err(error)
         }
+    }
+}
+
+/// Goes on with a [`remove`] that failed half-way: `id` is the volume that `name` led to. Safe to repeat;
+/// costs what is left to do.
+///
+/// # Errors
+///
+/// As [`remove`]'s.
+pub async fn finish_removal(remote: &dyn Remote, name: &VolumeName, id: VolumeId) -> Result<u64, CatalogError> {
+    match resolve(remote, name).await {
+        Ok(found) if found == id => return remove(remote, name).await,
+        // Another volume has the name by now.
+        Ok(_) | Err(CatalogError::NoSuchVolume { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    let parent = match remote.get(&key::meta(id)).await {
+        Ok(bytes) if bytes == gc::REAPED => return Ok(0),
+        Ok(bytes) => Meta::decode(id, &bytes)?.parent,
+        // All that may be left are its pins, which its ancestors' collections take.
+        Err(RemoteError::NotFound { .. }) => return Ok(0),
+        Err(error) => return Err(error.into()),
     };
+    match remote.create(&key::horizon(id, Lsn(u64::MAX), Seq(u64::MAX)), Bytes::new()).await {
+        Ok(()) | Err(RemoteError::AlreadyExists { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    refuse_forks(remote, name, id).await?;
+    purge(remote, id, parent).await
+}
+
+/// Deletes everything of a volume that has no name any more and takes no forks.
+async fn purge(
+    remote: &dyn Remote,
+    id: VolumeId,
+    parent: Option<(VolumeId, Lsn)>,
+) -> Result<u64, CatalogError> {
+    let closed = key::horizon(id, Lsn(u64::MAX), Seq(u64::MAX));
     let mut removed = 1;
     let prefix = key::volume_prefix(id);
     let last = key::meta(id);

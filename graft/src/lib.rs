@@ -50,6 +50,9 @@ pub mod hydrate;
 pub mod ids;
 pub mod lease;
 pub mod page_set;
+#[cfg(feature = "plants")]
+#[doc(hidden)]
+pub mod plants;
 pub mod prefetch;
 pub mod publish;
 pub mod pull;

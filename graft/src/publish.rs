@@ -308,6 +308,10 @@ async fn send(remote: &dyn Remote, prepared: &Prepared) -> Result<Published, Pub
     let key = key::log(prepared.head.volume, lsn);
     let source = match remote.create(&key, prepared.body.clone()).await {
         Ok(()) => return Ok(Published { lsn, hash: prepared.head.hash }),
+        #[cfg(feature = "plants")]
+        Err(RemoteError::AlreadyExists { .. }) if crate::plants::has(crate::plants::Bug::NoReadBack) => {
+            return Err(PublishError::Rejected { lsn });
+        }
         Err(source) => source,
     };
     // The whole head, whose hash vouches for it: a bit that flipped in our own commit's id must not

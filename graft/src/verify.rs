@@ -8,6 +8,9 @@
 //! Costs one LIST for each thousand objects, one prefix read for each commit and checkpoint, and reads
 //! every byte of the newest state once. Nothing is changed.
 //!
+//! Others may write, compact and collect meanwhile. What a collection takes looks like damage to who
+//! reads it, so findings count only where the floor stood still; else everything is read again.
+//!
 //! A *finding* names the object. What is only garbage (an upload that was never named) is an orphan, not
 //! a finding: `graft volume gc` takes it.
 
@@ -22,7 +25,7 @@ use crate::format::chunk::FrameRef;
 use crate::format::frame;
 use crate::format::pin::Pin;
 use crate::format::tombstone::TOMBSTONE_BYTES;
-use crate::gc::{self, GcError, list_all};
+use crate::gc::{self, Floor, GcError, list_all};
 use crate::history::{Start, read_checkpoint};
 use crate::ids::{Lsn, PageIdx, Seq, VolumeId, key};
 use crate::page_set::PageSet;
@@ -83,7 +86,16 @@ pub enum VerifyError {
     /// The volume could not be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// Garbage collection took away what was being read, every time.
+    #[error("garbage collection of volume {volume} went on all the while; verify it when that is done")]
+    Collected {
+        /// Which volume.
+        volume: VolumeId,
+    },
 }
+
+/// How often verification begins anew because garbage was collected meanwhile.
+const ATTEMPTS_MAX: u32 = 8;
 
 /// A step that is done, of how many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,8 +106,35 @@ pub enum Step {
     Frames(u64, u64),
 }
 
-/// Verifies `volume`. `progress` hears what is done.
+/// Verifies `volume`. `progress` hears what is done; it begins anew where garbage was collected
+/// meanwhile and something looks wrong.
 pub async fn verify(
+    remote: &dyn Remote,
+    volume: VolumeId,
+    progress: &(dyn Fn(Step) + Send + Sync),
+) -> Result<Report, VerifyError> {
+    for _ in 0..ATTEMPTS_MAX {
+        let before = floor(remote, volume).await?;
+        let report = attempt(remote, volume, progress).await?;
+        // Where others overtook us there is nothing between the oldest state and the one that we know.
+        let whole = report.from <= report.lsn;
+        if whole && (report.is_sound() || floor(remote, volume).await? == before) {
+            return Ok(report);
+        }
+    }
+    Err(VerifyError::Collected { volume })
+}
+
+/// The floor, where it can be read: damage there is found on the way.
+async fn floor(remote: &dyn Remote, volume: VolumeId) -> Result<Option<Floor>, VerifyError> {
+    match gc::published(remote, volume).await {
+        Ok(floor) => Ok(Some(floor)),
+        Err(PullError::Remote(error)) => Err(error.into()),
+        Err(PullError::Damaged(_) | PullError::Diverged { .. } | PullError::Expired { .. }) => Ok(None),
+    }
+}
+
+async fn attempt(
     remote: &dyn Remote,
     volume: VolumeId,
     progress: &(dyn Fn(Step) + Send + Sync),
@@ -228,7 +267,9 @@ async fn history(
         for start in checkpoints.remove(&at.lsn()).unwrap_or_default() {
             compare(remote, replica, &at, &start, report).await?;
         }
-        progress(Step::Commits(at.lsn().0 - report.from.0, newest.0 - report.from.0));
+        // Others may have written checkpoints beyond the newest commit that we know.
+        let done = |lsn: Lsn| lsn.0.saturating_sub(report.from.0);
+        progress(Step::Commits(done(at.lsn()), done(newest)));
         if at.lsn() >= newest {
             break;
         }
@@ -347,6 +388,8 @@ async fn orphans(remote: &dyn Remote, volume: VolumeId, report: &mut Report) -> 
         Ok(orphans) => report.orphans = orphans,
         // What could not be read is a finding already, or is one now.
         Err(GcError::Damaged(damaged)) if report.is_sound() => report.finding(damaged.key, damaged.reason),
+        // A collection is at work: what it takes now is no orphan.
+        Err(GcError::Pull(PullError::Expired { .. })) => {}
         Err(GcError::Pull(error)) if report.is_sound() => report.note(error)?,
         Err(GcError::Damaged(_) | GcError::Pull(_) | GcError::Removed { .. }) => {}
         Err(GcError::Remote(error)) => return Err(error.into()),

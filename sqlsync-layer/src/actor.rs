@@ -297,6 +297,19 @@ pub struct Limits {
     pub subscriptions_max: usize,
     /// When a checkpoint is written.
     pub checkpoint: Policy,
+    /// A planted bug: a mutation that is sent again is applied again.
+    #[cfg(feature = "planted")]
+    pub ledger_skipped: bool,
+}
+
+impl Limits {
+    /// Whether the ledger is asked if a mutation was applied already: always, but in a planted bug.
+    fn asks_ledger(&self) -> bool {
+        #[cfg(feature = "planted")]
+        return !self.ledger_skipped;
+        #[cfg(not(feature = "planted"))]
+        true
+    }
 }
 
 /// A client's query may answer so many bytes: JSON makes at most six of one (`\u0000`), and the frame
@@ -314,6 +327,8 @@ impl Default for Limits {
             mutation_steps_max: 200_000_000,
             subscriptions_max: 256,
             checkpoint: Policy::default(),
+            #[cfg(feature = "planted")]
+            ledger_skipped: false,
         }
     }
 }

@@ -10,11 +10,14 @@
 //! | [`random`], [`queue`], [`tasks`] | chance, virtual time, futures polled by hand |
 //! | [`store`] | the object store with latencies and faults |
 //! | [`network`] | connections: order, delay, cuts |
-//! | [`coordinators`], [`clients`], [`writers`], [`keepers`] | who takes part |
+//! | [`coordinators`], [`clients`], [`documents`], [`writers`], [`keepers`] | who takes part |
 //! | [`bank`] | the app: reducers, queries, what always holds |
 //! | [`truth`] | who made, was told and was shown what |
+//! | [`serial`] | serializability, judged by what was observed alone |
 //! | [`oracle`] | the serial replay that all of it is compared with |
 //! | [`plant`] | bugs of the world that must be found |
+//! | [`leases`] | who owns the volume, and what must hold of that |
+//! | [`disks`] | local stores that lose what was not synced, and fill up |
 //! | [`history`] | what happened, readable |
 //!
 //! Invariant: a run depends on its [`Config`] and nothing else; the same config gives the same history.
@@ -22,13 +25,17 @@
 pub mod bank;
 pub mod clients;
 pub mod coordinators;
+pub mod documents;
+pub mod disks;
 pub mod history;
 pub mod keepers;
+pub mod leases;
 pub mod network;
 pub mod oracle;
 pub mod plant;
 pub mod queue;
 pub mod random;
+pub mod serial;
 pub mod store;
 pub mod tasks;
 pub mod truth;
@@ -108,8 +115,114 @@ pub struct Summary {
     pub shown: u64,
     /// Of those, compared with the durable state that they claim to be.
     pub shown_checked: u64,
+    /// Of documents and of what was read.
+    pub documents: Documents,
+    /// Frames that were lost, with their connections.
+    pub frames_lost: u64,
+    /// Coordinators that stood still.
+    pub frozen: u64,
+    /// Partitions.
+    pub partitions: u64,
+    /// Disks that lost what was not synced, or everything.
+    pub power_cuts: u64,
+    /// Writes refused by full disks.
+    pub disk_full: u64,
+    /// Ownerships of leases that began.
+    pub owners: u64,
+    /// Leases handed over at a shutdown.
+    pub handed_over: u64,
+    /// Dials that were sent on to the owner.
+    pub routed: u64,
+    /// Verifications of a volume at work.
+    pub verified: u64,
+    /// Volumes removed.
+    pub removed: u64,
+    /// States read under a lease.
+    pub reads: u64,
     /// Equal for equal histories.
     pub fingerprint: u64,
+}
+
+/// What documents did in a run, and what was checked of reads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Documents {
+    /// How many there were.
+    pub documents: u64,
+    /// Commits of theirs in the log.
+    pub commits: u64,
+    /// Rebases put in place.
+    pub rebases: u64,
+    /// And those given up or cut off in the middle.
+    pub cut: u64,
+    /// Local commits that kept their pages.
+    pub transplanted: u64,
+    /// Mutations that ran again.
+    pub replayed: u64,
+    /// Found in the log.
+    pub confirmed: u64,
+    /// Branches made.
+    pub branches: u64,
+    /// And published.
+    pub published: u64,
+    /// Answers read on replicas, each compared with a serial run.
+    pub reads: u64,
+    /// Transactions of the check for serializability.
+    pub txns: u64,
+    /// And their dependencies.
+    pub edges: u64,
+}
+
+impl Documents {
+    fn add(&mut self, other: &Documents) {
+        let Documents {
+            documents,
+            commits,
+            rebases,
+            cut,
+            transplanted,
+            replayed,
+            confirmed,
+            branches,
+            published,
+            reads,
+            txns,
+            edges,
+        } = other;
+        self.documents += documents;
+        self.commits += commits;
+        self.rebases += rebases;
+        self.cut += cut;
+        self.transplanted += transplanted;
+        self.replayed += replayed;
+        self.confirmed += confirmed;
+        self.branches += branches;
+        self.published += published;
+        self.reads += reads;
+        self.txns += txns;
+        self.edges += edges;
+    }
+}
+
+impl fmt::Display for Documents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} documents ({} commits, {} rebases and {} cut off: {} kept their pages, {} ran again, {} were in \
+             the log; {} branches, {} published), {} reads of replicas, {} transactions with {} dependencies",
+            self.documents,
+            self.commits,
+            self.rebases,
+            self.cut,
+            self.transplanted,
+            self.replayed,
+            self.confirmed,
+            self.branches,
+            self.published,
+            self.reads,
+            self.txns,
+            self.edges
+        )
+    }
 }
 
 impl Summary {
@@ -138,8 +251,21 @@ impl Summary {
             query_runs,
             shown,
             shown_checked,
+            documents,
+            frames_lost,
+            frozen,
+            partitions,
+            power_cuts,
+            disk_full,
+            owners,
+            handed_over,
+            routed,
+            verified,
+            removed,
+            reads,
             fingerprint: _,
         } = other;
+        self.documents.add(documents);
         self.steps += steps;
         self.virtual_ms += virtual_ms;
         self.crashes += crashes;
@@ -161,6 +287,17 @@ impl Summary {
         self.query_runs += query_runs;
         self.shown += shown;
         self.shown_checked += shown_checked;
+        self.frames_lost += frames_lost;
+        self.frozen += frozen;
+        self.partitions += partitions;
+        self.power_cuts += power_cuts;
+        self.disk_full += disk_full;
+        self.owners += owners;
+        self.handed_over += handed_over;
+        self.routed += routed;
+        self.verified += verified;
+        self.removed += removed;
+        self.reads += reads;
     }
 }
 
@@ -170,7 +307,9 @@ impl fmt::Display for Summary {
             f,
             "{} steps, {} virtual s, {} crashes, {} checkpoints, {} store faults, {} stalls, \
              {} collections ({} objects), {} compactions ({} abandoned), {} forks ({} commits), {} lsns ({} direct), {} lost and replayed, \
-             {} mutations ({} durable, {} rejected), {} live query runs, {} row sets shown ({} checked)",
+             {} mutations ({} durable, {} rejected), {} live query runs, {} row sets shown ({} checked), \
+             {} frames lost, {} freezes, {} partitions, {} power cuts, {} writes to full disks, \
+             {} owners ({} handed over, {} dials routed), {} verified, {} removed, {} leased reads, {}",
             self.steps,
             self.virtual_ms / 1000,
             self.crashes,
@@ -191,7 +330,19 @@ impl fmt::Display for Summary {
             self.rejected,
             self.query_runs,
             self.shown,
-            self.shown_checked
+            self.shown_checked,
+            self.frames_lost,
+            self.frozen,
+            self.partitions,
+            self.power_cuts,
+            self.disk_full,
+            self.owners,
+            self.handed_over,
+            self.routed,
+            self.verified,
+            self.removed,
+            self.reads,
+            self.documents
         )
     }
 }

@@ -67,6 +67,11 @@ pub(crate) struct Burial {
 impl Burial {
     /// 1,024 commits, 64 checkpoints and a day; longer than a day where the grace is more than half of one.
     pub(crate) fn after(grace_ms: i64) -> Burial {
+        #[cfg(feature = "plants")]
+        if let Some(played) = crate::plants::played() {
+            let (commits, checkpoints, ms) = played.burial;
+            return Burial { commits, checkpoints, ms };
+        }
         Burial { commits: 1024, checkpoints: 64, ms: grace_ms.saturating_mul(2).max(86_400_000) }
     }
 }
@@ -140,6 +145,8 @@ impl PartialEq for Confirmed {
 pub(crate) struct Moment {
     steady: std::time::Instant,
     wall: std::time::SystemTime,
+    #[cfg(feature = "plants")]
+    played: Option<crate::plants::Played>,
 }
 
 #[cfg(not(target_arch = "wasm32"))]
@@ -149,10 +156,19 @@ pub(crate) struct Moment {
 )]
 impl Moment {
     pub(crate) fn now() -> Moment {
-        Moment { steady: std::time::Instant::now(), wall: std::time::SystemTime::now() }
+        Moment {
+            steady: std::time::Instant::now(),
+            wall: std::time::SystemTime::now(),
+            #[cfg(feature = "plants")]
+            played: crate::plants::played(),
+        }
     }
 
     fn is_recent(self) -> bool {
+        #[cfg(feature = "plants")]
+        if let (Some(then), Some(now)) = (self.played, crate::plants::played()) {
+            return now.now_ms.saturating_sub(then.now_ms) <= now.recent_ms;
+        }
         let wall = std::time::SystemTime::now().duration_since(self.wall);
         self.steady.elapsed() <= RECENT && wall.is_ok_and(|wall| wall <= RECENT)
     }

@@ -465,11 +465,11 @@ impl Actor {
         let (client, seq) = (mutation.client.clone(), mutation.seq);
         let applied = self.tip.last_seq(&client);
         let queued = self.queued.get(&client).copied().unwrap_or(0).max(applied);
-        if seq <= applied {
+        if seq <= applied && self.limits.asks_ledger() {
             self.answer_known(Some(session), &mutation);
-        } else if seq <= queued {
+        } else if seq <= queued && self.limits.asks_ledger() {
             // Resent while its first copy waits; that one will be answered, on every connection.
-        } else if seq != queued + 1 {
+        } else if seq > queued + 1 {
             self.send(session, refused(seq, codes::SEQ_GAP, gap(&client, seq, queued + 1)));
         } else if self.shutting_down {
             let message = "the server is shutting down; connect again and resend".into();
@@ -551,7 +551,7 @@ impl Actor {
                 Op::Mutation(mutation) => {
                     let last = scheduled.get(&mutation.client).copied();
                     let last = last.unwrap_or_else(|| self.tip.last_seq(&mutation.client));
-                    if mutation.seq == last + 1 {
+                    if mutation.seq == last + 1 || !self.limits.asks_ledger() {
                         scheduled.insert(mutation.client.clone(), mutation.seq);
                         batch.push(queued);
                     } else {

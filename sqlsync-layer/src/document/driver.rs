@@ -34,9 +34,7 @@ use crate::client::Client;
 use crate::merge::Validation;
 use crate::protocol::{ClientId, Reason};
 use crate::rebase::{Handler, Policy};
-use crate::session::client::{
-    ClientSession, ClientState, PendingMutation, SessionConfig, Status as Connection,
-};
+use crate::session::client::{ClientSession, SessionConfig, Status as Connection};
 use crate::value::Params;
 
 /// Mutations that run again in one slice of a rebase, while the app waits for at most that.
@@ -672,22 +670,7 @@ async fn keep_in_sync(
 
 /// The session that goes on where the timeline stands.
 fn session_of(replica: &Replica, config: SessionConfig) -> Result<ClientSession, DocumentError> {
-    let pending = replica.pending().map(|mutation| PendingMutation {
-        seq: mutation.seq,
-        reducer: mutation.reducer.clone(),
-        args: serde_json::from_str(&mutation.args).unwrap_or_default(),
-        clock: mutation.clock,
-        seed: mutation.seed,
-    });
-    let state = ClientState {
-        client: replica.client().clone(),
-        volume: Some(replica.volume().id()),
-        next_seq: Some(replica.next_seq()),
-        settled: replica.settled(),
-        since: replica.since().max(Lsn(1)),
-        pending: pending.collect(),
-    };
-    ClientSession::restore(state, config).map_err(|error| {
+    ClientSession::restore(replica.session_state(), config).map_err(|error| {
         DocumentError::Ended(Reason::new(crate::protocol::codes::SEQ_REUSED, error.to_string()))
     })
 }

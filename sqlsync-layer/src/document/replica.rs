@@ -34,14 +34,15 @@ use super::timeline::{self, Branch, Kept, Me, Planned, Timeline, TimelineError};
 use crate::actor::batch::{Blocked, Writer};
 use crate::actor::core::{apply_payload, content_of};
 use crate::actor::queries::{QueryFailure, Reader};
-use crate::actor::{Limits, Modules};
+use crate::actor::{Limits, ModuleError, Modules};
 use crate::guard::Mode;
-use crate::ledger::Ledger;
+use crate::ledger::{Entry, Ledger, Standing};
 use crate::live::{Answer, Identity, LiveQueries, Refreshed};
 use crate::merge::Validation;
 use crate::payload::{Mutation, Op, Outcome, Payload, Record};
 use crate::protocol::{ClientId, Reason, Seed, codes};
 use crate::rebase::{Handler, Policy};
+use crate::session::client::{ClientState, PendingMutation};
 use crate::value::Params;
 use crate::vfs::{ConnectError, Database, IoFailure, Note, WriteSet};
 
@@ -281,6 +282,8 @@ pub struct Replica {
     timeline: Timeline,
     me: Me,
     kept: BTreeMap<u64, Kept>,
+    /// Mutations whose outcome was told and that the timeline may still hold.
+    done: Vec<u64>,
     branches: BTreeMap<u64, Branch>,
     /// Publications of branches that were begun.
     planned: BTreeMap<u64, Planned>,
@@ -324,10 +327,17 @@ impl Place<'_> {
     /// is rejected makes no local commit, unless `record_rejected`. `also` goes into the same batch.
     fn run(&mut self, op: &Op, also: &Batch, record_rejected: Option<&Batch>) -> Result<Run, Blocked> {
         let mut applied = Record { op: op.clone(), outcome: Outcome::Applied };
-        if let Op::Deploy { module, schema, .. } = &mut applied.op
-            && let Ok(runtime) = self.modules.load(*module)
-        {
-            *schema = runtime.description().schema_version();
+        if let Op::Deploy { module, schema, .. } = &mut applied.op {
+            match self.modules.load(*module) {
+                Ok(runtime) => *schema = runtime.description().schema_version(),
+                // It is rejected below.
+                Err(ModuleError::Invalid { .. }) => {}
+                // The local commit would record a deploy without knowing what it made of the schema.
+                Err(error @ (ModuleError::Unavailable { .. } | ModuleError::Damaged { .. })) => {
+                    let damaged = matches!(error, ModuleError::Damaged { .. });
+                    return Err(Blocked(IoFailure { message: error.to_string(), damaged }));
+                }
+            }
         }
         let control = self.writer.control().clone();
         control.record();
@@ -399,6 +409,7 @@ impl Replica {
             timeline,
             me,
             kept,
+            done: Vec::new(),
             branches,
             planned,
             ledger,
@@ -475,15 +486,35 @@ impl Replica {
         self.kept.values().filter(|kept| kept.rejected.is_none()).map(|kept| &kept.mutation)
     }
 
+    /// A session's state that goes on where the timeline stands, for [`Route::Coordinator`]: what is pending
+    /// now goes out with it, and what is made from now on comes from [`Replica::take_unsent`].
+    pub fn session_state(&self) -> ClientState {
+        let pending = self.pending().map(|mutation| PendingMutation {
+            seq: mutation.seq,
+            reducer: mutation.reducer.clone(),
+            args: serde_json::from_str(&mutation.args).unwrap_or_default(),
+            clock: mutation.clock,
+            seed: mutation.seed,
+        });
+        ClientState {
+            client: self.client().clone(),
+            volume: Some(self.volume.id()),
+            next_seq: Some(self.next_seq()),
+            settled: self.settled(),
+            since: self.since().max(Lsn(1)),
+            pending: pending.collect(),
+        }
+    }
+
     /// Mutations that were made since this was last asked: for the session that sends them.
-    pub(super) fn take_unsent(&mut self) -> Vec<Mutation> {
+    pub fn take_unsent(&mut self) -> Vec<Mutation> {
         let unsent = self.kept.range(self.unsent..).map(|(_, kept)| kept.mutation.clone()).collect();
         self.unsent = self.me.next_seq;
         unsent
     }
 
     /// Mutations from `seq` on could not be given to the session.
-    pub(super) fn unsent_from(&mut self, seq: u64) {
+    pub fn unsent_from(&mut self, seq: u64) {
         self.unsent = self.unsent.min(seq);
     }
 
@@ -527,6 +558,18 @@ impl Replica {
         clock: i64,
         seed: u64,
     ) -> Result<u64, MutateError> {
+        self.take(None, reducer, args, clock, seed)
+    }
+
+    /// Takes a mutation, in the place of a rejected one that is dropped in the same batch.
+    fn take(
+        &mut self,
+        instead_of: Option<u64>,
+        reducer: &str,
+        args: Map<String, Json>,
+        clock: i64,
+        seed: u64,
+    ) -> Result<u64, MutateError> {
         if let Some(reason) = &self.ended {
             return Err(MutateError::Client(reason.clone()));
         }
@@ -537,7 +580,13 @@ impl Replica {
         let mut also = Batch::default();
         self.timeline.put_mutation(&mut also, &kept);
         self.timeline.put_me(&mut also, &me);
+        if let Some(rejected) = instead_of {
+            self.timeline.remove_mutation(&mut also, rejected);
+        }
         self.apply(&Op::Mutation(mutation), &also)?;
+        if let Some(rejected) = instead_of {
+            self.kept.remove(&rejected);
+        }
         self.kept.insert(seq, kept);
         self.me = me;
         Ok(seq)
@@ -739,7 +788,11 @@ impl Replica {
             }
             let seq = mutation.seq;
             match &record.outcome {
-                Outcome::Applied => self.events.push_back(Event::Durable { seq, lsn }),
+                Outcome::Applied => {
+                    self.kept.remove(&seq);
+                    self.done.push(seq);
+                    self.events.push_back(Event::Durable { seq, lsn });
+                }
                 Outcome::Rejected(reason) => {
                     if let Some(kept) = self.kept.get_mut(&seq) {
                         kept.rejected = Some(reason.clone());
@@ -751,20 +804,39 @@ impl Replica {
     }
 
     /// Takes settled mutations out of the timeline; rejected ones stay until the app dealt with them.
+    ///
+    /// Some are settled by commits that were never looked at: a pull jumped over them to a checkpoint, or
+    /// the process died before this was written. The ledger says how those ended.
     fn forget_settled(&mut self) -> Result<(), StoreError> {
         let settled = self.settled();
         let mut batch = Batch::default();
-        let done: Vec<u64> = self.kept.range(..=settled).map(|(seq, _)| *seq).collect();
-        for seq in done {
-            match self.kept.get(&seq) {
-                Some(kept) if kept.rejected.is_some() => self.timeline.put_mutation(&mut batch, kept),
-                Some(_) | None => {
-                    self.timeline.remove_mutation(&mut batch, seq);
-                    self.kept.remove(&seq);
+        for (seq, kept) in self.kept.range_mut(..=settled).filter(|(_, kept)| kept.rejected.is_none()) {
+            match self.ledger.standing(&self.me.client, *seq, &kept.mutation.content) {
+                Standing::Known(Entry { lsn, outcome: Outcome::Rejected(reason), .. }) => {
+                    kept.rejected = Some(reason.clone());
+                    self.events.push_back(Event::Rejected { seq: *seq, reason, lsn });
+                }
+                Standing::Known(Entry { lsn, outcome: Outcome::Applied, .. }) => {
+                    self.done.push(*seq);
+                    self.events.push_back(Event::Durable { seq: *seq, lsn });
+                }
+                // How it ended is not known any more.
+                Standing::Forgotten | Standing::Reused | Standing::Next | Standing::Gap { .. } => {
+                    self.done.push(*seq);
                 }
             }
         }
-        self.timeline.write(batch)
+        let waiting = self.kept.range(..=settled).map(|(_, kept)| kept);
+        for kept in waiting.filter(|kept| kept.rejected.is_some()) {
+            self.timeline.put_mutation(&mut batch, kept);
+        }
+        for seq in &self.done {
+            self.kept.remove(seq);
+            self.timeline.remove_mutation(&mut batch, *seq);
+        }
+        self.timeline.write(batch)?;
+        self.done.clear();
+        Ok(())
     }
 
     /// Runs a rejected mutation again as a new one; answers its seq.
@@ -773,7 +845,8 @@ impl Replica {
         self.edit(seq, &reducer, args, clock, seed)
     }
 
-    /// Runs another call in a rejected mutation's place; answers its seq.
+    /// Runs another call in a rejected mutation's place; answers its seq. Where it is not taken, the rejected one
+    /// waits still.
     pub fn edit(
         &mut self,
         seq: u64,
@@ -783,9 +856,7 @@ impl Replica {
         seed: u64,
     ) -> Result<u64, MutateError> {
         self.rejected_call(seq)?;
-        let new = self.mutate(reducer, args, clock, seed)?;
-        self.discard(seq)?;
-        Ok(new)
+        self.take(Some(seq), reducer, args, clock, seed)
     }
 
     /// Gives a rejected mutation up.

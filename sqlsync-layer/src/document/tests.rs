@@ -26,6 +26,7 @@ use crate::protocol::{ClientId, codes};
 use crate::rebase::{Dispute, Handler, Policy, Resolution};
 use crate::value::Params;
 
+mod crashes;
 mod direct;
 mod driver;
 mod policies;

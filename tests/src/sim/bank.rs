@@ -25,6 +25,9 @@ pub const TOTAL: i64 = ACCOUNTS as i64 * 100;
 /// Lists, numbered from 1.
 const LISTS: u64 = 3;
 
+/// Woven lists, numbered from 1: each a table of its own, so that work on two may merge.
+pub const WOVEN: u64 = 4;
+
 /// What a direct writer runs now and then: moves every page, changes no content.
 pub const VACUUM: &str = "vacuum";
 
@@ -65,6 +68,7 @@ impl Bank {
             reducer("bail", &[("account", Type::Integer)]),
             reducer("shrug", &[("account", Type::Integer)]),
             reducer("trap", &[("name", Type::Text)]),
+            reducer("weave", &[("from", Type::Integer), ("to", Type::Integer), ("tag", Type::Integer)]),
         ];
         if version >= 2 {
             reducers.push(reducer("star", &[("key", Type::Text)]));
@@ -113,6 +117,10 @@ fn migrate(version: u32, db: &mut dyn Sql) -> Result<(), Failure> {
              account integer not null references accounts(id) deferrable initially deferred)",
             "create table direct(id integer primary key, what text)",
             "create index direct_what on direct(what)",
+            "create table woven1(position integer primary key, tag integer, saw integer, n integer, last integer, pad text)",
+            "create table woven2(position integer primary key, tag integer, saw integer, n integer, last integer, pad text)",
+            "create table woven3(position integer primary key, tag integer, saw integer, n integer, last integer, pad text)",
+            "create table woven4(position integer primary key, tag integer, saw integer, n integer, last integer, pad text)",
         ],
         2 => &[
             "alter table notes add column stars integer not null default 0",
@@ -201,6 +209,23 @@ fn run(name: &str, args: &[Value], call: &Call<'_>, impurity: i64, db: &mut dyn 
             db.execute("insert or replace into counters values(?1, -1)", std::slice::from_ref(name)).map_err(sql)?;
             Err(Failure::Trap { message: "simulated trap".into() })
         }
+        // Reads the end of one list and appends to another, with what it read: the entry shows both.
+        ("weave", [Value::Integer(from), Value::Integer(to), tag]) => {
+            let in_range = |list: &i64| (1..=WOVEN as i64).contains(list);
+            if !in_range(from) || !in_range(to) || from == to {
+                return Err(refused("no such list"));
+            }
+            let end = format!("select position, tag from woven{from} order by position desc limit 1");
+            let seen = db.query(&end, &[]).map_err(sql)?;
+            let (n, last) = match seen.rows.first().map(Vec::as_slice) {
+                Some([n, last]) => (n.clone(), last.clone()),
+                Some(_) | None => (Value::Integer(0), Value::Integer(0)),
+            };
+            let append = format!(
+                "insert into woven{to} select coalesce(max(position), 0) + 1, ?1, ?2, ?3, ?4, 'a thread of the cloth, sixty bytes or so, so that pages fill' from woven{to}"
+            );
+            db.execute(&append, &[tag.clone(), Value::Integer(*from), n, last]).map(drop).map_err(sql)
+        }
         _ => Err(Failure::Unknown { entry: name.into() }),
     }
 }
@@ -236,7 +261,12 @@ pub fn random_mutation(random: &mut Random, tag: u64) -> (String, Map<String, Js
             let (from, to) = (account(random), account(random));
             ("overdraw", json!({"from": from, "to": to, "amount": random.between(1, 200)}))
         }
-        35..58 => ("append", json!({"list": random.between(1, LISTS), "tag": tag})),
+        35..48 => ("append", json!({"list": random.between(1, LISTS), "tag": tag})),
+        48..58 => {
+            let from = random.between(1, WOVEN);
+            let to = (from + random.below(WOVEN - 1)) % WOVEN + 1;
+            ("weave", json!({"from": from, "to": to, "tag": tag}))
+        }
         58..68 => ("count", json!({"name": format!("c{}", random.below(4)), "by": random.between(1, 9)})),
         68..78 => {
             let body = "lorem ipsum ".repeat(random.below(120) as usize);
@@ -276,19 +306,22 @@ pub enum Ask {
     Ranking,
     /// Members with their accounts: two tables.
     Members,
+    /// Every woven list.
+    Woven,
 }
 
 impl Ask {
     /// One of them.
     pub fn random(random: &mut Random) -> Ask {
-        match random.below(8) {
+        match random.below(10) {
             0 => Ask::Accounts,
             1 => Ask::Total,
             2 | 3 => Ask::List(random.between(1, LISTS)),
             4 => Ask::Counters,
             5 => Ask::Notes,
             6 => Ask::Ranking,
-            _ => Ask::Members,
+            7 => Ask::Members,
+            _ => Ask::Woven,
         }
     }
 
@@ -309,6 +342,12 @@ impl Ask {
                 "select account as id, count(*) as n, min(balance) as balance \
                  from members join accounts on accounts.id = account group by account order by account"
             }
+            Ask::Woven => {
+                "select * from (select 1 as list, position, tag, saw, n, last from woven1 \
+                 union all select 2, position, tag, saw, n, last from woven2 \
+                 union all select 3, position, tag, saw, n, last from woven3 \
+                 union all select 4, position, tag, saw, n, last from woven4) order by list, position"
+            }
         }
     }
 
@@ -323,7 +362,7 @@ impl Ask {
     /// The key that a subscription names.
     pub fn key(self) -> Option<Vec<String>> {
         match self {
-            Ask::Accounts | Ask::Total | Ask::Members => None,
+            Ask::Accounts | Ask::Total | Ask::Members | Ask::Woven => None,
             Ask::List(_) => Some(vec!["position".into()]),
             Ask::Counters => Some(vec!["name".into()]),
             Ask::Notes => Some(vec!["key".into()]),
@@ -354,6 +393,18 @@ impl Ask {
                     }
                 }
             }
+            Ask::Woven => {
+                let mut lengths = [0; WOVEN as usize];
+                for row in rows {
+                    let list = row.first().and_then(Json::as_u64).unwrap_or_default();
+                    let length = list.checked_sub(1).and_then(|at| lengths.get_mut(at as usize));
+                    let length = length.ok_or_else(|| format!("there is no woven list {list}"))?;
+                    *length += 1;
+                    if row.get(1) != Some(&json!(*length)) {
+                        return Err(format!("woven list {list} has {:?} in place {length}", row.get(1)));
+                    }
+                }
+            }
             Ask::Counters | Ask::Notes | Ask::Ranking | Ask::Members => {}
         }
         Ok(())
@@ -361,40 +412,60 @@ impl Ask {
 }
 
 /// What a direct writer runs: SQL that keeps what always holds.
-pub fn random_direct(random: &mut Random) -> String {
-    match random.below(30) {
+pub fn random_direct(random: &mut Random) -> Vec<String> {
+    match random.below(32) {
         0..10 => {
+            let (from, to) = (random.between(1, ACCOUNTS), random.between(1, ACCOUNTS));
+            let amount = random.between(1, 20);
+            vec![format!(
+                "update accounts set balance = balance + case id when {from} then -{amount} else {amount} end \
+                 where id in ({from}, {to}) and {from} <> {to} \
+                 and (select balance from accounts where id = {from}) >= {amount};"
+            )]
+        }
+        10..18 => vec![
+            "insert into counters values('direct', 1) on conflict(name) do update set n = n + 1;".into(),
+            format!("insert into direct(what) values('{}');", random.below(1000)),
+        ],
+        18..21 => vec!["delete from notes where key in (select key from notes limit 2);".into()],
+        21..24 => vec![format!(
+            "begin; delete from direct where id % 3 = {}; update direct set what = what || 'x'; commit;",
+            random.below(3)
+        )],
+        24..27 => vec![
+            "begin; update counters set n = 0; rollback;".into(),
+            "update counters set n = n + 1 where name = 'direct';".into(),
+        ],
+        27..29 => vec![VACUUM.into()],
+        // More than fits inside a log entry: goes to segments.
+        _ => {
+            let mut bytes = random.fork();
+            let noise: String = (0..40_000).map(|_| format!("{:016x}", bytes.draw())).collect();
+            vec![
+                format!("insert into direct(what) values('{noise}');"),
+                "delete from direct where length(what) > 1000;".into(),
+            ]
+        }
+    }
+}
+
+/// SQL that a document runs as one transaction of its own: keeps what always holds.
+pub fn random_local(random: &mut Random) -> String {
+    match random.below(12) {
+        0..4 => {
             let (from, to) = (random.between(1, ACCOUNTS), random.between(1, ACCOUNTS));
             let amount = random.between(1, 20);
             format!(
                 "update accounts set balance = balance + case id when {from} then -{amount} else {amount} end \
                  where id in ({from}, {to}) and {from} <> {to} \
-                 and (select balance from accounts where id = {from}) >= {amount};"
+                 and (select balance from accounts where id = {from}) >= {amount}"
             )
         }
-        10..18 => format!(
-            "insert into counters values('direct', 1) on conflict(name) do update set n = n + 1; \
-             insert into direct(what) values('{}');",
-            random.below(1000)
-        ),
-        18..21 => "delete from notes where key in (select key from notes limit 2);".into(),
-        21..24 => format!(
-            "begin; delete from direct where id % 3 = {}; update direct set what = what || 'x'; commit;",
-            random.below(3)
-        ),
-        24..27 => {
-            "begin; update counters set n = 0; rollback; update counters set n = n + 1 where name = 'direct';"
-                .into()
-        }
-        27..29 => VACUUM.into(),
-        // More than fits inside a log entry: goes to segments.
-        _ => {
-            let mut bytes = random.fork();
-            let noise: String = (0..40_000).map(|_| format!("{:016x}", bytes.draw())).collect();
-            format!(
-                "insert into direct(what) values('{noise}'); delete from direct where length(what) > 1000;"
-            )
-        }
+        4..8 => format!("insert into direct(what) values('local {}')", random.below(1000)),
+        8..10 => format!("update direct set what = what || 'y' where id % 5 = {}", random.below(5)),
+        _ => "insert into counters values('local', 1) on conflict(name) do update set n = n + 1; \
+              delete from notes where key in (select key from notes limit 1)"
+            .into(),
     }
 }
 

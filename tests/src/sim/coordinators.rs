@@ -1,14 +1,15 @@
 //! One coordinator: opens the volume from the bucket, drives the real [`Actor`], dies and comes back.
 
-use std::sync::Arc;
-
+use graft::CommitId;
+use graft::lease;
 use graft::checkpoint::{CheckpointError, Policy, Written};
 use graft::publish::{PublishError, Published};
 use graft::pull::{PullError, Pulled};
-use graft::store::SharedStore;
 use graft::volume::{OpenError, Opened, Options};
 use sqlsync_layer::actor::{Actor, Limits, Metrics};
 
+use super::disks::Disk;
+use super::leases::Tenancy;
 use super::random::Random;
 
 /// What a coordinator is doing.
@@ -37,10 +38,20 @@ pub struct Coordinator {
     pub waits: u32,
     /// A graceful shutdown was asked for.
     pub draining: bool,
+    /// It has drained, and only its lease is still to be let go.
+    pub drained: bool,
+    /// Its view of the owner's lease, while it runs.
+    pub tenancy: Option<Tenancy>,
     /// What its actors did before the present one.
     pub past: Metrics,
     /// Pages and metadata kept across restarts, if it has a disk.
-    pub disk: Option<SharedStore>,
+    pub disk: Option<Disk>,
+    /// How far its clock is ahead of the world's, in milliseconds.
+    pub skew_ms: i64,
+    /// Its process stands still until then.
+    pub frozen_until: u64,
+    /// Its clients cannot reach it.
+    pub isolated: bool,
     /// Bytes of pages in memory.
     pub cache_bytes: usize,
     /// Bounds of its actor.
@@ -52,19 +63,20 @@ pub struct Coordinator {
 pub enum Ended {
     /// The volume was opened, or not.
     Opened(Box<Result<Opened, OpenError>>),
-    /// A publication.
-    Published(Result<Published, PublishError>),
+    /// A publication of this commit.
+    Published(CommitId, Result<Published, PublishError>),
     /// A pull.
     Pulled(Result<Pulled, PullError>),
     /// A checkpoint.
     Checkpointed(Result<Written, CheckpointError>),
+    /// A request of the lease's machine.
+    Leased(lease::Event),
 }
 
 impl Coordinator {
     /// A coordinator that is down.
     pub fn new(random: &mut Random, page_bytes: u32) -> Coordinator {
-        let disk: Option<SharedStore> =
-            random.chance(0.3).then(|| Arc::new(graft::store::memory::MemoryStore::default()) as SharedStore);
+        let disk = random.chance(0.4).then(|| Disk::new(random.fork(), false));
         let batch_mutations_max = if random.chance(0.5) { random.between(1, 6) as usize } else { 256 };
         let checkpoint = Policy { commits: random.between(1, 40), ..Policy::default() };
         Coordinator {
@@ -74,8 +86,13 @@ impl Coordinator {
             flushing: false,
             waits: 0,
             draining: false,
+            drained: false,
+            tenancy: None,
             past: Metrics::default(),
             disk,
+            skew_ms: 0,
+            frozen_until: 0,
+            isolated: false,
             // One frame of 64 pages must fit into half of it.
             cache_bytes: if random.chance(0.5) { 160 * page_bytes as usize } else { 4 << 20 },
             limits: Limits { batch_mutations_max, checkpoint, ..Limits::default() },
@@ -85,7 +102,7 @@ impl Coordinator {
     /// How it opens the volume.
     pub fn options(&self) -> Options {
         Options {
-            store: self.disk.clone(),
+            store: self.disk.as_ref().map(Disk::store),
             locals: None,
             cache_bytes: self.cache_bytes,
             ..Options::default()
@@ -112,6 +129,8 @@ impl Coordinator {
     pub fn stop(&mut self) -> bool {
         let was = std::mem::replace(&mut self.stage, Stage::Down);
         (self.flushing, self.waits, self.draining) = (false, 0, false);
+        (self.frozen_until, self.drained) = (0, false);
+        self.tenancy = None;
         match was {
             Stage::Up(actor) => {
                 self.past = sum(self.past, actor.metrics());

@@ -4,15 +4,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use graft::catalog::CatalogError;
+use graft::catalog::{self, CatalogError};
 use graft::checkpoint;
 use graft::compact::{self, CompactError, Scope};
 use graft::fork::{self, ForkError};
 use graft::gc::{self, Retention};
-use graft::remote::Remote as _;
+use graft::fetch::{FetchError, fetch};
+use graft::reader::{Lease, Standing};
+use graft::remote::{Remote as _, RemoteError};
 use graft::time::At;
+use graft::verify;
 use graft::volume::{Opened, Options, Pushed, Volume, push};
-use graft::{CommitId, Lsn, VolumeId, VolumeName, key};
+use graft::{CommitId, LeaseId, Lsn, PageIdx, PageSet, VolumeId, VolumeName, key};
 use parking_lot::Mutex;
 use sqlsync_layer::layout::SqliteLayout;
 use sqlsync_layer::ledger::Ledger;
@@ -39,11 +42,25 @@ pub enum Trade {
     Checkpointer,
     /// Forks the volume or a fork of it, and works in the forks.
     Forker,
+    /// Verifies a volume while everybody works in it.
+    Verifier,
+    /// Removes forks, whoever is in them.
+    Remover,
+    /// Reads an old state for long, under a lease.
+    Reader,
 }
 
 impl Trade {
     /// All of them.
-    pub const ALL: [Trade; 4] = [Trade::Collector, Trade::Compactor, Trade::Checkpointer, Trade::Forker];
+    pub const ALL: [Trade; 7] = [
+        Trade::Collector,
+        Trade::Compactor,
+        Trade::Checkpointer,
+        Trade::Forker,
+        Trade::Verifier,
+        Trade::Remover,
+        Trade::Reader,
+    ];
 }
 
 /// What forkers know, and the oracle compares with the store.
@@ -51,6 +68,14 @@ impl Trade {
 pub struct Family {
     /// Forks that were acknowledged.
     pub forks: Vec<VolumeId>,
+    /// The name of each fork ever made, and the volume whose own log it goes back to.
+    pub names: BTreeMap<VolumeId, (VolumeName, Option<VolumeId>)>,
+    /// Forks that are being removed, or whose removal did not end.
+    pub leaving: Vec<VolumeId>,
+    /// Forks that were removed.
+    pub removed: Vec<VolumeId>,
+    /// What a keeper saw that can never be.
+    pub violation: Option<String>,
     /// Those whose making ended in an error: they may exist.
     pub doubtful: Vec<(VolumeId, VolumeName)>,
     /// What each commit to a fork wrote, whether it won or not.
@@ -105,6 +130,9 @@ impl Job {
             Trade::Checkpointer => self.checkpoint().await,
             Trade::Forker if self.random.chance(0.4) => self.fork().await,
             Trade::Forker => self.work_in_a_fork().await,
+            Trade::Verifier => self.verify().await,
+            Trade::Remover => self.remove().await,
+            Trade::Reader => self.read().await,
         };
         ended.unwrap_or_else(|why| format!("failed: {why}"))
     }
@@ -132,9 +160,11 @@ impl Job {
     async fn collect(&mut self) -> Result<String, String> {
         let (volume, retention) = (self.some_volume(), retention(&mut self.random));
         if self.plant == Some(Plant::SweepsUploads) {
-            for _ in 0..20 {
-                self.sweep_uploads(volume).await?;
-                self.remote.sleep(50).await;
+            let forks = self.family.lock().forks.clone();
+            for _ in 0..10 {
+                for volume in std::iter::once(self.volume).chain(forks.iter().copied()) {
+                    self.sweep_uploads(volume).await?;
+                }
             }
         }
         if self.random.chance(0.1) {
@@ -246,10 +276,10 @@ impl Job {
             let child = VolumeId(self.random.bytes16());
             tried.push(child);
             match fork::create(&self.remote, parent, at, child, &name).await {
-                Ok(_) => return self.forked(child, parent),
+                Ok(found) => return self.forked(child, Some(found.origin), &name),
                 // An earlier try of ours was heard at last.
                 Err(ForkError::Catalog(CatalogError::Exists { found, .. })) if tried.contains(&found) => {
-                    return self.forked(found, parent);
+                    return self.forked(found, None, &name);
                 }
                 Err(error @ (ForkError::Expired { .. } | ForkError::At(_))) => {
                     self.done("forks refused");
@@ -264,10 +294,141 @@ impl Job {
         Err(format!("no fork of {parent}: {last}"))
     }
 
-    fn forked(&self, child: VolumeId, parent: VolumeId) -> Result<String, String> {
-        self.family.lock().forks.push(child);
+    /// `origin` is the volume whose own log it goes back to, where that is known.
+    fn forked(
+        &self,
+        child: VolumeId,
+        origin: Option<VolumeId>,
+        name: &VolumeName,
+    ) -> Result<String, String> {
+        let mut family = self.family.lock();
+        family.forks.push(child);
+        family.names.insert(child, (name.clone(), origin));
+        drop(family);
         self.done("forks");
-        Ok(format!("{child} is a fork of {parent}"))
+        Ok(format!("{child} is a fork of {origin:?}"))
+    }
+
+    /// Reads everything and finds nothing wrong, whatever goes on meanwhile.
+    async fn verify(&mut self) -> Result<String, String> {
+        let volume = self.some_volume();
+        let report = verify::verify(&self.remote, volume, &|_| {}).await.map_err(text)?;
+        let mut family = self.family.lock();
+        if let Some(finding) = report.findings.first()
+            && (volume == self.volume || family.forks.contains(&volume))
+        {
+            let what = format!("{volume} at lsn {}: {}: {}", report.lsn, finding.key, finding.what);
+            family.violation.get_or_insert(format!("a false alarm in {what}"));
+            return Err(what);
+        }
+        *family.done.entry("verified").or_default() += 1;
+        Ok(format!("verified {volume} from lsn {} to {}: {} pages", report.from, report.lsn, report.pages))
+    }
+
+    /// Stays on an old state for long. Under a lease every page of it can be read, whatever is collected.
+    async fn read(&mut self) -> Result<String, String> {
+        let volume = self.some_volume();
+        let newest = graft::history::newest_lsn(&self.remote, volume).await.map_err(text)?;
+        let at = At::Lsn(Lsn(newest.0.saturating_sub(self.random.below(12)).max(1)));
+        let id = LeaseId(self.random.bytes16());
+        let started = self.remote.now_ms();
+        // A cache of one page: every look reads everything.
+        let opened = Volume::open_at(&self.remote, volume, at, 1).await.map_err(text)?;
+        let (snapshot, replica) = (opened.volume.base(), opened.volume);
+        let now_ms = |remote: &Handle| self.now_ms + (remote.now_ms() - started) as i64;
+        let mut lease = Lease::take(&self.remote, &snapshot, id, now_ms(&self.remote)).await.map_err(text)?;
+        let all: PageSet = (1..=snapshot.pages()).filter_map(PageIdx::new).collect();
+        let looks = self.random.between(2, 6);
+        for look in 1..=looks {
+            self.remote.sleep(self.random.between(200, 12_000)).await;
+            if self.random.chance(0.3)
+                && lease.renew(&self.remote, now_ms(&self.remote)).await.is_err()
+            {
+                // It holds until its term is over.
+                self.done("renewals that failed");
+            }
+            let read = fetch(&self.remote, &replica, &snapshot, &all).await;
+            let held = matches!(
+                lease.standing(now_ms(&self.remote)),
+                Standing::Held { .. } | Standing::Due { .. }
+            );
+            let passing = |error: &FetchError| {
+                matches!(error, FetchError::Remote(RemoteError::Unavailable { .. }))
+            };
+            let failed = read.err().map(|error| (passing(&error), text(error)));
+            match failed {
+                Some((false, why)) if held && self.is_kept(volume) => {
+                    let what = format!("{volume} at lsn {}, under a lease: {why}", snapshot.lsn());
+                    self.family.lock().violation.get_or_insert(what.clone());
+                    return Err(what);
+                }
+                Some((_, why)) => return Err(format!("look {look} at {volume}: {why}")),
+                None => self.done("reads under leases"),
+            }
+        }
+        if self.random.chance(0.8) {
+            lease.release(&self.remote).await.map_err(text)?;
+        }
+        Ok(format!("read lsn {} of {volume} {looks} times", snapshot.lsn()))
+    }
+
+    /// Whether nobody removes a volume.
+    fn is_kept(&self, volume: VolumeId) -> bool {
+        volume == self.volume || self.family.lock().forks.contains(&volume)
+    }
+
+    /// Removes a fork, or goes on where a removal has failed.
+    async fn remove(&mut self) -> Result<String, String> {
+        let (volume, name, again) = {
+            let mut family = self.family.lock();
+            let again = !family.leaving.is_empty() && self.random.chance(0.7);
+            let from: Vec<VolumeId> = if again { &family.leaving } else { &family.forks }.clone();
+            // Documents keep their branches.
+            let from: Vec<VolumeId> = from.into_iter().filter(|fork| family.names.contains_key(fork)).collect();
+            if from.is_empty() {
+                return Ok("there is nothing to remove".into());
+            }
+            let volume = from[self.random.index(from.len())];
+            let name = family.names[&volume].0.clone();
+            if !again {
+                family.forks.retain(|fork| *fork != volume);
+                family.leaving.push(volume);
+            }
+            (volume, name, again)
+        };
+        let children = self.children(volume);
+        let ended = if again {
+            catalog::finish_removal(&self.remote, &name, volume).await
+        } else {
+            catalog::remove(&self.remote, &name).await
+        };
+        let still = self.children(volume);
+        let mut family = self.family.lock();
+        match ended {
+            Ok(objects) => {
+                if let Some(child) = children.iter().find(|child| still.contains(child)) {
+                    family.violation = Some(format!("{volume} was removed, and {child} reads through it"));
+                }
+                family.leaving.retain(|other| *other != volume);
+                family.removed.push(volume);
+                *family.done.entry("removed").or_default() += 1;
+                Ok(format!("removed {volume}: {objects} objects"))
+            }
+            Err(error @ CatalogError::HasForks { .. }) if !again => {
+                family.leaving.retain(|other| *other != volume);
+                family.forks.push(volume);
+                Ok(format!("{volume} stays: {error}"))
+            }
+            Err(error) => Err(format!("{volume} is not removed: {error}")),
+        }
+    }
+
+    /// The forks of a volume that nobody removes.
+    fn children(&self, volume: VolumeId) -> Vec<VolumeId> {
+        let family = self.family.lock();
+        let is_child =
+            |fork: &&VolumeId| family.names.get(fork).is_some_and(|(_, parent)| *parent == Some(volume));
+        family.forks.iter().filter(is_child).copied().collect()
     }
 
     async fn work_in_a_fork(&mut self) -> Result<String, String> {
@@ -282,7 +443,7 @@ impl Job {
         let database = Database::new(Arc::new(opened.volume), Arc::new(PageFetch(self.remote.clone())));
         let note = format!("{:016x}", self.random.draw());
         // Some are too large for a log entry.
-        let words = if self.random.chance(0.2) { 40_000 } else { 0 };
+        let words = if self.random.chance(0.4) { 40_000 } else { 0 };
         let mut bytes = self.random.fork();
         let noise: String = (0..words).map(|_| format!("{:016x}", bytes.draw())).collect();
         let lsn = write_note(&database, &note, &noise)?;

@@ -10,6 +10,9 @@
 //! | each answer is recorded so | the payloads |
 //! | rows shown of a durable state are the query's answer at that state | [`replay::Plain`] |
 //! | what was collected has a tombstone that says what it was; what is retained is as it was | the archive |
+//! | what was read on a replica is what a serial run of its local work on its commit answers | `reads` |
+//! | what was read durably fits one serial order, judged without the log | [`super::serial`] |
+//! | each document, at rest, equals the replay | a dump of both |
 //! | each fork, opened fresh, equals the replay at its LSN and what was written to it | `family` |
 //! | each checkpoint's ledger is what the log gives at its LSN | the archive |
 //! | the volume, opened fresh, equals the replay and passes `integrity_check` | a dump of both |
@@ -20,6 +23,7 @@
 
 mod dump;
 mod family;
+mod reads;
 mod replay;
 
 use std::collections::BTreeMap;
@@ -34,12 +38,15 @@ use graft::remote::{MemoryRemote, Remote, SharedRemote};
 use graft::{ChainHash, CommitId, Lsn, Seq, VolumeId, key};
 use sqlsync_layer::ledger::Ledger;
 use sqlsync_layer::payload::{Mutation, Op, Outcome, Payload};
+use sqlsync_layer::protocol::codes;
+use sqlsync_layer::vfs::Database;
 
 use self::replay::Plain;
 use super::bank;
 use super::clients;
 use super::keepers::Family;
-use super::truth::{Claim, Shown, Told, Truth};
+use super::serial::Extent;
+use super::truth::{Claim, Local, Seen, Shown, Told, Truth};
 
 /// What a clean run holds.
 #[derive(Debug, Clone, Copy, Default)]
@@ -54,6 +61,15 @@ pub struct Verdict {
     pub rejected: u64,
     /// Sets of rows compared with the state that they claim.
     pub shown_checked: u64,
+    /// Commits by documents.
+    pub documents: u64,
+    /// What the check for serializability looked at.
+    pub serial: Extent,
+}
+
+/// All that a replica holds: schema and rows, a line each.
+pub fn dump_of(database: &Arc<Database>) -> Result<Vec<String>, String> {
+    dump::of_database(database)
 }
 
 /// Checks everything. An error says what does not hold.
@@ -68,20 +84,44 @@ pub fn check(
 ) -> Result<Verdict, String> {
     let remote: SharedRemote = objects.clone();
     let heads = read_log(objects, archive, volume, Lsn::ZERO, ChainHash::ZERO)?;
-    let mut forks = family::Forks::find(&remote, volume, family)?;
+    let mut forks = family::Forks::find(&remote, volume, family, truth)?;
+    let found = dump::of_volume(&remote, volume);
+    // First what needs no replay: it tells the most.
+    let serial = reads::serializable(truth, &heads, &remote, volume)?;
     let mut judge = Judge::new(truth, &heads)?;
-    forks.pass(Lsn::ZERO, judge.plain.connection())?;
+    forks.pass(Lsn::ZERO, &judge.plain)?;
+    judge.reads(Lsn::ZERO)?;
     for head in &heads {
         judge.commit(head)?;
-        forks.pass(head.lsn, judge.plain.connection())?;
+        judge.reads(head.lsn)?;
+        forks.pass(head.lsn, &judge.plain)?;
     }
     judge.answers()?;
+    judge.verdict.serial = serial;
     forks.check(&remote, objects, archive, family, &heads)?;
     check_ledgers(archive, &forks)?;
-    let found = dump::of_volume(&remote, volume)?;
     let expected = dump::of_connection(judge.plain.connection())?;
-    dump::compare(&expected, &found)?;
+    dump::compare(&expected, &found?)?;
+    for document in &truth.at_rest {
+        let differs = |error| format!("document {} at lsn {}: {error}", document.who, document.lsn);
+        dump::compare(&expected, &document.dump).map_err(differs)?;
+    }
     Ok(judge.verdict)
+}
+
+/// Whether what was read so far fits no serial order: for the report of something else that does not hold.
+/// `None` also where the log cannot be read.
+pub fn cycle(
+    objects: &Arc<MemoryRemote>,
+    volume: VolumeId,
+    truth: &Truth,
+    archive: &BTreeMap<String, Bytes>,
+) -> Option<String> {
+    let remote: SharedRemote = objects.clone();
+    let heads = read_log(objects, archive, volume, Lsn::ZERO, ChainHash::ZERO).ok()?;
+    reads::serializable(truth, &heads, &remote, volume)
+        .err()
+        .filter(|what| what.starts_with("not serializable"))
 }
 
 /// Every log entry after `from`, oldest first: no gaps, each naming its predecessor's hash, each stored
@@ -97,6 +137,7 @@ fn read_log(
     let prefix = key::log_prefix(volume);
     let remote: &dyn Remote = objects;
     let floor = block_on(graft::gc::published(remote, volume)).map_err(|error| error.to_string())?.lsn;
+    let bottom = block_on(graft::gc::bottom::bottom(remote, volume)).map_err(|error| error.to_string())?.lsn;
     let entries = archive.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
     let mut entries: Vec<_> = entries.collect();
     entries.reverse();
@@ -109,8 +150,17 @@ fn read_log(
         if head.parent != parent {
             return Err(format!("lsn {lsn} names {:?} as its parent, which is {parent:?}", head.parent));
         }
-        let Some(Ok(stored)) = objects.get(key).now_or_never() else {
-            return Err(format!("lsn {lsn} is gone, and no tombstone says what it was"));
+        let stored = match objects.get(key).now_or_never() {
+            Some(Ok(stored)) => stored,
+            // What collections bury is far below the floor.
+            Some(Err(_)) if lsn <= bottom => {
+                parent = head.hash;
+                heads.push(head);
+                continue;
+            }
+            Some(Err(_)) | None => {
+                return Err(format!("lsn {lsn} is gone, and no tombstone says what it was"));
+            }
         };
         if Tombstone::is_one(&stored) {
             let left = Tombstone::decode(volume, Of::Commit(lsn), &stored);
@@ -171,6 +221,7 @@ struct Judge<'a> {
     outcomes: Vec<BTreeMap<u64, Told>>,
     deploys: Vec<(u32, Lsn)>,
     shown: BTreeMap<Lsn, Vec<&'a Shown>>,
+    seen: BTreeMap<Lsn, Vec<&'a Seen>>,
     verdict: Verdict,
 }
 
@@ -180,6 +231,10 @@ impl<'a> Judge<'a> {
         for rows in &truth.shown {
             shown.entry(rows.lsn).or_default().push(rows);
         }
+        let mut seen: BTreeMap<Lsn, Vec<&Seen>> = BTreeMap::new();
+        for rows in &truth.seen {
+            seen.entry(rows.lsn).or_default().push(rows);
+        }
         Ok(Judge {
             truth,
             plain: Plain::new()?,
@@ -188,6 +243,7 @@ impl<'a> Judge<'a> {
             outcomes: vec![BTreeMap::new(); truth.made.len()],
             deploys: Vec::new(),
             shown,
+            seen,
             verdict: Verdict::default(),
         })
     }
@@ -198,6 +254,9 @@ impl<'a> Judge<'a> {
         self.verdict.lsns += 1;
         let payload = Payload::decode(head).map_err(|error| format!("lsn {lsn}: {error}"))?;
         let mut claims = self.claims(head)?;
+        if self.truth.lost.contains(&head.id) {
+            return Err(format!("lsn {lsn} is a commit whose maker was told that the lsn went to another"));
+        }
         if let Some(texts) = self.truth.direct.get(&head.id) {
             self.verdict.direct += 1;
             if !payload.records.is_empty() {
@@ -206,6 +265,9 @@ impl<'a> Judge<'a> {
             for text in texts {
                 self.plain.direct(text).map_err(|error| format!("lsn {lsn}: direct SQL: {error}"))?;
             }
+        } else if let Some(work) = self.truth.documents.get(&head.id) {
+            self.verdict.documents += 1;
+            self.document(lsn, work, &payload)?;
         } else if self.truth.published.contains_key(&head.id) {
             for record in &payload.records {
                 self.record(lsn, &record.op, &record.outcome)?;
@@ -225,6 +287,29 @@ impl<'a> Judge<'a> {
                 shown.rows,
                 self.plain.ask(shown.ask).unwrap_or_else(|error| error)
             )),
+        }
+    }
+
+    /// What a document put into the log: its local commits, in order.
+    fn document(&mut self, lsn: Lsn, work: &[Local], payload: &Payload) -> Result<(), String> {
+        let mut records = payload.records.iter();
+        for local in work {
+            match local {
+                Local::Sql(text) => {
+                    self.plain
+                        .direct(text)
+                        .map_err(|error| format!("lsn {lsn}: a document's SQL: {error}"))?;
+                }
+                Local::Ran(ran) => {
+                    let record = records.next().filter(|record| *record == ran);
+                    let record = record.ok_or_else(|| format!("lsn {lsn} does not record {ran:?}"))?;
+                    self.record(lsn, &record.op, &record.outcome)?;
+                }
+            }
+        }
+        match records.next() {
+            Some(record) => Err(format!("lsn {lsn} records {record:?}, which was not on the stack")),
+            None => Ok(()),
         }
     }
 
@@ -292,9 +377,15 @@ impl<'a> Judge<'a> {
             Outcome::Applied => None,
             Outcome::Rejected(reason) => Some(reason.code.as_str()),
         };
+        // The app's decision, which no replay makes.
+        let discarded = code == Some(codes::DISCARDED);
         let replayed = match op {
+            Op::Deploy { .. } if discarded => return Ok(()),
             Op::Mutation(mutation) => {
                 self.sequence(lsn, mutation, code.is_none())?;
+                if discarded {
+                    return Ok(());
+                }
                 self.plain.mutation(mutation)?
             }
             Op::Deploy { module, schema, clock, seed } => {
@@ -324,10 +415,7 @@ impl<'a> Judge<'a> {
         self.last[client] = expected;
         let made = self.truth.made[client].get(&mutation.seq);
         let made = made.ok_or_else(|| format!("lsn {lsn} records {mutation:?}, which was never made"))?;
-        let args = serde_json::Value::Object(made.args.clone()).to_string();
-        let same = (&made.reducer, &args, made.clock, made.seed)
-            == (&mutation.reducer, &mutation.args, mutation.clock, mutation.seed);
-        if !same {
+        if !made.is(mutation) {
             return Err(format!("lsn {lsn} records {mutation:?}; its client made {made:?}"));
         }
         if applied {
@@ -345,9 +433,27 @@ impl<'a> Judge<'a> {
         for (client, made) in self.truth.made.iter().enumerate() {
             for seq in made.keys() {
                 let (told, recorded) = (self.truth.told[client].get(seq), self.outcomes[client].get(seq));
-                if told.is_none() || told != recorded {
+                // A document whose process died may have missed its answer, which is in the log.
+                let missed = told.is_none() && self.truth.forgetful.contains(&client);
+                // One whose disk was lost has lost what was not in the log.
+                if recorded.is_none() && told.is_none() && self.truth.disk_lost.contains(&client) {
+                    continue;
+                }
+                if recorded.is_none() || (told != recorded && !missed) {
                     return Err(format!(
                         "client {client} was told {told:?} of its mutation {seq}; the log says {recorded:?}"
+                    ));
+                }
+            }
+        }
+        for (who, (waiting, dealt)) in &self.truth.rejected {
+            for (seq, told) in &self.outcomes[*who] {
+                let rejected = matches!(told, Told::Rejected(_));
+                let known = waiting.contains(seq) || dealt.contains(seq);
+                if rejected != known {
+                    return Err(format!(
+                        "the log says {told:?} of mutation {seq} of document {who}, where {waiting:?} wait as \
+                         rejected and {dealt:?} were dealt with"
                     ));
                 }
             }
@@ -364,6 +470,9 @@ impl<'a> Judge<'a> {
                     "a deploy of version {version} was acknowledged under lsn {lsn} and is not there"
                 ));
             }
+        }
+        if let Some((lsn, _)) = self.seen.first_key_value() {
+            return Err(format!("somebody read at lsn {lsn}, which the log does not have"));
         }
         match self.shown.values().flatten().find(|shown| shown.claim == Claim::Exactly) {
             Some(shown) => {

@@ -32,11 +32,29 @@ pub enum Plant {
     StateOfTheTip,
     /// A compaction is published in an epoch that it did not begin in.
     OtherEpoch,
+    /// A document's merge does not look at what was read.
+    MergeSkipsReads,
+    /// A document's merge looks at nothing but whether the same pages were written.
+    MergeWritesOnly,
+    /// A coordinator applies a mutation again that is sent again.
+    SkipsLedger,
+    /// A direct writer acknowledges local commits that are not on its disk yet.
+    AckBeforeFsync,
+    /// Segments of two commits under one LSN have the same key.
+    ReusesSegmentKeys,
+    /// A publisher that finds its LSN taken does not look by whom.
+    SkipsReadBack,
+    /// A collector does not see the leases of readers.
+    IgnoresReaders,
+    /// An owner does not look at its clock.
+    OwnerIgnoresClock,
+    /// A lease is written over whatever is there.
+    LeaseOverwrites,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Plant; 13] = [
+    pub const ALL: [Plant; 22] = [
         Plant::ResendRenumbers,
         Plant::StoreOverwrites,
         Plant::StoreLoses,
@@ -50,6 +68,15 @@ impl Plant {
         Plant::EpochGoesOn,
         Plant::StateOfTheTip,
         Plant::OtherEpoch,
+        Plant::MergeSkipsReads,
+        Plant::MergeWritesOnly,
+        Plant::SkipsLedger,
+        Plant::AckBeforeFsync,
+        Plant::ReusesSegmentKeys,
+        Plant::SkipsReadBack,
+        Plant::IgnoresReaders,
+        Plant::OwnerIgnoresClock,
+        Plant::LeaseOverwrites,
     ];
 
     fn name(self) -> &'static str {
@@ -67,6 +94,15 @@ impl Plant {
             Plant::EpochGoesOn => "epoch-goes-on",
             Plant::StateOfTheTip => "state-of-the-tip",
             Plant::OtherEpoch => "other-epoch",
+            Plant::MergeSkipsReads => "merge-skips-reads",
+            Plant::MergeWritesOnly => "merge-writes-only",
+            Plant::SkipsLedger => "skips-ledger",
+            Plant::AckBeforeFsync => "ack-before-fsync",
+            Plant::ReusesSegmentKeys => "reuses-segment-keys",
+            Plant::SkipsReadBack => "skips-read-back",
+            Plant::IgnoresReaders => "ignores-readers",
+            Plant::OwnerIgnoresClock => "owner-ignores-clock",
+            Plant::LeaseOverwrites => "lease-overwrites",
         }
     }
 }

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 pub struct Queue<E> {
     now: u64,
     order: u64,
-    events: BTreeMap<(u64, u64), E>,
+    /// By time; those put off come first; then by when it was decided.
+    events: BTreeMap<(u64, bool, u64), E>,
 }
 
 impl<E> Default for Queue<E> {
@@ -31,12 +32,18 @@ impl<E> Queue<E> {
     /// in which they were put here.
     pub fn at(&mut self, time: u64, event: E) {
         self.order += 1;
-        self.events.insert((time.max(self.now), self.order), event);
+        self.events.insert((time.max(self.now), true, self.order), event);
+    }
+
+    /// Puts off an event that was to happen now: it stays before those that come later by themselves.
+    pub fn put_off(&mut self, time: u64, event: E) {
+        self.order += 1;
+        self.events.insert((time.max(self.now), false, self.order), event);
     }
 
     /// Moves time to the next event and answers it.
     pub fn pop(&mut self) -> Option<E> {
-        let ((time, _), event) = self.events.pop_first()?;
+        let ((time, ..), event) = self.events.pop_first()?;
         self.now = time;
         Some(event)
     }

@@ -43,6 +43,9 @@ pub const STALLING: Asker = 1000;
 /// From here on askers are collectors of garbage.
 pub const COLLECTORS: Asker = 3000;
 
+/// To these askers no read comes back damaged: they look for damage.
+pub const VERIFIERS: std::ops::Range<Asker> = 2500..3000;
+
 /// A request, numbered.
 pub type RequestId = u64;
 
@@ -132,6 +135,9 @@ struct State {
     random: Random,
     weather: Weather,
     unreachable: BTreeSet<Asker>,
+    now_ms: u64,
+    /// Whose last request was to create a segment.
+    uploaded: BTreeMap<Asker, bool>,
     next: RequestId,
     requests: BTreeMap<RequestId, InFlight>,
     schedule: Vec<(u64, StoreEvent)>,
@@ -157,6 +163,8 @@ impl Bucket {
             random,
             weather: Weather::default(),
             unreachable: BTreeSet::new(),
+            now_ms: 0,
+            uploaded: BTreeMap::new(),
             next: 0,
             requests: BTreeMap::new(),
             schedule: Vec::new(),
@@ -192,6 +200,11 @@ impl Bucket {
         } else {
             state.unreachable.remove(&asker)
         };
+    }
+
+    /// The time that has passed, in milliseconds.
+    pub fn set_now_ms(&self, now_ms: u64) {
+        self.state.lock().now_ms = now_ms;
     }
 
     /// Faults injected so far.
@@ -328,6 +341,11 @@ fn serve(
             objects.overwrite(key, body.clone());
             Ok(Reply::Done)
         }
+        Request::Update(key, body, _) if plant == Some(Plant::LeaseOverwrites) && key.ends_with("/owner") => {
+            objects.overwrite(key, body.clone());
+            let tagged = objects.get_tagged(key).now_or_never();
+            tagged.map_or_else(never, |r| r.map(|(_, tag)| Reply::Tagged(Bytes::new(), tag)))
+        }
         Request::Create(key, _)
             if plant == Some(Plant::EpochGoesOn) && sender >= COLLECTORS && key.contains("/checkpoints/") =>
         {
@@ -343,6 +361,11 @@ fn serve(
             if plant == Some(Plant::IgnoresPins)
                 && sender >= COLLECTORS
                 && (prefix.ends_with("/forks/") || prefix.ends_with("/pins/")) =>
+        {
+            Ok(Reply::Rows(Vec::new()))
+        }
+        Request::List(prefix, _, _)
+            if plant == Some(Plant::IgnoresReaders) && sender >= COLLECTORS && prefix.ends_with("/readers/") =>
         {
             Ok(Reply::Rows(Vec::new()))
         }
@@ -400,7 +423,15 @@ impl State {
         let pace = if random.chance(weather.slow) { 200 } else { 1 };
         let mut lands = random.between(1, 20) * pace;
         let mut answered = lands + random.between(1, 20);
-        if asker >= STALLING && random.chance(weather.stall) {
+        // Between a large commit's upload and its log entry everything may happen.
+        let uploaded = std::mem::take(self.uploaded.entry(asker).or_default());
+        let is_create = |part: &str| matches!(&request, Request::Create(key, _) if key.contains(part));
+        self.uploaded.insert(asker, is_create("/segments/"));
+        let exposed = uploaded && is_create("/log/") && weather.stall > 0.0;
+        // Who reads everything asks often, and would never come to an end.
+        let often = if VERIFIERS.contains(&asker) { 0.2 } else { 1.0 };
+        let stall = if exposed { weather.stall.max(0.4) } else { weather.stall * often };
+        if asker >= STALLING && random.chance(stall) {
             self.stalls += 1;
             let stall = random.between(500, 15_000);
             lands += if random.chance(0.7) { stall } else { 0 };
@@ -419,7 +450,7 @@ impl State {
             (weather.fail_after, Fate::FailAfter, true),
             (weather.late, Fate::Late, create),
             (weather.duplicate, Fate::Duplicate, create),
-            (weather.flip, Fate::Flip, read),
+            (weather.flip, Fate::Flip, read && !VERIFIERS.contains(&asker)),
         ] {
             if fits && fate == Fate::Served && random.chance(probability) {
                 fate = candidate;
@@ -558,6 +589,11 @@ impl Handle {
     /// The same store for code that cannot wait.
     pub fn at_once(&self) -> Handle {
         Handle { at_once: true, ..self.clone() }
+    }
+
+    /// The time that has passed, in milliseconds.
+    pub fn now_ms(&self) -> u64 {
+        self.bucket.state.lock().now_ms
     }
 
     /// Waits in virtual time.

@@ -32,15 +32,20 @@ impl<O: Copy + PartialEq, T> Tasks<O, T> {
         self.running.insert(self.next, (owner, Box::pin(task)));
     }
 
-    /// Polls every task once, oldest first, and answers those that ended.
-    pub fn poll(&mut self) -> Vec<(O, T)> {
+    /// Polls every task once whose owner is `awake`, oldest first, and answers those that ended.
+    pub fn poll(&mut self, awake: impl Fn(O) -> bool) -> Vec<(O, T)> {
         let mut ended = Vec::new();
         let mut context = Context::from_waker(noop_waker_ref());
-        self.running.retain(|_, (owner, task)| match task.as_mut().poll(&mut context) {
-            Poll::Pending => true,
-            Poll::Ready(result) => {
-                ended.push((*owner, result));
-                false
+        self.running.retain(|_, (owner, task)| {
+            if !awake(*owner) {
+                return true;
+            }
+            match task.as_mut().poll(&mut context) {
+                Poll::Pending => true,
+                Poll::Ready(result) => {
+                    ended.push((*owner, result));
+                    false
+                }
             }
         });
         ended

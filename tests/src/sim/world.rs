@@ -9,6 +9,8 @@
 //! | --- | --- |
 //! | [`nodes`] | driving the coordinators' actors |
 //! | [`people`] | driving the clients' sessions, and checking at once what they are told and shown |
+//! | [`documents`] | driving documents and direct readers |
+//! | [`leases`] | who owns the volume by whose clock |
 //! | [`upkeep`] | driving those who keep house, and the last collection when all is quiet |
 //! | [`wires`] | frames and the ends of connections |
 //! | [`chaos`] | what goes wrong beside the store, and how much of it a seed has |
@@ -17,6 +19,8 @@
 //! from the seed. The first violation ends the run.
 
 pub mod chaos;
+mod documents;
+mod leases;
 mod nodes;
 mod people;
 mod upkeep;
@@ -24,20 +28,26 @@ mod wires;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::executor::block_on;
 use graft::fetch::RemoteFetch;
 use graft::format::meta::Meta;
+use graft::plants::{Bug, Played};
 use graft::remote::{MemoryRemote, SharedRemote};
+use graft::store::Durability;
 use graft::volume::{Options, Volume};
 use graft::{CommitId, Lsn, PageSize, VolumeId, VolumeName, catalog};
 use sqlsync_layer::actor::{Actor, Input, Limits, Output, RequestId};
 
 use self::chaos::Profile;
+use self::documents::{Cast, DocumentEnded, DocumentEvent};
 use super::bank::{self, Shelf};
 use super::clients::Client;
 use super::coordinators::{Coordinator, Ended};
+use super::disks::Disk;
 use super::history::History;
 use super::keepers::{SharedFamily, Trade};
+use super::leases::Registry;
 use super::network::{ConnId, Network};
 use super::oracle;
 use super::plant::Plant;
@@ -45,7 +55,7 @@ use super::queue::Queue;
 use super::random::Random;
 use super::store::{Bucket, StoreEvent, Weather};
 use super::tasks::Tasks;
-use super::truth::{Claim, Shown, Truth, rows_text};
+use super::truth::{Claim, Seen, Shown, Truth, rows_text};
 use super::writers::Desk;
 use super::{Config, Summary};
 
@@ -57,6 +67,13 @@ const EPOCH_MS: i64 = 1_700_000_000_000;
 
 /// How long the world may take to come to rest once nothing fails any more, in virtual milliseconds.
 const REST_MS: u64 = 20 * 60 * 1000;
+
+/// How long a look at the log vouches for its head, where tombstones go.
+const RECENT_MS: u64 = 10_000;
+
+/// How long they stay: longer than a request may travel, and a process stand still between its look and
+/// its create.
+const BURIAL_MS: i64 = 75_000;
 
 /// And in events.
 const REST_EVENTS: u64 = 1_000_000;
@@ -86,16 +103,26 @@ enum Event {
     WriterActs(usize),
     /// Somebody keeps house.
     KeeperActs(usize),
+    /// Something about documents.
+    Document(DocumentEvent),
     /// A client's process starts again.
     StartClient(usize),
     /// A coordinator starts.
     StartNode(usize),
     /// A coordinator has no more inputs at hand.
     Flush { node: usize, life: u64 },
+    /// A coordinator's lease is to be looked after.
+    LeaseTick { node: usize, life: u64, wake: u64 },
     /// A wait of a coordinator is over.
     Woken { node: usize, life: u64 },
     /// Somebody reaches the store again.
     Reachable(usize),
+    /// A partition ends: these coordinators reach their clients again.
+    Rejoined(Vec<usize>),
+    /// There is room on somebody's disk again.
+    DiskFreed(usize),
+    /// A process that stood still goes on.
+    Thawed(usize),
     /// Something goes wrong.
     Chaos,
 }
@@ -109,6 +136,10 @@ enum Owner {
     Writer(usize),
     /// Somebody who keeps house.
     Keeper(usize),
+    /// A document in one of its lives.
+    Document(usize, u64),
+    /// A direct reader.
+    Reader(usize),
 }
 
 /// How a task ended.
@@ -120,11 +151,28 @@ enum Done {
     Writer(String),
     /// A keeper's.
     Keeper(String),
+    /// A document's.
+    Document(DocumentEnded),
+    /// A direct reader's.
+    Reader(Result<Vec<Seen>, String>),
 }
 
 /// Who asks the object store on behalf of writer `at`.
 fn writer_asker(at: usize) -> usize {
     1000 + at
+}
+
+/// The writer at an asker.
+fn writer_at(asker: usize) -> Option<usize> {
+    asker.checked_sub(1000)
+}
+
+/// What a direct writer has: mostly a disk, and mostly one that it waits for.
+fn desk(random: &mut Random, plant: Option<Plant>) -> Desk {
+    let lies = plant == Some(Plant::AckBeforeFsync);
+    let disk = random.chance(0.6).then(|| Disk::new(random.fork(), false));
+    let locals = if random.chance(0.3) { Durability::Buffered } else { Durability::Sync };
+    Desk::new(disk, locals, lies)
 }
 
 /// Everything. See the module.
@@ -140,12 +188,17 @@ pub struct World {
     /// Whether a task may be able to go on.
     stirred: bool,
     nodes: Vec<Coordinator>,
+    /// Those with a session: clients, and then the documents that go through a coordinator.
     clients: Vec<Client>,
+    cast: Cast,
     writers: Vec<(Desk, bool)>,
     /// Who keeps house, and whether they are at work.
     keepers: Vec<(Trade, bool)>,
     family: SharedFamily,
     network: Network,
+    registry: Registry,
+    /// The lease's bytes when they were last looked at.
+    lease_seen: Bytes,
     truth: Truth,
     profile: Profile,
     plant: Option<Plant>,
@@ -164,18 +217,30 @@ pub struct World {
 impl World {
     /// A world at its beginning: a volume with the first module in force, nobody running yet.
     pub fn new(config: &Config) -> Result<World, String> {
+        graft::plants::plant(match config.plant {
+            Some(Plant::ReusesSegmentKeys) => Some(Bug::SharedSegmentKeys),
+            Some(Plant::SkipsReadBack) => Some(Bug::NoReadBack),
+            Some(_) | None => None,
+        });
+        graft::plants::play(None);
         let mut random = Random::new(config.seed);
         let profile = Profile::draw(&mut random);
         let bucket = Bucket::new(random.fork(), config.plant);
         bucket.set_weather(profile.weather);
         let impure = config.plant == Some(Plant::ImpureReducer);
         let shelf = Arc::new(Shelf::new(random.fork(), profile.module_fails, impure));
-        let nodes = (0..profile.nodes).map(|_| Coordinator::new(&mut random, profile.page_bytes)).collect();
-        let clients: Vec<Client> = (0..profile.clients).map(|at| Client::new(at, random.fork())).collect();
-        let writers = (0..profile.writers).map(|_| (Desk::new(random.chance(0.4)), false)).collect();
+        let mut nodes: Vec<Coordinator> =
+            (0..profile.nodes).map(|_| Coordinator::new(&mut random, profile.page_bytes)).collect();
+        for node in &mut nodes {
+            node.skew_ms = random.between(0, profile.tenure.skew_ms) as i64;
+        }
+        let mut clients: Vec<Client> = (0..profile.clients).map(|at| Client::new(at, random.fork())).collect();
+        let writers = (0..profile.writers).map(|_| (desk(&mut random, config.plant), false)).collect();
+        let cast = Cast::draw(&mut random.fork(), profile.page_bytes, &mut clients);
+        let mutating = profile.clients + cast.documents.len();
         let truth = Truth {
-            made: vec![Default::default(); clients.len()],
-            told: vec![Default::default(); clients.len()],
+            made: vec![Default::default(); mutating],
+            told: vec![Default::default(); mutating],
             ..Truth::default()
         };
         let mut world = World {
@@ -189,10 +254,13 @@ impl World {
             stirred: false,
             nodes,
             clients,
+            cast,
             writers,
             keepers: profile.keepers.iter().map(|trade| (*trade, false)).collect(),
             family: SharedFamily::default(),
             network: Network::default(),
+            registry: Registry::default(),
+            lease_seen: Bytes::new(),
             truth,
             profile,
             plant: config.plant,
@@ -236,7 +304,8 @@ impl World {
             let delay = self.random.below(300);
             self.queue.after(delay, Event::StartNode(node));
         }
-        for client in 0..self.clients.len() {
+        self.found_documents();
+        for client in 0..self.profile.clients {
             let delay = self.random.below(500);
             self.queue.after(delay, Event::StartClient(client));
             self.queue.after(delay + 1, Event::ClientActs(client));
@@ -283,6 +352,9 @@ impl World {
             self.rest("with one coordinator left");
             self.show_settled();
         }
+        if self.violation.is_none() {
+            self.dump_documents();
+        }
         if self.violation.is_none()
             && let Err(what) = self.tidy_up()
         {
@@ -294,11 +366,17 @@ impl World {
     /// Lets the next event happen. False where there is none.
     fn step(&mut self) -> bool {
         let Some(event) = self.queue.pop() else { return false };
+        if let Some(until) = self.stands_still(&event) {
+            self.queue.put_off(until, event);
+            return true;
+        }
+        self.time_passes();
         self.summary.steps += u64::from(!matches!(event, Event::Store(_)));
         match event {
             Event::Store(event) => {
                 self.bucket.objects().set_now_ms(self.now_ms());
                 self.stirred |= self.bucket.happen(event);
+                self.look_at_lease();
             }
             Event::Dialled { client, life, dial } => self.dialled(client, life, dial),
             Event::ToServer { conn, text } => self.at_server(conn, &text),
@@ -314,27 +392,57 @@ impl World {
             Event::StartNode(node) => self.start_node(node),
             Event::Flush { node, life } => self.flush(node, life),
             Event::Woken { node, life } => self.woken(node, life),
+            Event::LeaseTick { node, life, wake } => self.lease_tick(node, life, wake),
             Event::Reachable(asker) => self.bucket.set_unreachable(asker, false),
+            Event::Document(event) => self.document_event(event),
+            Event::Rejoined(nodes) => nodes.into_iter().for_each(|node| self.nodes[node].isolated = false),
+            Event::DiskFreed(asker) => self.free_disk(asker),
+            Event::Thawed(node) => {
+                self.note(format!("coordinator {node} goes on"));
+                self.stirred = true;
+            }
             Event::Chaos => self.chaos(),
         }
         while std::mem::take(&mut self.stirred) {
-            for (owner, done) in self.tasks.poll() {
+            let (now, nodes) = (self.queue.now(), &self.nodes);
+            let awake = |owner| match owner {
+                Owner::Node(node, _) => nodes[node].frozen_until <= now,
+                Owner::Writer(_) | Owner::Keeper(_) | Owner::Document(..) | Owner::Reader(_) => true,
+            };
+            for (owner, done) in self.tasks.poll(awake) {
                 self.stirred = true;
                 match (owner, done) {
                     (Owner::Node(node, life), Done::Node(ended)) => self.node_ended(node, life, ended),
                     (Owner::Writer(writer), Done::Writer(how)) => {
                         self.writers[writer].1 = false;
                         self.note(format!("writer {writer}: {how}"));
+                        if let Some(what) = self.writers[writer].0.violation() {
+                            self.violate(format!("writer {writer}: {what}"));
+                        }
                     }
                     (Owner::Keeper(keeper), Done::Keeper(how)) => {
                         self.keepers[keeper].1 = false;
+                        if let Some(what) = self.family.lock().violation.take() {
+                            self.violation.get_or_insert(what);
+                        }
                         self.note(format!("{:?} {keeper}: {how}", self.keepers[keeper].0));
                     }
-                    (Owner::Node(..), Done::Writer(_) | Done::Keeper(_))
-                    | (Owner::Writer(_), Done::Node(_) | Done::Keeper(_))
-                    | (Owner::Keeper(_), Done::Node(_) | Done::Writer(_)) => {
-                        self.violate("a task ended as another's".into());
+                    (Owner::Document(document, life), Done::Document(ended)) => {
+                        self.document_ended(document, life, ended);
                     }
+                    (Owner::Reader(reader), Done::Reader(how)) => self.reader_ended(reader, how),
+                    (
+                        Owner::Node(..)
+                        | Owner::Writer(_)
+                        | Owner::Keeper(_)
+                        | Owner::Document(..)
+                        | Owner::Reader(_),
+                        Done::Node(_)
+                        | Done::Writer(_)
+                        | Done::Keeper(_)
+                        | Done::Document(_)
+                        | Done::Reader(_),
+                    ) => self.violate("a task ended as another's".into()),
                 }
             }
             for (delay, event) in self.bucket.take_schedule() {
@@ -344,7 +452,16 @@ impl World {
         for (delay, event) in self.bucket.take_schedule() {
             self.queue.after(delay, Event::Store(event));
         }
+        self.look_at_owners();
         true
+    }
+
+    /// Tells those who cannot see the world's clock.
+    fn time_passes(&self) {
+        let now_ms = self.queue.now();
+        self.bucket.set_now_ms(now_ms);
+        let played = Played { now_ms, recent_ms: RECENT_MS, burial: (4, 2, BURIAL_MS) };
+        graft::plants::play(self.profile.buries.then_some(played));
     }
 
     fn spawn(&mut self, owner: Owner, task: impl Future<Output = Done> + 'static) {
@@ -360,9 +477,16 @@ impl World {
         self.bucket.set_weather(Weather::default());
         self.shelf.calm();
         let keepers = (0..self.keepers.len()).map(|keeper| self.keeper_asker(keeper));
-        for asker in (0..self.nodes.len()).chain((0..self.writers.len()).map(writer_asker)).chain(keepers) {
+        let askers: Vec<usize> =
+            (0..self.nodes.len()).chain((0..self.writers.len()).map(writer_asker)).chain(keepers).collect();
+        for asker in askers {
             self.bucket.set_unreachable(asker, false);
+            self.free_disk(asker);
         }
+        for node in &mut self.nodes {
+            node.isolated = false;
+        }
+        self.calm_documents();
     }
 
     /// Runs until nothing is under way. It must come to that.
@@ -385,7 +509,9 @@ impl World {
                 client.is_settled() && conn.is_some_and(|conn| conn.is_healthy())
             })
             && (0..self.nodes.len()).all(|node| self.node_is_at_rest(node))
+            && self.is_owned()
             && self.bucket.is_quiet()
+            && self.documents_are_at_rest()
     }
 
     /// What is still under way, for the report.
@@ -408,11 +534,18 @@ impl World {
             .filter(|node| !self.node_is_at_rest(*node))
             .map(|node| format!("coordinator {node} {:?}", self.nodes[node].stage))
             .collect();
+        let documents: Vec<String> = self
+            .cast
+            .documents
+            .iter()
+            .map(|document| format!("{:?}", document.papers.lock().replica))
+            .collect();
         format!(
-            "{} frames in flight, tasks {:?}, store quiet {}, {} {}",
+            "{} frames in flight, documents {documents:?}, tasks {:?}, store quiet {}, owned {}, {} {}",
             self.network.in_flight,
             self.tasks,
             self.bucket.is_quiet(),
+            self.is_owned(),
             clients.join(", "),
             nodes.join(", ")
         )
@@ -447,8 +580,11 @@ impl World {
         for node in (0..self.nodes.len()).filter(|node| *node != alone) {
             self.crash_node(node);
         }
-        for client in 0..self.clients.len() {
+        for client in 0..self.profile.clients {
             self.mutate(client);
+        }
+        for document in 0..self.cast.documents.len() {
+            self.document_mutates(document);
         }
     }
 
@@ -458,12 +594,17 @@ impl World {
             let (sealed, durable) = desk.take();
             self.truth.direct.extend(sealed);
             self.truth.direct_durable.extend(durable);
+            self.truth.lost.extend(desk.take_lost());
         }
+        self.collect_documents();
         for node in &self.nodes {
             let metrics = node.metrics();
             self.summary.lsns_lost += metrics.replays;
             self.summary.query_runs += metrics.query_runs;
         }
+        let disks = self.writers.iter().filter_map(|(desk, _)| desk.disk());
+        let disks = disks.chain(self.nodes.iter().filter_map(|node| node.disk.clone()));
+        self.summary.disk_full = disks.map(|disk| disk.refused()).sum();
         self.summary.faults = self.bucket.faults();
         self.summary.stalls = self.bucket.stalls();
         let family = self.family.lock().clone();
@@ -474,10 +615,18 @@ impl World {
         self.summary.abandoned = done("abandoned");
         self.summary.forks = done("forks");
         self.summary.fork_commits = done("commits in forks");
+        self.summary.verified = done("verified");
+        self.summary.removed = done("removed");
+        self.summary.reads = done("reads under leases");
         self.summary.checkpoints += done("checkpoints");
         self.summary.virtual_ms = self.queue.now();
         self.summary.shown = self.truth.shown.len() as u64;
-        if self.violation.is_some() {
+        if let Some(violation) = &mut self.violation {
+            // The history of a cycle says more than most of what it leads to.
+            if let Some(cycle) = oracle::cycle(&self.objects, VOLUME, &self.truth, &self.bucket.archive()) {
+                violation.push_str("\nand what was read is ");
+                violation.push_str(&cycle);
+            }
             return;
         }
         match oracle::check(&self.objects, VOLUME, &self.truth, &self.bucket.archive(), &family) {
@@ -487,6 +636,9 @@ impl World {
                 self.summary.durable = verdict.applied;
                 self.summary.rejected = verdict.rejected;
                 self.summary.shown_checked = verdict.shown_checked;
+                self.summary.documents.commits = verdict.documents;
+                self.summary.documents.txns = verdict.serial.txns;
+                self.summary.documents.edges = verdict.serial.edges;
             }
             Err(what) => self.violate(what),
         }

@@ -66,7 +66,8 @@ pub enum BranchError {
         lsn: Lsn,
     },
     /// The volume cannot be forked there, or not now: [`ForkError::Expired`] and [`ForkError::Removed`]
-    /// are final, and the branch can only be read here.
+    /// are final, and the branch can only be read here. After [`ForkError::Reaped`] the next try makes
+    /// another fork.
     #[error(transparent)]
     Fork(ForkError),
     /// The fork could not be opened.
@@ -179,8 +180,9 @@ impl Replica {
     }
 
     /// How a publication ended. With success the branch is dropped and [`Event::Published`] told; after
-    /// [`BranchError::NameTaken`] and [`BranchError::Overtaken`] the next try begins anew, with another
-    /// id and name; after any other error it goes on.
+    /// [`BranchError::NameTaken`], [`BranchError::Overtaken`] and [`ForkError::Reaped`] (it was begun so
+    /// long ago that the fork's pin was given up) the next try begins anew, with another id and name; after
+    /// any other error it goes on.
     ///
     /// # Errors
     ///
@@ -206,7 +208,11 @@ impl Replica {
                 let (to, volume) = (publication.name.clone(), publication.volume);
                 self.events.push_back(Event::Published { branch: number, to, volume, lsn: *lsn });
             }
-            Err(BranchError::NameTaken { .. } | BranchError::Overtaken { .. }) => {
+            Err(
+                BranchError::NameTaken { .. }
+                | BranchError::Overtaken { .. }
+                | BranchError::Fork(ForkError::Reaped { .. } | ForkError::Differs { .. }),
+            ) => {
                 self.timeline.remove_planned(&mut batch, number);
                 self.timeline.write(batch)?;
                 self.planned.remove(&number);

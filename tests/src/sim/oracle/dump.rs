@@ -19,7 +19,11 @@ pub fn of_volume(remote: &SharedRemote, volume: VolumeId) -> Result<Dump, String
     let opened = block_on(Volume::open(&**remote, volume, Options::default()));
     let opened = opened.map_err(|error| format!("the volume cannot be opened fresh: {error}"))?;
     let fetch = Arc::new(RemoteFetch::new(remote.clone()));
-    let database = Database::new(Arc::new(opened.volume), fetch);
+    of_database(&Database::new(Arc::new(opened.volume), fetch))
+}
+
+/// Checks a replica's integrity and dumps it.
+pub fn of_database(database: &Arc<Database>) -> Result<Dump, String> {
     let (connection, control) = database.connect_read_only().map_err(|error| error.to_string())?;
     let answer: rusqlite::Result<String> =
         connection.query_row("pragma integrity_check", [], |row| row.get(0));

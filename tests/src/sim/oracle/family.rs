@@ -1,7 +1,8 @@
 //! The forks: each is what the replay was at the commit it goes back to, and then what was written to it.
 //!
-//! People who work in forks write *notes* to a table of their own, and write pages of the app's tables
-//! again without a change. So a fork's expected content is a dump of the replay and a list of notes.
+//! A document's branch that became a volume begins with the branch's work, as one commit. People who work
+//! in forks write *notes* to a table of their own, and write pages of the app's tables again without a
+//! change. So a fork's expected content is a dump of the replay, and of that work, and a list of notes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,25 +12,34 @@ use futures::executor::block_on;
 use graft::format::commit::Head;
 use graft::remote::{MemoryRemote, SharedRemote};
 use graft::{ChainHash, Lsn, VolumeId, catalog};
-use rusqlite::Connection;
 use rusqlite::types::Value;
 
-use super::{dump, read_log};
+use super::{Plain, dump, read_log};
 use crate::sim::keepers::Family;
+use crate::sim::truth::{Local, Truth};
 
 /// The forks and where each begins.
 #[derive(Debug)]
 pub struct Forks {
     root: VolumeId,
     parents: BTreeMap<VolumeId, (VolumeId, Lsn)>,
-    /// What the replay was where some fork goes back to.
-    states: BTreeMap<Lsn, Option<dump::Dump>>,
+    /// Also of volumes whose removal has begun, and waits for the forks that read through them.
+    all_parents: BTreeMap<VolumeId, (VolumeId, Lsn)>,
+    /// Branches of documents among them, and what was put on each.
+    branches: BTreeMap<VolumeId, Vec<Local>>,
+    /// What each fork began as: the replay where it goes back to, and inherited branches' work.
+    states: BTreeMap<VolumeId, Option<dump::Dump>>,
 }
 
 impl Forks {
     /// Reads the forks' metadata: of every fork that was acknowledged, and of those of doubtful outcome
     /// that have a name.
-    pub fn find(remote: &SharedRemote, root: VolumeId, family: &Family) -> Result<Forks, String> {
+    pub fn find(
+        remote: &SharedRemote,
+        root: VolumeId,
+        family: &Family,
+        truth: &Truth,
+    ) -> Result<Forks, String> {
         let mut parents = BTreeMap::new();
         let doubtful = family.doubtful.iter().filter(|(child, name)| {
             matches!(block_on(catalog::resolve(&**remote, name)), Ok(found) if found == *child)
@@ -38,14 +48,25 @@ impl Forks {
             let meta =
                 block_on(catalog::meta(&**remote, *child)).map_err(|e| format!("fork {child}: {e}"))?;
             let parent = meta.parent.ok_or_else(|| format!("fork {child} has no parent"))?;
+            if let Some((base, _)) = truth.branches.get(child).filter(|(base, _)| (root, *base) != parent) {
+                return Err(format!("a branch made on lsn {base} was published on {parent:?}"));
+            }
             parents.insert(*child, parent);
         }
-        let mut forks = Forks { root, parents, states: BTreeMap::new() };
-        for child in forks.parents.keys().copied().collect::<Vec<_>>() {
-            let lsn = forks.base(child)?;
-            forks.states.insert(lsn, None);
+        // Of those that were removed since, nothing is there.
+        let states = parents.keys().map(|child| (*child, None)).collect();
+        let mut all_parents = parents.clone();
+        while let Some(missing) = all_parents
+            .values()
+            .map(|(parent, _)| *parent)
+            .find(|parent| *parent != root && !all_parents.contains_key(parent))
+        {
+            let meta = block_on(catalog::meta(&**remote, missing)).map_err(|e| format!("{missing}: {e}"))?;
+            all_parents.insert(missing, meta.parent.ok_or_else(|| format!("{missing} has no parent"))?);
         }
-        Ok(forks)
+        let branches = truth.branches.iter().filter(|(child, _)| all_parents.contains_key(child));
+        let branches = branches.map(|(child, (_, work))| (*child, work.clone())).collect();
+        Ok(Forks { root, parents, all_parents, branches, states })
     }
 
     /// The root and its forks.
@@ -57,21 +78,44 @@ impl Forks {
     pub fn base(&self, child: VolumeId) -> Result<Lsn, String> {
         let mut at = (child, Lsn(u64::MAX));
         while at.0 != self.root {
-            let (parent, lsn) = self.parents.get(&at.0).ok_or_else(|| format!("{} is no fork", at.0))?;
+            let (parent, lsn) = self.all_parents.get(&at.0).ok_or_else(|| format!("{} is no fork", at.0))?;
             at = (*parent, at.1.min(*lsn));
         }
         Ok(at.1)
     }
 
-    /// The replay has come to `lsn`.
-    pub fn pass(&mut self, lsn: Lsn, replay: &Connection) -> Result<(), String> {
-        match self.states.get_mut(&lsn) {
-            Some(state) => {
-                *state = Some(dump::of_connection(replay)?);
-                Ok(())
+    /// The work of branches that `child` holds: its own, and its ancestors' up to where it left them.
+    fn work(&self, child: VolumeId) -> Result<Vec<&Local>, String> {
+        let (mut at, mut upto, mut parts) = (child, Lsn(u64::MAX), Vec::new());
+        while at != self.root {
+            let (parent, base) = self.all_parents.get(&at).ok_or_else(|| format!("{at} is no fork"))?;
+            if let Some(work) = self.branches.get(&at).filter(|_| upto > *base) {
+                parts.push(work);
             }
-            None => Ok(()),
+            (at, upto) = (*parent, upto.min(*base));
         }
+        Ok(parts.into_iter().rev().flatten().collect())
+    }
+
+    /// The replay has come to `lsn`.
+    pub fn pass(&mut self, lsn: Lsn, replay: &Plain) -> Result<(), String> {
+        for child in self.parents.keys().copied().collect::<Vec<_>>() {
+            if self.base(child)? != lsn {
+                continue;
+            }
+            let work = self.work(child)?;
+            let state = if work.is_empty() {
+                dump::of_connection(replay.connection())?
+            } else {
+                let mut copy = replay.copy()?;
+                for local in work {
+                    copy.local(local).map_err(|error| format!("the branch {child} of lsn {lsn}: {error}"))?;
+                }
+                dump::of_connection(copy.connection())?
+            };
+            self.states.insert(child, Some(state));
+        }
+        Ok(())
     }
 
     /// What was written to `child` up to `upto`, its ancestors' included; and the hash there.
@@ -87,7 +131,8 @@ impl Forks {
             let head = heads.iter().take_while(|head| head.lsn <= upto).last();
             return Ok((Vec::new(), head.map_or(ChainHash::ZERO, |head| head.hash)));
         }
-        let (parent, lsn) = self.parents.get(&child).copied().ok_or_else(|| format!("{child} is no fork"))?;
+        let (parent, lsn) =
+            self.all_parents.get(&child).copied().ok_or_else(|| format!("{child} is no fork"))?;
         let from = (parent, lsn.min(upto));
         let (mut notes, mut hash) = self.notes(objects, archive, family, heads, from)?;
         let own = read_log(objects, archive, child, lsn, hash).map_err(|e| format!("fork {child}: {e}"))?;
@@ -97,6 +142,10 @@ impl Forks {
             }
         }
         for head in own.iter().filter(|head| head.lsn <= upto) {
+            if head.lsn == lsn.next() && self.branches.contains_key(&child) {
+                hash = head.hash;
+                continue;
+            }
             let made = family.notes.get(&head.id);
             notes.extend(made.ok_or_else(|| format!("fork {child}: lsn {} is nobody's", head.lsn))?.clone());
             hash = head.hash;
@@ -115,7 +164,7 @@ impl Forks {
     ) -> Result<(), String> {
         for child in self.parents.keys() {
             let base = self.base(*child)?;
-            let expected = self.states.get(&base).and_then(Option::as_ref);
+            let expected = self.states.get(child).and_then(Option::as_ref);
             let expected =
                 expected.ok_or_else(|| format!("fork {child} goes back to lsn {base}, which never was"))?;
             let (notes, _) = self.notes(objects, archive, family, heads, (*child, Lsn(u64::MAX)))?;

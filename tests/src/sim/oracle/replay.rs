@@ -5,13 +5,14 @@
 
 use reducers_abi::{Call, Entry, Rows, Runtime as _, Sql, SqlError, Value};
 use rusqlite::Connection;
+use rusqlite::backup::Backup;
 use sqlsync_layer::guard::{Guarded, Mode, RowLimits};
-use sqlsync_layer::payload::Mutation;
+use sqlsync_layer::payload::{Mutation, Op, Outcome, Record};
 use sqlsync_layer::protocol::{codes, wire_rows};
 use sqlsync_layer::vfs::scope::Scope;
 
 use crate::sim::bank::{self, Ask, Bank};
-use crate::sim::truth::rows_text;
+use crate::sim::truth::{Local, rows_text};
 
 const ROWS: RowLimits = RowLimits { rows_max: 1_000_000, bytes_max: 1 << 30 };
 
@@ -55,6 +56,45 @@ impl Plain {
         let guarded =
             Connection::open_in_memory().and_then(Guarded::new).map_err(|error| error.to_string())?;
         Ok(Plain { guarded, module: None, schema: 0 })
+    }
+
+    /// A database of its own with the same content.
+    pub fn copy(&self) -> Result<Plain, String> {
+        let copied = || {
+            let mut copy = Connection::open_in_memory()?;
+            Backup::new(self.connection(), &mut copy)?.step(-1)?;
+            Guarded::new(copy)
+        };
+        let guarded =
+            copied().map_err(|error: rusqlite::Error| format!("the replay cannot be copied: {error}"))?;
+        let module = self.module.as_ref().map(|_| Bank::new(self.schema, false));
+        Ok(Plain { guarded, module, schema: self.schema })
+    }
+
+    /// Runs a document's local commit; it must end as it did there.
+    pub fn local(&mut self, local: &Local) -> Result<(), String> {
+        match local {
+            Local::Sql(text) => self.direct(text),
+            Local::Ran(Record { op, outcome }) => {
+                let code = match outcome {
+                    Outcome::Applied => None,
+                    // The app's decision: it had no effect, whatever it would have done.
+                    Outcome::Rejected(reason) if reason.code == codes::DISCARDED => return Ok(()),
+                    Outcome::Rejected(reason) => Some(reason.code.clone()),
+                };
+                let replayed = match op {
+                    Op::Mutation(mutation) => self.mutation(mutation)?,
+                    Op::Deploy { module, schema, clock, seed } => {
+                        let version = bank::version(*module).ok_or_else(|| format!("{module}?"))?;
+                        self.deploy(version, *schema, *clock, seed.0)?
+                    }
+                };
+                if replayed == code {
+                    return Ok(());
+                }
+                Err(format!("{op:?} ended as {outcome:?}; run serially it ends with {replayed:?}"))
+            }
+        }
     }
 
     /// The connection, to read from.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use graft::CommitId;
 use graft::checkpoint::{self, Written};
-use graft::publish::publish;
+use graft::publish::{PublishError, publish};
 use graft::volume::Volume;
 use sqlsync_layer::actor::{Actor, Input, Outgoing, Output, RequestId};
 use sqlsync_layer::protocol::ServerMessage;
@@ -12,6 +12,7 @@ use sqlsync_layer::protocol::ServerMessage;
 use super::{Done, Event, Owner, VOLUME, World};
 use crate::sim::bank;
 use crate::sim::coordinators::{Ended, Stage};
+use crate::sim::disks::Crash;
 use crate::sim::plant::Plant;
 use crate::sim::store::PageFetch;
 
@@ -47,7 +48,8 @@ impl World {
         match ended {
             Ended::Opened(opened) => {
                 let fetch = Arc::new(PageFetch(self.bucket.handle(at)));
-                let (limits, shelf) = (self.nodes[at].limits, self.shelf.clone());
+                let (mut limits, shelf) = (self.nodes[at].limits, self.shelf.clone());
+                limits.ledger_skipped = self.plant == Some(Plant::SkipsLedger);
                 self.epochs += 1;
                 let epoch = self.epochs << 20;
                 let actor = (*opened).map_err(|error| error.to_string()).and_then(|opened| {
@@ -59,6 +61,7 @@ impl World {
                         self.nodes[at].epoch = epoch;
                         self.nodes[at].stage = Stage::Up(Box::new(actor));
                         self.collect(at);
+                        self.want_lease(at);
                     }
                     Err(why) => {
                         self.note(format!("coordinator {at} cannot open: {why}"));
@@ -68,7 +71,10 @@ impl World {
                     }
                 }
             }
-            Ended::Published(result) => {
+            Ended::Published(id, result) => {
+                if let Err(PublishError::Rejected { .. }) = &result {
+                    self.truth.lost.insert(id);
+                }
                 match &result {
                     Ok(published) => self.note(format!("coordinator {at} published lsn {}", published.lsn)),
                     Err(error) => self.note(format!("coordinator {at}: {error}")),
@@ -94,6 +100,7 @@ impl World {
                 self.summary.checkpoints += u64::from(matches!(result, Ok(Written::Stored { .. })));
                 self.input(at, Input::Checkpointed(result));
             }
+            Ended::Leased(event) => self.lease_event(at, event),
         }
     }
 
@@ -115,7 +122,7 @@ impl World {
             return;
         }
         self.nodes[at].flushing = false;
-        let (now_ms, id) = (self.now_ms(), CommitId(self.random.bytes16()));
+        let (now_ms, id) = (self.now_ms() + self.nodes[at].skew_ms, CommitId(self.random.bytes16()));
         if let Some(actor) = self.nodes[at].actor() {
             actor.flush(now_ms, id);
             self.collect(at);
@@ -147,8 +154,9 @@ impl World {
                 Output::Publish(prepared) => {
                     self.note(format!("coordinator {at} publishes lsn {}", prepared.head.lsn));
                     self.truth.published.insert(prepared.head.id, epoch);
+                    let id = prepared.head.id;
                     self.spawn(Owner::Node(at, life), async move {
-                        Done::Node(Ended::Published(publish(&remote, &prepared).await))
+                        Done::Node(Ended::Published(id, publish(&remote, &prepared).await))
                     });
                 }
                 Output::Pull => {
@@ -179,7 +187,8 @@ impl World {
                 }
                 Output::Drained => {
                     self.note(format!("coordinator {at} has drained"));
-                    self.stop_node(at);
+                    self.nodes[at].drained = true;
+                    self.stop_if_done(at);
                 }
                 Output::Asked { .. } | Output::Inspected { .. } | Output::Remind { .. } => {
                     unreachable!("nobody asks by HTTP in this world")
@@ -205,7 +214,8 @@ impl World {
         let at = self.random.index(self.nodes.len());
         let version = self.random.between(1, u64::from(bank::VERSION_MAX)) as u32;
         self.tags += 1;
-        let (request, now_ms, seed) = (RequestId(self.tags), self.now_ms(), self.random.draw());
+        let now_ms = self.now_ms() + self.nodes[at].skew_ms;
+        let (request, seed) = (RequestId(self.tags), self.random.draw());
         self.note(format!("deploy {} of version {version} at coordinator {at}", request.0));
         self.input(at, Input::Deploy { request, module: bank::module(version), now_ms, seed });
     }
@@ -215,6 +225,7 @@ impl World {
         if self.nodes[at].actor().is_some() && !self.nodes[at].draining {
             self.note(format!("coordinator {at} is asked to shut down"));
             self.nodes[at].draining = true;
+            self.hand_over_lease(at);
             self.input(at, Input::Shutdown);
         }
     }
@@ -224,9 +235,22 @@ impl World {
         if matches!(self.nodes[at].stage, Stage::Down) {
             return;
         }
-        self.note(format!("coordinator {at} crashes"));
+        let how = Crash::random(&mut self.random);
+        self.note(format!("coordinator {at} crashes; its disk: {how:?}"));
         self.summary.crashes += 1;
+        if let Some(disk) = &self.nodes[at].disk {
+            disk.crash(how);
+            self.summary.power_cuts += u64::from(how != Crash::Kept);
+        }
         self.stop_node(at);
+    }
+
+    /// A shutdown is over once the actor has drained and the lease is let go.
+    pub(super) fn stop_if_done(&mut self, at: usize) {
+        let node = &self.nodes[at];
+        if node.drained && node.tenancy.as_ref().is_none_or(|tenancy| tenancy.let_go) {
+            self.stop_node(at);
+        }
     }
 
     fn stop_node(&mut self, at: usize) {

@@ -1,6 +1,7 @@
 //! Driving the clients: their sessions' events and effects, their apps, and the checks that need no
 //! oracle: what is called durable is stored, nothing is answered twice, no money is made.
 
+use futures::executor::block_on;
 use graft::format::commit::Head;
 use graft::format::tombstone::Tombstone;
 use graft::{Lsn, key};
@@ -11,10 +12,11 @@ use sqlsync_layer::session::client::{
 };
 use sqlsync_layer::session::rows::Rows;
 
-use super::{Event, Owner, VOLUME, World, writer_asker};
+use super::{DocumentEvent, Event, Owner, VOLUME, World, writer_asker};
 use crate::sim::bank::{self, Ask};
 use crate::sim::clients::{self, SUBSCRIPTIONS_MAX};
 use crate::sim::coordinators::Stage;
+use crate::sim::disks::Crash;
 use crate::sim::plant::Plant;
 use crate::sim::truth::{Made, Told, rows_text};
 use crate::sim::writers::Run;
@@ -31,7 +33,7 @@ impl World {
         self.effects(at);
     }
 
-    fn effects(&mut self, at: usize) {
+    pub(super) fn effects(&mut self, at: usize) {
         while let Some(effect) = self.clients[at].session.next_effect() {
             match effect {
                 Effect::Dial => self.dial(at),
@@ -95,8 +97,11 @@ impl World {
             Some(alone) => alone,
             None => self.random.index(self.nodes.len()),
         };
-        let refused = self.storm && self.random.chance(0.1);
-        let up = matches!(self.nodes[node].stage, Stage::Up(_)) && !self.nodes[node].draining;
+        let node = self.route(node);
+        let offline = self.document_of(at).is_some_and(|document| self.cast.documents[document].offline);
+        let refused = offline || (self.storm && self.random.chance(0.1));
+        let answers = !self.nodes[node].isolated && self.nodes[node].frozen_until <= self.queue.now();
+        let up = answers && matches!(self.nodes[node].stage, Stage::Up(_)) && !self.nodes[node].draining;
         if refused || !up {
             return self.event(at, SessionEvent::Closed { why: "simulated: connection refused".into() });
         }
@@ -121,6 +126,10 @@ impl World {
 
     /// A client's process dies; its next one goes on from what it kept.
     pub(super) fn restart_client(&mut self, at: usize) {
+        if let Some(document) = self.document_of(at) {
+            let how = if self.random.chance(0.5) { Crash::Kept } else { Crash::PowerCut };
+            return self.crash_document(document, how);
+        }
         let client = &mut self.clients[at];
         let kept = serde_json::to_string(&client.session.state());
         client.life += 1;
@@ -169,7 +178,8 @@ impl World {
         let client = &mut self.clients[at];
         let (reducer, args) = bank::random_mutation(&mut client.random, tag);
         let (clock, seed) = (now + client.skew, Seed(client.random.draw()));
-        let made = Made { reducer: reducer.clone(), args: args.clone(), clock, seed };
+        let at_ms = self.queue.now();
+        let made = Made { reducer: reducer.clone(), args: args.clone(), clock, seed, at: at_ms };
         match client.session.mutate(reducer, args, clock, seed) {
             Ok(seq) => {
                 self.note(format!("client {at} makes {seq}: {} {:?}", made.reducer, made.args));
@@ -221,7 +231,7 @@ impl World {
     fn notice(&mut self, at: usize, notice: Notice) {
         match notice {
             Notice::Accepted { seq, .. } => {
-                if !self.truth.made[at].contains_key(&seq) {
+                if !self.has_made(at, seq) {
                     self.violate(format!("client {at} was told of seq {seq}, which it never made"));
                 }
             }
@@ -254,12 +264,19 @@ impl World {
             Notice::QueryFailed { id, reason } => {
                 self.clients[at].questions.remove(&id);
                 let expected = self.storm || self.queue.now() < self.calm_since + AFTERMATH_MS;
-                if reason.code != codes::UNAVAILABLE || !expected {
+                let flipped = reason.code == codes::DAMAGED && self.profile.weather.flip > 0.0;
+                if !(flipped || reason.code == codes::UNAVAILABLE) || !expected {
                     self.violate(format!("client {at}: question {id} failed: {reason:?}"));
                 }
             }
+            Notice::Head { .. } => {
+                if let Some(document) = self.document_of(at) {
+                    let delay = self.random.between(1, 20);
+                    self.queue.after(delay, Event::Document(DocumentEvent::Woken(document)));
+                }
+            }
             // Nobody asks.
-            Notice::Presence | Notice::Head { .. } => {}
+            Notice::Presence => {}
             Notice::Status(status) => self.status(at, status),
         }
     }
@@ -281,19 +298,29 @@ impl World {
     }
 
     /// A final answer: given once, of a mutation that was made, and true already.
-    fn told(&mut self, at: usize, seq: u64, told: Told) {
+    pub(super) fn told(&mut self, at: usize, seq: u64, told: Told) {
         let (lsn, applied) = match told {
             Told::Durable(lsn) => (lsn, true),
             Told::Rejected(lsn) => (lsn, false),
         };
-        if !self.truth.made[at].contains_key(&seq) {
+        if !self.has_made(at, seq) {
             self.violate(format!("client {at} was told of seq {seq}, which it never made"));
         }
-        if let Some(before) = self.truth.told[at].insert(seq, told) {
+        // A document hears it from its session and from the log, and again after a restart.
+        let may_repeat = self.document_of(at).is_some();
+        let before = self.truth.told[at].insert(seq, told);
+        if let Some(before) = before.filter(|before| !may_repeat || *before != told) {
             self.violate(format!("client {at} was told twice how {seq} ended: {before:?}, then {told:?}"));
         }
         if !self.is_recorded(at, seq, lsn, applied) {
             self.violate(format!("client {at} was told {told:?} of {seq}, and the store does not hold that"));
+        }
+    }
+
+    fn has_made(&self, at: usize, seq: u64) -> bool {
+        match self.document_of(at) {
+            Some(document) => self.cast.documents[document].papers.lock().made.contains_key(&seq),
+            None => self.truth.made[at].contains_key(&seq),
         }
     }
 
@@ -302,7 +329,17 @@ impl World {
         use futures::FutureExt as _;
         use graft::remote::Remote as _;
         let log_key = key::log(VOLUME, lsn);
-        let Some(Ok(mut body)) = self.objects.get(&log_key).now_or_never() else { return false };
+        let buried = || {
+            let bottom = block_on(graft::gc::bottom::bottom(&*self.objects, VOLUME));
+            bottom.is_ok_and(|bottom| lsn <= bottom.lsn).then(|| self.bucket.archived(&log_key))
+        };
+        let mut body = match self.objects.get(&log_key).now_or_never() {
+            Some(Ok(body)) => body,
+            Some(Err(_)) | None => match buried() {
+                Some(Some(before)) => before,
+                Some(None) | None => return false,
+            },
+        };
         if Tombstone::is_one(&body) {
             // Collected already: what it was, we remember. The oracle compares the two.
             let Some(before) = self.bucket.archived(&log_key) else { return false };
@@ -341,16 +378,17 @@ impl World {
             return;
         }
         self.writers[at].1 = true;
-        let sql = bank::random_direct(&mut self.random);
-        let short: String = sql.chars().take(100).collect();
+        let texts = bank::random_direct(&mut self.random);
+        let short: String = texts.concat().chars().take(100).collect();
         self.note(format!("writer {at} runs {short}"));
         let run = Run {
             remote: self.bucket.handle(writer_asker(at)),
             volume: VOLUME,
             desk: self.writers[at].0.clone(),
-            sql,
+            texts,
             random: self.random.fork(),
-            now_ms: self.now_ms(),
+            now_ms: self.some_clock(),
+            later: self.random.chance(0.3),
             blind: self.plant == Some(Plant::BlindMerge),
         };
         self.spawn(Owner::Writer(at), async move { super::Done::Writer(run.run().await) });
@@ -363,5 +401,9 @@ impl World {
             self.bucket.crash(writer_asker(at));
             self.tasks.cancel(Owner::Writer(at));
         }
+        let how = Crash::random(&mut self.random);
+        self.note(format!("the disk of writer {at}: {how:?}"));
+        self.writers[at].0.crash(how);
+        self.summary.power_cuts += u64::from(how != Crash::Kept && self.writers[at].0.disk().is_some());
     }
 }

@@ -9,27 +9,28 @@ use graft::gc::{self, Retention};
 use graft::remote::{Counting, SharedRemote};
 use graft::verify::verify;
 use graft::volume::{Options, Pushed, Volume, push};
+use graft::catalog::{self, CatalogError};
 use graft::{CommitId, VolumeId, checkpoint};
 use sqlsync_layer::ledger::Ledger;
 use sqlsync_layer::payload::Payload;
 use sqlsync_layer::vfs::Database;
 
+use super::chaos::SKEW_MS;
 use super::{Done, Event, Owner, VOLUME, World};
 use crate::sim::keepers::{Job, Trade, write_note};
-use crate::sim::store::COLLECTORS;
+use crate::sim::store::{COLLECTORS, VERIFIERS};
 
 /// Requests that opening may cost once there is a checkpoint of the newest commit, for each volume that
 /// a fork goes back to.
 const OPENING_MAX: u64 = 8;
-/// Clocks of keepers are wrong by up to so much.
-const SKEW_MS: u64 = 1_000;
 
 impl World {
     /// Who asks the object store on behalf of a keeper.
     pub(super) fn keeper_asker(&self, at: usize) -> usize {
         match self.keepers[at].0 {
             Trade::Collector => COLLECTORS + at,
-            Trade::Compactor | Trade::Checkpointer | Trade::Forker => 2000 + at,
+            Trade::Compactor | Trade::Checkpointer | Trade::Forker | Trade::Remover => 2000 + at,
+            Trade::Verifier | Trade::Reader => VERIFIERS.start + at,
         }
     }
 
@@ -43,14 +44,13 @@ impl World {
         if std::mem::replace(&mut self.keepers[at].1, true) {
             return;
         }
-        let skew = self.random.between(0, 2 * SKEW_MS) as i64 - SKEW_MS as i64;
         let job = Job {
             trade: self.keepers[at].0,
             remote: self.bucket.handle(self.keeper_asker(at)),
             volume: VOLUME,
             family: self.family.clone(),
             random: self.random.fork(),
-            now_ms: self.now_ms() + skew,
+            now_ms: self.some_clock(),
             plant: self.plant,
         };
         self.spawn(Owner::Keeper(at), async move { Done::Keeper(job.run().await) });
@@ -71,6 +71,7 @@ impl World {
     pub(super) fn tidy_up(&mut self) -> Result<(), String> {
         self.objects.set_now_ms(self.now_ms());
         let remote: SharedRemote = self.objects.clone();
+        self.finish_removals()?;
         let forks = self.family.lock().forks.clone();
         let volumes: Vec<VolumeId> = std::iter::once(VOLUME).chain(forks.iter().copied()).collect();
         for volume in &volumes {
@@ -115,6 +116,26 @@ impl World {
         self.opens_cheaply(&remote, VOLUME, 1)?;
         let depth = volumes.len() as u64;
         forks.iter().try_for_each(|fork| self.opens_cheaply(&remote, *fork, depth))
+    }
+
+    /// Removals that failed on their way go on. What is removed cannot be opened.
+    fn finish_removals(&self) -> Result<(), String> {
+        let family = self.family.lock().clone();
+        for volume in &family.leaving {
+            let (name, _) = &family.names[volume];
+            match block_on(catalog::finish_removal(&*self.objects, name, *volume)) {
+                Ok(_) => self.family.lock().removed.push(*volume),
+                Err(CatalogError::HasForks { .. }) => {}
+                Err(error) => return Err(format!("{volume} cannot be removed: {error}")),
+            }
+        }
+        for volume in self.family.lock().removed.iter() {
+            let options = Options { locals: None, ..Options::default() };
+            if block_on(Volume::open(&*self.objects, *volume, options)).is_ok() {
+                return Err(format!("{volume} was removed, and opens"));
+            }
+        }
+        Ok(())
     }
 
     /// Verifies a volume; answers its orphans.

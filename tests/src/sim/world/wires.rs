@@ -1,6 +1,7 @@
 //! Frames and the ends of connections.
 
 use sqlsync_layer::actor::{Input, SessionId};
+use sqlsync_layer::protocol::ClientMessage;
 use sqlsync_layer::session::client as session;
 use sqlsync_layer::session::server::Step;
 
@@ -16,9 +17,13 @@ impl World {
     pub(super) fn send_down(&mut self, conn: ConnId, text: String) {
         let delay = self.delay();
         let loses = self.plant == Some(Plant::NetworkLosesFrame) && self.random.chance(0.005);
+        let lost = self.is_lost();
         let Some(connection) = self.network.connections.get_mut(&conn) else { return };
         if connection.down.cut || !connection.open_at_server || loses {
             return;
+        }
+        if lost {
+            return self.lose(conn);
         }
         let arrives = connection.down.busy_until.max(self.queue.now() + delay);
         connection.down.busy_until = arrives;
@@ -28,15 +33,39 @@ impl World {
 
     /// A frame from the client.
     pub(super) fn send_up(&mut self, conn: ConnId, text: String) {
-        let delay = self.delay();
+        let (delay, lost, twice) = (self.delay(), self.is_lost(), self.is_doubled(&text));
         let Some(connection) = self.network.connections.get_mut(&conn) else { return };
         if connection.up.cut || !connection.open_at_client {
             return;
         }
+        if lost {
+            return self.lose(conn);
+        }
         let arrives = connection.up.busy_until.max(self.queue.now() + delay);
         connection.up.busy_until = arrives;
         self.network.in_flight += 1;
+        if twice {
+            self.network.in_flight += 1;
+            self.queue.at(arrives, Event::ToServer { conn, text: text.clone() });
+        }
         self.queue.at(arrives, Event::ToServer { conn, text });
+    }
+
+    fn is_lost(&mut self) -> bool {
+        self.storm && self.random.chance(self.profile.lost_frames)
+    }
+
+    /// A mutation may arrive twice, as if its client had sent it again.
+    fn is_doubled(&mut self, text: &str) -> bool {
+        self.storm
+            && self.random.chance(self.profile.doubled_frames)
+            && matches!(ClientMessage::from_json(text), Ok(ClientMessage::Mutate { .. }))
+    }
+
+    /// A frame is lost for good, and its connection with it: no later one arrives.
+    fn lose(&mut self, conn: ConnId) {
+        self.summary.frames_lost += 1;
+        self.cut(conn);
     }
 
     /// How long a frame takes: mostly little, sometimes much.
@@ -61,7 +90,7 @@ impl World {
                 self.input(node, Input::Connect { session, client, known });
             }
             Step::Receive(message) => {
-                let (seed, now_ms) = (self.random.draw(), self.now_ms());
+                let (seed, now_ms) = (self.random.draw(), self.now_ms() + self.nodes[node].skew_ms);
                 self.input(node, Input::Receive { session, message, seed, now_ms });
             }
             Step::Close(message) => self.violate(format!("the server refused a client's frame: {message:?}")),
