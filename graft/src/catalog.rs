@@ -128,7 +128,11 @@ pub async fn remove(remote: &dyn Remote, name: &VolumeName) -> Result<u64, Catal
 /// # Errors
 ///
 /// As [`remove`]'s.
-pub async fn finish_removal(remote: &dyn Remote, name: &VolumeName, id: VolumeId) -> Result<u64, CatalogError> {
+pub async fn finish_removal(
+    remote: &dyn Remote,
+    name: &VolumeName,
+    id: VolumeId,
+) -> Result<u64, CatalogError> {
     match resolve(remote, name).await {
         Ok(found) if found == id => return remove(remote, name).await,
         // Another volume has the name by now.

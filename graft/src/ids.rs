@@ -295,7 +295,11 @@ pub mod key {
     /// A segment: its key carries the LSN and commit it was made for, and is never reused.
     pub fn segment(vid: VolumeId, lsn: Lsn, commit: CommitId, part: u32) -> String {
         #[cfg(feature = "plants")]
-        let commit = if crate::plants::has(crate::plants::Bug::SharedSegmentKeys) { CommitId([0; 16]) } else { commit };
+        let commit = if crate::plants::has(crate::plants::Bug::SharedSegmentKeys) {
+            CommitId([0; 16])
+        } else {
+            commit
+        };
         format!("volumes/{vid}/segments/{}-{commit}-{part:04x}", lsn.key_part())
     }
     /// All of a volume's segments, of commits and of checkpoints.

@@ -1,8 +1,8 @@
 //! One coordinator: opens the volume from the bucket, drives the real [`Actor`], dies and comes back.
 
 use graft::CommitId;
-use graft::lease;
 use graft::checkpoint::{CheckpointError, Policy, Written};
+use graft::lease;
 use graft::publish::{PublishError, Published};
 use graft::pull::{PullError, Pulled};
 use graft::volume::{OpenError, Opened, Options};

@@ -11,7 +11,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use graft::store::{Batch, ByteFile, Durability, KEY_BYTES_MAX, ReplicaStore, SharedStore, Space, StoreError};
+use graft::store::{
+    Batch, ByteFile, Durability, KEY_BYTES_MAX, ReplicaStore, SharedStore, Space, StoreError,
+};
 use parking_lot::Mutex;
 
 use super::random::Random;

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use graft::catalog::{self, CatalogError};
 use graft::checkpoint;
 use graft::compact::{self, CompactError, Scope};
+use graft::fetch::{FetchError, fetch};
 use graft::fork::{self, ForkError};
 use graft::gc::{self, Retention};
-use graft::fetch::{FetchError, fetch};
 use graft::reader::{Lease, Standing};
 use graft::remote::{Remote as _, RemoteError};
 use graft::time::At;
@@ -295,12 +295,7 @@ impl Job {
     }
 
     /// `origin` is the volume whose own log it goes back to, where that is known.
-    fn forked(
-        &self,
-        child: VolumeId,
-        origin: Option<VolumeId>,
-        name: &VolumeName,
-    ) -> Result<String, String> {
+    fn forked(&self, child: VolumeId, origin: Option<VolumeId>, name: &VolumeName) -> Result<String, String> {
         let mut family = self.family.lock();
         family.forks.push(child);
         family.names.insert(child, (name.clone(), origin));
@@ -341,20 +336,15 @@ impl Job {
         let looks = self.random.between(2, 6);
         for look in 1..=looks {
             self.remote.sleep(self.random.between(200, 12_000)).await;
-            if self.random.chance(0.3)
-                && lease.renew(&self.remote, now_ms(&self.remote)).await.is_err()
-            {
+            if self.random.chance(0.3) && lease.renew(&self.remote, now_ms(&self.remote)).await.is_err() {
                 // It holds until its term is over.
                 self.done("renewals that failed");
             }
             let read = fetch(&self.remote, &replica, &snapshot, &all).await;
-            let held = matches!(
-                lease.standing(now_ms(&self.remote)),
-                Standing::Held { .. } | Standing::Due { .. }
-            );
-            let passing = |error: &FetchError| {
-                matches!(error, FetchError::Remote(RemoteError::Unavailable { .. }))
-            };
+            let held =
+                matches!(lease.standing(now_ms(&self.remote)), Standing::Held { .. } | Standing::Due { .. });
+            let passing =
+                |error: &FetchError| matches!(error, FetchError::Remote(RemoteError::Unavailable { .. }));
             let failed = read.err().map(|error| (passing(&error), text(error)));
             match failed {
                 Some((false, why)) if held && self.is_kept(volume) => {
@@ -384,7 +374,8 @@ impl Job {
             let again = !family.leaving.is_empty() && self.random.chance(0.7);
             let from: Vec<VolumeId> = if again { &family.leaving } else { &family.forks }.clone();
             // Documents keep their branches.
-            let from: Vec<VolumeId> = from.into_iter().filter(|fork| family.names.contains_key(fork)).collect();
+            let from: Vec<VolumeId> =
+                from.into_iter().filter(|fork| family.names.contains_key(fork)).collect();
             if from.is_empty() {
                 return Ok("there is nothing to remove".into());
             }

@@ -72,7 +72,9 @@ impl Registry {
     /// Who believes to own the volume at this instant.
     pub fn believers(&self, believers: &[(NodeId, Epoch)], respected: bool) -> Result<(), String> {
         if respected && believers.len() > 1 {
-            return Err(format!("clocks are as good as is assumed, and {believers:?} all believe to own the volume"));
+            return Err(format!(
+                "clocks are as good as is assumed, and {believers:?} all believe to own the volume"
+            ));
         }
         let stored = self.stored.as_ref().map_or(0, |record| record.epoch.0);
         let newest = believers.iter().map(|(_, epoch)| epoch.0).max().unwrap_or_default();

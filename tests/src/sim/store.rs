@@ -365,7 +365,9 @@ fn serve(
             Ok(Reply::Rows(Vec::new()))
         }
         Request::List(prefix, _, _)
-            if plant == Some(Plant::IgnoresReaders) && sender >= COLLECTORS && prefix.ends_with("/readers/") =>
+            if plant == Some(Plant::IgnoresReaders)
+                && sender >= COLLECTORS
+                && prefix.ends_with("/readers/") =>
         {
             Ok(Reply::Rows(Vec::new()))
         }

@@ -234,7 +234,8 @@ impl World {
         for node in &mut nodes {
             node.skew_ms = random.between(0, profile.tenure.skew_ms) as i64;
         }
-        let mut clients: Vec<Client> = (0..profile.clients).map(|at| Client::new(at, random.fork())).collect();
+        let mut clients: Vec<Client> =
+            (0..profile.clients).map(|at| Client::new(at, random.fork())).collect();
         let writers = (0..profile.writers).map(|_| (desk(&mut random, config.plant), false)).collect();
         let cast = Cast::draw(&mut random.fork(), profile.page_bytes, &mut clients);
         let mutating = profile.clients + cast.documents.len();

@@ -117,7 +117,8 @@ impl Desk {
         let gone: Vec<&String> = papers.unpushed[there..].iter().map(|(_, text)| text).collect();
         let may_vanish = crashed == Some(Crash::PowerCut) && papers.locals == Durability::Buffered;
         if !gone.is_empty() && !may_vanish {
-            papers.violation = Some(format!("after {crashed:?} local commits that were on disk are gone: {gone:?}"));
+            papers.violation =
+                Some(format!("after {crashed:?} local commits that were on disk are gone: {gone:?}"));
         }
         if papers.unpushed[there..].iter().any(|(mark, _)| present.contains(mark)) {
             papers.violation = Some("a power cut took a local commit and left a later one".into());

@@ -246,7 +246,9 @@ impl World {
         let nodes: Vec<usize> = (0..self.nodes.len()).filter(|_| self.random.chance(0.5)).collect();
         let delay = self.random.between(200, 10_000);
         let (store, clients) = [(true, true), (true, false), (false, true)][self.random.index(3)];
-        self.note(format!("coordinators {nodes:?} are cut off: from the store {store}, from clients {clients}"));
+        self.note(format!(
+            "coordinators {nodes:?} are cut off: from the store {store}, from clients {clients}"
+        ));
         self.summary.partitions += 1;
         if store {
             for node in &nodes {

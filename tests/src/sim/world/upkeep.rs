@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use futures::executor::block_on;
+use graft::catalog::{self, CatalogError};
 use graft::fetch::RemoteFetch;
 use graft::gc::{self, Retention};
 use graft::remote::{Counting, SharedRemote};
 use graft::verify::verify;
 use graft::volume::{Options, Pushed, Volume, push};
-use graft::catalog::{self, CatalogError};
 use graft::{CommitId, VolumeId, checkpoint};
 use sqlsync_layer::ledger::Ledger;
 use sqlsync_layer::payload::Payload;
