@@ -69,7 +69,8 @@ const CONCURRENT: usize = 16;
 /// How far a reader's clock and a collector's may be apart.
 pub const SKEW_MS: i64 = 3_600_000;
 /// Stands as the metadata of a fork that was given up, so that its maker cannot finish it any more.
-pub(crate) const REAPED: &[u8] = b"GFX1 this fork was not finished in time, and its parent no longer keeps its pages";
+pub(crate) const REAPED: &[u8] =
+    b"GFX1 this fork was not finished in time, and its parent no longer keeps its pages";
 
 /// Whether `meta` stands where a fork's metadata would, because the fork was given up.
 pub(crate) fn is_reaped(meta: &[u8]) -> bool {

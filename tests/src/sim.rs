@@ -25,8 +25,8 @@
 pub mod bank;
 pub mod clients;
 pub mod coordinators;
-pub mod documents;
 pub mod disks;
+pub mod documents;
 pub mod history;
 pub mod keepers;
 pub mod leases;

@@ -79,12 +79,15 @@ pub struct Kept {
     pub work: Vec<Local>,
 }
 
+/// A call: a reducer's name and its arguments.
+type Call = (String, Map<String, Json>);
+
 /// What the app decided about conflicts.
 #[derive(Debug)]
 struct Decisions {
     random: Random,
     /// Other arguments, by seq: each may or may not have come into force.
-    edits: BTreeMap<u64, Vec<(String, Map<String, Json>)>>,
+    edits: BTreeMap<u64, Vec<Call>>,
 }
 
 /// The app as a judge of conflicts.
@@ -455,7 +458,7 @@ impl Papers {
                 let edit = decisions.edits.get(&seq).and_then(|edits| {
                     edits.iter().find(|(reducer, args)| {
                         *reducer == mutation.reducer
-                            && Json::Object(args.clone()).to_string() == mutation.args
+                            && serde_json::to_string(args).is_ok_and(|text| text == mutation.args)
                     })
                 });
                 let Some((reducer, args)) = edit.cloned() else {

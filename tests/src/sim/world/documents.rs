@@ -358,11 +358,10 @@ impl World {
                 let dealt = papers.lock().deal_with_rejected(made);
                 self.dealt(at, dealt);
             }
-            66..70 => {
-                if papers.lock().cancel() {
-                    self.note(format!("document {who} gives its rebase up"));
-                }
+            66..70 if papers.lock().cancel() => {
+                self.note(format!("document {who} gives its rebase up"));
             }
+            66..70 => {}
             70..74 => papers.lock().subscribe_or_not(),
             76..78 if kind.route == Route::Direct => {
                 let version = self.random.between(1, u64::from(bank::VERSION_MAX)) as u32;
