@@ -464,8 +464,7 @@ impl Replica {
         self.known.follow(&self.volume.locals());
         self.tip = self.tip_module();
         self.live.committed(touched.to_write_set());
-        self.writer.forget_schema();
-        self.reader.forget_schema();
+        self.connections.forget_schema();
         // Mutations that went to a branch are not on the stack any more, and not in the log.
         let on_stack = self.known.pending().filter_map(|pending| match pending.work {
             Work::Mutation { seq } => Some(seq),
