@@ -6,7 +6,7 @@ use bytes::Bytes;
 use graft::checkpoint::Policy as Checkpoints;
 use graft::fork::ForkError;
 use graft::gc::{self, Retention};
-use graft::remote::{Listed, Remote, RemoteError, Tag};
+use graft::remote::{Fault, Faulty, Listed, Remote, RemoteError, Request, Tag};
 use graft::store::{Batch, Durability, ReplicaStore, Space, StoreError};
 
 use super::*;
@@ -309,4 +309,27 @@ fn a_document_whose_base_was_collected_opens_and_catches_up() {
         world.pull(&mut b);
         assert_eq!(dump(&a), dump(&b), "{theirs}");
     }
+}
+
+/// Simulation, seeds 38, 1176 and 1276: one read that was damaged on its way ended a document's live query.
+#[test]
+fn a_live_query_outlives_a_read_that_was_damaged_on_its_way() {
+    let inner: SharedRemote = Arc::new(MemoryRemote::new());
+    let faulty = Faulty::new(inner, 7);
+    let world = World::with(faulty.clone());
+    let mut b = world.document("b", Config::default());
+    b.deploy(MODULE, 1, 1).unwrap();
+    world.sync(&mut b);
+    let mut a = world.document("a", Config::default());
+    let (_, rows) = a.subscribe("select n from counter where id = 3", &Params::default(), None).unwrap();
+    assert_eq!(rows.rows, [[Value::Integer(0)]]);
+    bump(&mut b, 3);
+    world.sync(&mut b);
+    world.pull(&mut a);
+    let before = faulty.injected();
+    faulty.fail_next(Request::GetRange, Fault::Flip);
+    let changed = a.refresh();
+    assert!(faulty.injected() > before, "nothing was fetched");
+    let rows: Vec<_> = changed.into_iter().map(|(_, rows)| rows.unwrap().rows).collect();
+    assert_eq!(rows, [[[Value::Integer(1)]]]);
 }
