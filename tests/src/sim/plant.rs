@@ -3,6 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::symptoms::Symptom;
+use super::{Config, Failure, run};
+
 /// A bug of the world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plant {
@@ -79,6 +82,38 @@ impl Plant {
         Plant::LeaseOverwrites,
     ];
 
+    /// What it is meant to cause; anything else that a run with it shows does not count as finding it.
+    pub fn causes(self) -> &'static [Symptom] {
+        use Symptom::{
+            Answer, Content, Cycle, Disk, Fork, Impossible, Integrity, Lease, LeasedRead, Ledger, Log, NoRest,
+            Replay, SegmentGone, Seqs, Session, Shown, Unsound,
+        };
+        match self {
+            Plant::ResendRenumbers => &[Seqs],
+            Plant::StoreOverwrites | Plant::StoreLoses => &[Log],
+            Plant::AckBeforePublish => &[Answer],
+            // What was lost is waited for; or what comes after it does not fit.
+            Plant::NetworkLosesFrame => &[NoRest, Session, Seqs],
+            Plant::ImpureReducer => &[Replay],
+            Plant::BlindMerge => &[Cycle, Content, Replay, Integrity, Impossible, Shown],
+            Plant::NoTombstone => &[Log],
+            Plant::SweepsUploads => &[SegmentGone],
+            Plant::IgnoresPins => &[Fork],
+            Plant::EpochGoesOn => &[Unsound],
+            Plant::StateOfTheTip => &[Ledger],
+            Plant::OtherEpoch => &[Unsound],
+            Plant::MergeSkipsReads => &[Cycle, Replay],
+            Plant::MergeWritesOnly => &[Cycle, Replay, Integrity, Impossible],
+            Plant::SkipsLedger => &[Seqs],
+            Plant::AckBeforeFsync => &[Disk],
+            Plant::ReusesSegmentKeys => &[Unsound],
+            Plant::SkipsReadBack => &[Answer],
+            Plant::IgnoresReaders => &[LeasedRead],
+            Plant::OwnerIgnoresClock => &[Lease],
+            Plant::LeaseOverwrites => &[Lease],
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Plant::ResendRenumbers => "resend-renumbers",
@@ -130,4 +165,42 @@ impl FromStr for Plant {
     fn from_str(text: &str) -> Result<Plant, UnknownPlant> {
         Plant::ALL.into_iter().find(|plant| plant.name() == text).ok_or_else(|| UnknownPlant(text.into()))
     }
+}
+
+/// A plant that was found for the right reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// By which seed.
+    pub seed: u64,
+    /// So many seeds were tried, that one included.
+    pub tried: u64,
+    /// What did not hold that the plant is meant to cause.
+    pub symptoms: Vec<Symptom>,
+}
+
+/// Runs the seeds until one finds `plant` for the right reason: with the plant something does not hold that the
+/// plant is meant to cause, and the same seed and steps without it hold. `tell` hears of every failure on the
+/// way, and what it is taken for.
+pub fn hunt(
+    plant: Plant,
+    seeds: impl IntoIterator<Item = u64>,
+    steps: u64,
+    mut tell: impl FnMut(u64, &Failure, &str),
+) -> Option<Found> {
+    for (tried, seed) in (1..).zip(seeds) {
+        let Err(failure) = run(Config { plant: Some(plant), ..Config::new(seed, steps) }) else { continue };
+        let symptoms: Vec<Symptom> =
+            failure.symptoms().into_iter().filter(|symptom| plant.causes().contains(symptom)).collect();
+        if symptoms.is_empty() {
+            tell(seed, &failure, "not what the plant causes");
+            continue;
+        }
+        if run(Config::new(seed, steps)).is_err() {
+            tell(seed, &failure, "fails without the plant, too");
+            continue;
+        }
+        tell(seed, &failure, "found");
+        return Some(Found { seed, tried, symptoms });
+    }
+    None
 }
