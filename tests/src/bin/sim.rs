@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use tests::sim::plant::{Found, Plant, hunt};
+use tests::sim::plant::{Found, Hunt, Plant};
 use tests::sim::{Config, Summary, run};
 
 struct Args {
@@ -35,7 +35,9 @@ fn parse(mut args: impl Iterator<Item = String>) -> anyhow::Result<Args> {
             "--plant" => config.plant = Some(value()?.parse::<Plant>()?),
             "--history" => config.loud = true,
             "--hunt" => hunts = true,
-            other => bail!("unknown `{other}`; use --seed N --steps M --count K --plant NAME --history --hunt"),
+            other => {
+                bail!("unknown `{other}`; use --seed N --steps M --count K --plant NAME --history --hunt")
+            }
         }
     }
     Ok(Args { config, count: count.unwrap_or(if one_seed { 1 } else { 20 }), hunts })
@@ -44,10 +46,10 @@ fn parse(mut args: impl Iterator<Item = String>) -> anyhow::Result<Args> {
 /// Looks for planted bugs. Fails where one is not found.
 fn hunt_all(config: Config, count: u64) -> ExitCode {
     let plants = config.plant.map_or(Plant::ALL.to_vec(), |plant| vec![plant]);
-    let mut missed = 0;
+    let (mut missed, mut hunt) = (0, Hunt::new(config.steps));
     for plant in plants {
         let seeds = config.seed..config.seed.saturating_add(count);
-        let found = hunt(plant, seeds, config.steps, |seed, failure, verdict| {
+        let found = hunt.find(plant, plant.causes(), seeds, |seed, failure, verdict| {
             let what: String = failure.what.chars().take(300).collect();
             println!("{plant}: seed {seed}: {verdict}: {:?}: {what}", failure.symptoms());
         });

@@ -125,11 +125,7 @@ pub fn cycle(
 }
 
 /// What is wrong with the log as it is stored, for the report of something else that does not hold.
-pub fn damage(
-    objects: &MemoryRemote,
-    volume: VolumeId,
-    archive: &BTreeMap<String, Bytes>,
-) -> Option<String> {
+pub fn damage(objects: &MemoryRemote, volume: VolumeId, archive: &BTreeMap<String, Bytes>) -> Option<String> {
     read_log(objects, archive, volume, Lsn::ZERO, ChainHash::ZERO).err()
 }
 

@@ -1,5 +1,6 @@
 //! Bugs planted in the world, never in the product: the simulation must find each of them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -85,8 +86,8 @@ impl Plant {
     /// What it is meant to cause; anything else that a run with it shows does not count as finding it.
     pub fn causes(self) -> &'static [Symptom] {
         use Symptom::{
-            Answer, Content, Cycle, Disk, Fork, Impossible, Integrity, Lease, LeasedRead, Ledger, Log, NoRest,
-            Replay, SegmentGone, Seqs, Session, Shown, Unsound,
+            Answer, Content, Cycle, Disk, Fork, Garbage, Impossible, Integrity, Lease, LeasedRead, Ledger,
+            Log, NoRest, Order, Replay, SegmentGone, Seqs, Session, Shown, Twice, Unsound,
         };
         match self {
             Plant::ResendRenumbers => &[Seqs],
@@ -94,19 +95,22 @@ impl Plant {
             Plant::AckBeforePublish => &[Answer],
             // What was lost is waited for; or what comes after it does not fit.
             Plant::NetworkLosesFrame => &[NoRest, Session, Seqs],
-            Plant::ImpureReducer => &[Replay],
-            Plant::BlindMerge => &[Cycle, Content, Replay, Integrity, Impossible, Shown],
+            Plant::ImpureReducer => &[Replay, Shown, Content],
+            Plant::BlindMerge => &[Cycle, Order, Content, Replay, Integrity, Impossible, Shown],
             Plant::NoTombstone => &[Log],
             Plant::SweepsUploads => &[SegmentGone],
-            Plant::IgnoresPins => &[Fork],
-            Plant::EpochGoesOn => &[Unsound],
+            // What a fork reads through is collected with the parent's.
+            Plant::IgnoresPins => &[Unsound, SegmentGone, Fork],
+            // What it uploaded is never taken, as its epoch goes on.
+            Plant::EpochGoesOn => &[Garbage],
+            Plant::OtherEpoch => &[SegmentGone],
             Plant::StateOfTheTip => &[Ledger],
-            Plant::OtherEpoch => &[Unsound],
-            Plant::MergeSkipsReads => &[Cycle, Replay],
-            Plant::MergeWritesOnly => &[Cycle, Replay, Integrity, Impossible],
-            Plant::SkipsLedger => &[Seqs],
+            Plant::MergeSkipsReads => &[Cycle, Replay, Shown],
+            Plant::MergeWritesOnly => &[Cycle, Replay, Shown, Integrity, Impossible],
+            Plant::SkipsLedger => &[Twice, Seqs],
             Plant::AckBeforeFsync => &[Disk],
-            Plant::ReusesSegmentKeys => &[Unsound],
+            // One's frames are read with the other's head; or the loser's upload is collected, and was the winner's.
+            Plant::ReusesSegmentKeys => &[Unsound, SegmentGone],
             Plant::SkipsReadBack => &[Answer],
             Plant::IgnoresReaders => &[LeasedRead],
             Plant::OwnerIgnoresClock => &[Lease],
@@ -178,29 +182,46 @@ pub struct Found {
     pub symptoms: Vec<Symptom>,
 }
 
-/// Runs the seeds until one finds `plant` for the right reason: with the plant something does not hold that the
-/// plant is meant to cause, and the same seed and steps without it hold. `tell` hears of every failure on the
-/// way, and what it is taken for.
-pub fn hunt(
-    plant: Plant,
-    seeds: impl IntoIterator<Item = u64>,
+/// Looks for plants, with one number of steps for all of its runs.
+#[derive(Debug)]
+pub struct Hunt {
     steps: u64,
-    mut tell: impl FnMut(u64, &Failure, &str),
-) -> Option<Found> {
-    for (tried, seed) in (1..).zip(seeds) {
-        let Err(failure) = run(Config { plant: Some(plant), ..Config::new(seed, steps) }) else { continue };
-        let symptoms: Vec<Symptom> =
-            failure.symptoms().into_iter().filter(|symptom| plant.causes().contains(symptom)).collect();
-        if symptoms.is_empty() {
-            tell(seed, &failure, "not what the plant causes");
-            continue;
-        }
-        if run(Config::new(seed, steps)).is_err() {
-            tell(seed, &failure, "fails without the plant, too");
-            continue;
-        }
-        tell(seed, &failure, "found");
-        return Some(Found { seed, tried, symptoms });
+    /// Whether each seed holds without a plant.
+    holds: BTreeMap<u64, bool>,
+}
+
+impl Hunt {
+    /// One whose runs take `steps` steps.
+    pub fn new(steps: u64) -> Hunt {
+        Hunt { steps, holds: BTreeMap::new() }
     }
-    None
+
+    /// Runs the seeds until one finds `plant` for the right reason: with the plant something does not hold that is
+    /// among `causes`, and the same seed and steps without it hold. `tell` hears of every failure on the way, and
+    /// what it is taken for.
+    pub fn find(
+        &mut self,
+        plant: Plant,
+        causes: &[Symptom],
+        seeds: impl IntoIterator<Item = u64>,
+        mut tell: impl FnMut(u64, &Failure, &str),
+    ) -> Option<Found> {
+        for (tried, seed) in (1..).zip(seeds) {
+            let run_of = |plant| run(Config { plant, ..Config::new(seed, self.steps) });
+            let Err(failure) = run_of(Some(plant)) else { continue };
+            let symptoms: Vec<Symptom> =
+                failure.symptoms().into_iter().filter(|symptom| causes.contains(symptom)).collect();
+            if symptoms.is_empty() {
+                tell(seed, &failure, "not what is looked for");
+                continue;
+            }
+            if !*self.holds.entry(seed).or_insert_with(|| run_of(None).is_ok()) {
+                tell(seed, &failure, "fails without the plant, too");
+                continue;
+            }
+            tell(seed, &failure, "found");
+            return Some(Found { seed, tried, symptoms });
+        }
+        None
+    }
 }

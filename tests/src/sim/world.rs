@@ -54,7 +54,7 @@ use super::plant::Plant;
 use super::queue::Queue;
 use super::random::Random;
 use super::store::{Bucket, StoreEvent, Weather};
-use super::symptoms::ADDED;
+use super::symptoms::{ADDED, READ};
 use super::tasks::Tasks;
 use super::truth::{Claim, Seen, Shown, Truth, rows_text};
 use super::writers::Desk;
@@ -596,7 +596,7 @@ impl World {
         let (archive, mut added) = (self.bucket.archive(), String::new());
         if let Some(cycle) = oracle::cycle(&self.objects, VOLUME, &self.truth, &archive) {
             added.push_str(ADDED);
-            added.push_str("what was read is ");
+            added.push_str(READ);
             added.push_str(&cycle);
         }
         let remote: SharedRemote = self.objects.clone();

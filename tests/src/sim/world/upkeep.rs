@@ -140,7 +140,12 @@ impl World {
     }
 
     /// Verifies a volume; answers its orphans.
-    pub(super) fn is_sound(&self, remote: &SharedRemote, volume: VolumeId, when: &str) -> Result<Vec<String>, String> {
+    pub(super) fn is_sound(
+        &self,
+        remote: &SharedRemote,
+        volume: VolumeId,
+        when: &str,
+    ) -> Result<Vec<String>, String> {
         let report = block_on(verify(&**remote, volume, &|_| {}));
         let report = report.map_err(|error| format!("{volume} cannot be verified {when}: {error}"))?;
         match report.findings.first() {
