@@ -52,6 +52,7 @@ impl World {
             random: self.random.fork(),
             now_ms: self.some_clock(),
             plant: self.plant,
+            keeps_nothing: self.profile.rough,
         };
         self.spawn(Owner::Keeper(at), async move { Done::Keeper(job.run().await) });
     }
@@ -141,7 +142,12 @@ impl World {
     }
 
     /// Verifies a volume; answers its orphans.
-    fn is_sound(&self, remote: &SharedRemote, volume: VolumeId, when: &str) -> Result<Vec<String>, String> {
+    pub(super) fn is_sound(
+        &self,
+        remote: &SharedRemote,
+        volume: VolumeId,
+        when: &str,
+    ) -> Result<Vec<String>, String> {
         let report = block_on(verify(&**remote, volume, &|_| {}));
         let report = report.map_err(|error| format!("{volume} cannot be verified {when}: {error}"))?;
         match report.findings.first() {
