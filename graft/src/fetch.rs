@@ -15,7 +15,7 @@
 //! [`plan::GAP_BYTES_MAX`], and a GET ends with the frame that takes it to [`plan::RANGE_BYTES_MAX`].
 //! A GET that a reader waits for is short, and what comes with it lies in others beside it. Readers that
 //! miss the same frame at the same time share one request. At most 64 requests of one [`Fetcher`] are
-//! under way at once, and 32 MiB of what is fetched ahead; those that somebody waits for go first.
+//! under way at once, and 16 MiB of what is fetched ahead; those that somebody waits for go first.
 //!
 //! | module | holds |
 //! | --- | --- |
