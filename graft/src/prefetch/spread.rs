@@ -84,10 +84,16 @@ impl Spread {
         if has_trend { scans && (2..=ALONE).contains(&self.all_misses) } else { self.misses > ALONE }
     }
 
+    /// How many bytes may be brought at most, of whatever is not here; see [`Standing`]. Where it is
+    /// none, what is not here need not be found out.
+    pub fn room(&self, room: u64, used: u64) -> u64 {
+        let unproven = self.brought.saturating_sub(used.saturating_mul(EARNED_BYTES));
+        UNPROVEN_BYTES_MAX.min(room / 2).saturating_sub(unproven)
+    }
+
     /// How many bytes to bring around the miss that was just told.
     pub fn step(&mut self, at: Standing) -> u64 {
-        let unproven = self.brought.saturating_sub(at.used.saturating_mul(EARNED_BYTES));
-        let room = UNPROVEN_BYTES_MAX.min(at.room / 2).saturating_sub(unproven);
+        let room = self.room(at.room, at.used);
         let whole = at.left <= WHOLE_BYTES.min(room);
         if whole {
             self.brought = self.brought.saturating_add(at.left);
