@@ -209,8 +209,10 @@ fn check_ledgers(archive: &BTreeMap<String, Bytes>, forks: &family::Forks) -> Re
                 let head = head.map_err(|error| format!("{entry}: {error:?}"))?;
                 expected.follow(&[head]).map_err(|error| error.to_string())?;
             }
-            if Ledger::decode(&start.state).as_ref() != Ok(&expected) {
-                return Err(format!("{key}: its ledger is not that of lsn {}", start.lsn));
+            let found = Ledger::decode(&start.state);
+            if found.as_ref() != Ok(&expected) {
+                let lsn = start.lsn;
+                return Err(format!("{key}: its ledger is not that of lsn {lsn}: {found:?}, not {expected:?}"));
             }
         }
     }
