@@ -428,6 +428,7 @@ impl Replica {
         };
         replica.known.follow(&replica.volume.locals());
         replica.tip = replica.tip_module();
+        replica.forget_branched()?;
         replica.forget_settled()?;
         replica.check_client();
         Ok(replica)

@@ -333,3 +333,45 @@ fn a_live_query_outlives_a_read_that_was_damaged_on_its_way() {
     let rows: Vec<_> = changed.into_iter().map(|(_, rows)| rows.unwrap().rows).collect();
     assert_eq!(rows, [[[Value::Integer(1)]]]);
 }
+
+/// Simulation, seed 1097: the disk was full between the new stack and the timeline, and the process died. The
+/// mutations that had gone to a branch were still taken for pending, so that the next one got a seq that the
+/// log could not have next.
+#[test]
+fn a_branch_takes_its_mutations_out_of_the_timeline_wherever_the_process_ends() {
+    let config = Config { policy: Policy::Fork, ..Config::default() };
+    let mut between = 0;
+    for room in 0.. {
+        let world = World::deployed();
+        let kept: SharedStore = Arc::new(MemoryStore::default());
+        let small = Small::of(&kept);
+        let mut a = world.open("a", config.clone(), Some(small.clone())).unwrap();
+        let mut b = world.document("b", Config::default());
+        bump(&mut a, 1);
+        bump(&mut a, 2);
+        bump(&mut b, 3);
+        world.sync(&mut b);
+        let pulled = block_on(a.volume().clone().pull(&*world.remote)).unwrap();
+        small.leave_room(room);
+        let mut ended = a.pulled(pulled);
+        while let Ok(Progress::Left(_)) = ended {
+            ended = a.step(1);
+        }
+        drop(a);
+        let mut a = world.open("a", config.clone(), Some(kept)).unwrap();
+        let (ahead, branches) = (a.status().ahead, a.branches().len());
+        assert!((ahead, branches) == (2, 0) || (ahead, branches) == (0, 1), "room {room}");
+        between += u32::from(ended.is_err() && branches == 1);
+        assert_eq!((a.next_seq(), a.pending().count()), (ahead as u64 + 1, ahead), "room {room}");
+        world.sync(&mut a);
+        assert_eq!(bump(&mut a, 4), 1, "room {room}");
+        world.sync(&mut a);
+        assert_eq!(a.settled(), 1, "room {room}");
+        world.pull(&mut b);
+        assert_eq!(dump(&a), dump(&b), "room {room}");
+        if ended.is_ok() {
+            break;
+        }
+    }
+    assert!(between > 0, "no end was between the new stack and the timeline");
+}
