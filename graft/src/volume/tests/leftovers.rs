@@ -1,10 +1,13 @@
 //! What reaches the store in which batch, and what a commit or a push that did not end leaves there.
 
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{OnceLock, Weak};
 
 use super::*;
+use crate::fork;
+use crate::history::{self, History};
 use crate::publish::publish;
-use crate::store::{Batch, MemoryStore, ReplicaStore, Space};
+use crate::store::{Batch, ByteFile, MemoryStore, ReplicaStore, Space};
 
 const PAGE: usize = 65536;
 
@@ -219,4 +222,50 @@ fn a_pending_push_is_on_disk_before_it_is_sent() {
         assert_eq!(volume.pending().as_deref(), Some(&*sealed), "{locals:?}");
         assert_eq!(push_all(&*remote, &volume, 2).unwrap(), Pushed::Durable(Lsn(1)));
     }
+}
+
+/// A store that notes, when an ancestor's file is looked for, whether readers of the replica must wait.
+#[derive(Debug, Default)]
+struct Watched {
+    inner: MemoryStore,
+    volume: OnceLock<Weak<Volume>>,
+    free: Mutex<Vec<bool>>,
+}
+
+impl ReplicaStore for Watched {
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.inner.get(space, key)
+    }
+    fn scan(&self, space: Space, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        self.inner.scan(space, prefix)
+    }
+    fn write(&self, batch: Batch, durability: Durability) -> Result<(), StoreError> {
+        self.inner.write(batch, durability)
+    }
+    fn file(&self, name: &str) -> Result<Option<Arc<dyn ByteFile>>, StoreError> {
+        self.inner.file(name)
+    }
+    fn existing_file(&self, name: &str) -> Result<Option<Arc<dyn ByteFile>>, StoreError> {
+        let volume = self.volume.get().and_then(Weak::upgrade);
+        self.free.lock().extend(volume.map(|volume| volume.state.try_lock().is_some()));
+        self.inner.existing_file(name)
+    }
+}
+
+/// Readers of a fork do not wait for the files of what it was made from.
+#[test]
+fn an_ancestors_pages_are_looked_for_while_readers_go_on() {
+    let remote = created(512);
+    let parent = open(&*remote, in_memory());
+    write(&parent, 1, &[(1, 1)]);
+    push_all(&*remote, &parent, 1).unwrap();
+    let child = VolumeId([5; 16]);
+    block_on(fork::create(&*remote, VOLUME, At::Newest, child, &"fork".parse().unwrap())).unwrap();
+    let store = Arc::new(Watched::default());
+    let options = Options { store: Some(store.clone()), ..Options::default() };
+    let volume = Arc::new(Volume::load(child, PageSize::new(512).unwrap(), options).unwrap().volume);
+    store.volume.set(Arc::downgrade(&volume)).unwrap();
+    let History { start, heads, .. } = block_on(history::read(&*remote, child, None)).unwrap();
+    volume.absorb(Pulled { from: Lsn::ZERO, jump: Some(Box::new(start)), heads }).unwrap();
+    assert_eq!(*store.free.lock(), [true]);
 }
