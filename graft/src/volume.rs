@@ -278,12 +278,13 @@ impl Volume {
     pub async fn open(remote: &dyn Remote, id: VolumeId, options: Options) -> Result<Opened, OpenError> {
         if !persist::holds(options.store.as_deref(), id)? {
             let looked = Moment::now();
-            let History { meta, start, heads } = history::read(remote, id, None).await?;
+            let History { meta, start, heads, early } = history::read(remote, id, None).await?;
             let mut opened = Volume::load(id, meta.page_size, options)?;
             let pulled = Pulled { from: Lsn::ZERO, jump: Some(Box::new(start.clone())), heads };
             opened.heads = pulled.heads.clone();
             opened.start = start;
             opened.volume.absorb(pulled)?;
+            opened.volume.keep_early(&early);
             opened.volume.confirmed.note(opened.volume.base().lsn(), looked);
             return Ok(opened);
         }
@@ -315,11 +316,12 @@ impl Volume {
         at: At,
         cache_bytes: usize,
     ) -> Result<Opened, AtError> {
-        let History { meta, start, heads } = time::read_at(remote, id, at).await?;
+        let History { meta, start, heads, early } = time::read_at(remote, id, at).await?;
         let options = Options { store: None, locals: None, cache_bytes, ..Options::default() };
         let mut volume = Volume::new(id, meta.page_size, options)?;
         let pulled = Pulled { from: Lsn::ZERO, jump: Some(Box::new(start.clone())), heads: heads.clone() };
         volume.move_to(pulled)?;
+        volume.keep_early(&early);
         volume.fixed = true;
         Ok(Opened { volume, start, heads })
     }
