@@ -416,7 +416,12 @@ async fn sweep_plan(
     now_ms: i64,
     publish: Option<Floor>,
 ) -> Result<Plan, GcError> {
-    let inventory = Inventory::take(remote, volume).await?;
+    let inventory = Inventory::take(remote, volume, now_ms).await?;
+    // A removal may begin between the look at the floor and this listing, and be refused after it: its mark
+    // is above everything, and must not be taken for a floor.
+    if inventory.floors.iter().any(|(floor, _)| floor.lsn == Lsn(u64::MAX)) {
+        return Err(GcError::Removed { volume });
+    }
     let graced = now_ms.saturating_sub(retention.grace_ms);
     let ripe =
         inventory.floors.iter().filter(|(_, row)| row.modified_ms <= graced || retention.grace_ms == 0);

@@ -328,3 +328,52 @@ fn a_late_compaction_does_not_pass_for_the_checkpoint_of_a_fork() {
     block_on(fetch(&*log.remote, &fork, &tip, &PageSet::from_iter([page(1)]))).unwrap();
     assert_eq!(fork.read(&tip, page(1)).unwrap()[..8], 4u64.to_le_bytes());
 }
+
+/// A process that froze for days after its create had landed unanswered, and thaws: that its commit is read
+/// back says nothing of the LSNs after it, which may be free again soon.
+#[test]
+fn a_push_that_is_read_back_vouches_for_nothing() {
+    let mut log = Log::new();
+    log.grow(9);
+    let store: SharedStore = Arc::new(MemoryStore::new());
+    let kept = Options { store: Some(store), locals: Some(Durability::Sync), ..options() };
+    let writer = block_on(Volume::open(&*log.remote, VOLUME, kept)).unwrap().volume;
+    write(&writer, 10);
+    let sealed = writer.seal(1, Bytes::new(), CommitId([6; 16]), log.now_ms()).unwrap().unwrap();
+    block_on(log.remote.create(&key::log(VOLUME, Lsn(10)), sealed.body.clone())).unwrap();
+    let pulled = block_on(log.writer.pull(&*log.remote)).unwrap();
+    log.writer.absorb(pulled).unwrap();
+    log.n = 10;
+    log.grow(400);
+    log.collect(&*log.remote);
+    log.grow(2500);
+    assert!(log.bottom() == Floor::default());
+    sealed.confirmed.sleep();
+    let pending = writer.pending().unwrap();
+    let done = block_on(publish(&*log.remote, &pending)).unwrap();
+    writer.confirm(done).unwrap();
+    // Seconds later, what lies after its commit is freed.
+    log.collect(&*log.remote);
+    assert!(log.bottom().lsn > Lsn(11), "{:?}", log.bottom());
+    write(&writer, 666);
+    let late = block_on(push(&*log.remote, &writer, |_| Bytes::new(), || CommitId([7; 16]), 0));
+    assert!(
+        matches!(late, Err(PushError::Publish(PublishError::Forgotten { lsn: Lsn(11), .. }))),
+        "{late:?}"
+    );
+}
+
+/// `graft volume rm` writes its mark, finds that a fork needs the volume, and deletes the mark again: a
+/// collection without grace that began before must not take the mark for a floor.
+#[test]
+fn the_mark_of_a_removal_is_no_floor() {
+    let mut log = Log::new();
+    log.grow(40);
+    let retention = Retention { keep_ms: 0, keep_commits: 100, grace_ms: 0 };
+    let publish = block_on(wanted(&*log.remote, VOLUME, retention, log.now_ms())).unwrap();
+    let mark = key::horizon(VOLUME, Lsn(u64::MAX), Seq(u64::MAX));
+    block_on(log.remote.create(&mark, Bytes::new())).unwrap();
+    let plan = sweep_plan(&*log.remote, VOLUME, retention, Burial::after(0), log.now_ms(), publish);
+    let plan = block_on(plan);
+    assert!(matches!(plan, Err(GcError::Removed { volume: VOLUME })), "{plan:?}");
+}
