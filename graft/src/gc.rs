@@ -29,8 +29,9 @@
 //!
 //! Readers depend on time: one without a lease has [`Retention::grace_ms`] between the moment that a
 //! floor is published and the sweep, one with a lease as long as it renews it ([`crate::reader`]); they are
-//! told [`Expired`](crate::fetch::FetchError) after that. A lease has lapsed where the store's own stamps
-//! say that it was not renewed for its term, or where it ended more than [`SKEW_MS`] ago by our clock.
+//! told [`Expired`](crate::fetch::FetchError) after that. A lease has lapsed where the store's own stamps,
+//! as far as they are not later than our clock, say that it was not renewed for its term, or where it ended
+//! more than [`SKEW_MS`] ago by our clock.
 //!
 //! A crash at any step leaves garbage at worst, and the next run finds it.
 //!

@@ -15,8 +15,10 @@
 //! 1. *Time.* A writer that loses LSN n has a day ([`Burial::ms`]) in which its create meets a commit or
 //!    a tombstone. A request does not travel for a day: clients and stores end it within minutes. Where
 //!    that holds, nothing else is needed: whoever sends a create had looked at the log shortly before, or
-//!    does so now by (2). The day is counted by the store's own stamps alone: that of the tombstone and
-//!    the newest of any object in the same listing. No collector's clock has a part in it.
+//!    does so now by (2). The day is counted by the store's own stamps: from that of the tombstone to
+//!    the newest in the same listing, of which none counts that is later than the collector's clock. So a
+//!    collector's clock can only hold a tombstone back; one goes early only where an object is stamped in
+//!    the future (stamps may be file times) *and* the collector's clock is there, too.
 //! 2. *A second look.* A writer whose base was last seen as the head more than [`RECENT`] ago (half the
 //!    default grace), or that cannot say when, because it was restarted, reads the bottom after its create
 //!    and before it acknowledges: [`settle`]. One LIST. Above the bottom, the key was never free, so that

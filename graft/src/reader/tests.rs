@@ -226,9 +226,10 @@ fn clocks_that_disagree_cost_no_reader_its_state() {
             assert!(book.reads(&reader), "round {round}");
         }
     }
-    // Its reader died: it goes by the store's stamps, however wrong the collector's clock is; and where
-    // nothing is written, by the collector's.
-    for (store, collector) in [(BEGUN + TERM_MS + 1, 0), (BEGUN, BEGUN + TERM_MS + SKEW_MS + 1)] {
+    // Its reader died: it goes by the store's stamps, however far ahead the collector's clock is; and where
+    // nothing is written, by the collector's. One that is behind only waits.
+    let dead = BEGUN + TERM_MS + 1;
+    for (store, collector) in [(dead, dead), (dead, i64::MAX), (BEGUN, BEGUN + TERM_MS + SKEW_MS + 1)] {
         let (book, reader, _) = held(5);
         book.remote.set_now_ms(store);
         book.remote.overwrite(&key::segment(VOLUME, Lsn(99), CommitId([1; 16]), 1), "upload");
@@ -236,6 +237,20 @@ fn clocks_that_disagree_cost_no_reader_its_state() {
         assert!(plan.doomed.iter().any(|doomed| doomed.why == Why::Lease), "{store} {collector}");
         book.collect(BEGUN);
         assert!(!book.reads(&reader));
+    }
+}
+
+/// Stamps may be file times, and a file may be of the future: it does not end everybody's lease.
+#[test]
+fn one_stamp_of_the_future_ends_no_lease() {
+    for ahead in [TERM_MS + 1, 100 * 86_400_000] {
+        let (book, reader, _) = held(5);
+        book.remote.set_now_ms(BEGUN + ahead);
+        book.remote.overwrite(&key::segment(VOLUME, Lsn(99), CommitId([1; 16]), 1), "upload");
+        let plan = book.collect(BEGUN + RENEW_MS);
+        assert!(plan.doomed.iter().all(|doomed| doomed.why != Why::Lease), "{:?}", plan.doomed);
+        assert!(book.reads(&reader), "a stamp that is {ahead} ms ahead");
+        book.remote.set_now_ms(BEGUN);
     }
 }
 

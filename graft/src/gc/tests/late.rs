@@ -267,7 +267,8 @@ fn an_old_pending_push_is_settled_by_its_tombstone_or_not_at_all() {
     }
 }
 
-/// A day passes for nobody but the store: a collector's clock has no part in when tombstones go.
+/// A day passes for nobody but the store: a collector's clock makes no tombstone go earlier, and neither does
+/// one stamp of the future.
 #[test]
 fn tombstones_age_by_the_stores_clock_alone() {
     let mut log = Log::new();
@@ -282,6 +283,20 @@ fn tombstones_age_by_the_stores_clock_alone() {
     assert!(spent > 86_400_000, "some of them are older than a day");
     let youngest_freed = log.bottom().lsn;
     assert!(youngest_freed > Lsn::ZERO && youngest_freed <= Lsn(1600 - 1024), "{youngest_freed:?}");
+    // A file of the future, and a collector whose clock is right.
+    log.remote.set_now_ms(i64::MAX);
+    let odd = key::segment(VOLUME, Lsn(9999), CommitId([1; 16]), 1);
+    block_on(log.remote.create(&odd, Bytes::from_static(b"upload"))).unwrap();
+    log.remote.set_now_ms(log.now_ms());
+    let plan = block_on(plan(
+        &*log.remote,
+        VOLUME,
+        Retention { keep_ms: 0, keep_commits: 100, grace_ms: 0 },
+        log.now_ms(),
+    ))
+    .unwrap();
+    assert!(plan.doomed.iter().all(|doomed| doomed.why != Why::Tombstone), "{:?}", plan.doomed);
+    block_on(log.remote.delete(&odd)).unwrap();
     // Nothing is written any more: the store's clock is not seen to go on, and nothing ages.
     let before = log.remote.objects().len();
     let retention = Retention { keep_ms: 0, keep_commits: 100, grace_ms: 0 };
