@@ -293,8 +293,7 @@ pub async fn sweep_announced(
     if published == Floor::default() {
         return Ok(Plan::default());
     }
-    let plan =
-        sweep_plan(remote, volume, retention, Burial::after(retention.grace_ms), now_ms, None).await?;
+    let plan = sweep_plan(remote, volume, retention, Burial::after(retention.grace_ms), now_ms, None).await?;
     carry_out(remote, volume, plan, progress).await
 }
 
@@ -489,9 +488,10 @@ async fn sweep_plan(
             return Err(GcError::Clock { volume, ahead_ms });
         }
     }
-    let ripe = inventory.floors.iter().filter(|(floor, row)| {
-        retention.grace_ms == 0 || (row.modified_ms <= graced && !new(*floor))
-    });
+    let ripe = inventory
+        .floors
+        .iter()
+        .filter(|(floor, row)| retention.grace_ms == 0 || (row.modified_ms <= graced && !new(*floor)));
     let mut floor = ripe.map(|(floor, _)| *floor).max().unwrap_or_default();
     if retention.grace_ms == 0 {
         floor = floor.max(publish.unwrap_or_default());
