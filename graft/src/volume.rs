@@ -253,6 +253,8 @@ pub struct Volume {
     options: Options,
     /// A view of the past: it neither commits nor moves.
     fixed: bool,
+    /// One [`aside`](Volume::aside) another, whose store says where that one stands.
+    is_aside: bool,
     /// What a push leaves in the store; held while one is prepared or settled.
     sealing: Mutex<Kept>,
     /// Held while base, local commits or pending push are changed.
@@ -276,12 +278,13 @@ impl Volume {
     pub async fn open(remote: &dyn Remote, id: VolumeId, options: Options) -> Result<Opened, OpenError> {
         if !persist::holds(options.store.as_deref(), id)? {
             let looked = Moment::now();
-            let History { meta, start, heads } = history::read(remote, id, None).await?;
+            let History { meta, start, heads, early } = history::read(remote, id, None).await?;
             let mut opened = Volume::load(id, meta.page_size, options)?;
             let pulled = Pulled { from: Lsn::ZERO, jump: Some(Box::new(start.clone())), heads };
             opened.heads = pulled.heads.clone();
             opened.start = start;
             opened.volume.absorb(pulled)?;
+            opened.volume.keep_early(&early);
             opened.volume.confirmed.note(opened.volume.base().lsn(), looked);
             return Ok(opened);
         }
@@ -313,11 +316,12 @@ impl Volume {
         at: At,
         cache_bytes: usize,
     ) -> Result<Opened, AtError> {
-        let History { meta, start, heads } = time::read_at(remote, id, at).await?;
+        let History { meta, start, heads, early } = time::read_at(remote, id, at).await?;
         let options = Options { store: None, locals: None, cache_bytes, ..Options::default() };
         let mut volume = Volume::new(id, meta.page_size, options)?;
         let pulled = Pulled { from: Lsn::ZERO, jump: Some(Box::new(start.clone())), heads: heads.clone() };
         volume.move_to(pulled)?;
+        volume.keep_early(&early);
         volume.fixed = true;
         Ok(Opened { volume, start, heads })
     }
@@ -347,6 +351,7 @@ impl Volume {
             page_size,
             options,
             fixed: false,
+            is_aside: false,
             sealing: Mutex::default(),
             writer: Mutex::default(),
             state: Mutex::new(state),
@@ -637,7 +642,9 @@ impl Volume {
         if root.lsn > base.lsn() || known.is_some_and(|known| known.seq >= root.seq) {
             return Ok(());
         }
-        self.store_start(&base, start)?;
+        if !self.is_aside {
+            self.store_start(&base, start)?;
+        }
         let base = base.rebased(root, &start.chunks);
         let tip = stack(&base, &locals, tip_version);
         let mut state = self.state.lock();

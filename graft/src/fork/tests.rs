@@ -92,13 +92,14 @@ fn a_fork_costs_the_same_whatever_it_is_of() {
             assert!(cost.bytes_up < 300, "{cost:?}");
             child += 1;
         }
-        // And opening it, where the parent has a checkpoint, what opening the parent does, and its own.
+        // And opening it, where the parent has a checkpoint, what opening the parent does (the root, page
+        // 1), and its own.
         checkpointed(&*remote, &parent);
         block_on(create(&*remote, FIRST, At::Newest, id(child), &name(child))).unwrap();
         remote.reset();
         let opened = block_on(Volume::open(&*remote, id(child), in_memory())).unwrap();
         let cost = remote.reset();
-        assert_eq!((cost.gets, cost.lists, cost.ranges, cost.requests()), (2, 3, 1, 6));
+        assert_eq!((cost.gets, cost.lists, cost.ranges, cost.requests()), (2, 3, 2, 7));
         assert_eq!((opened.heads.len(), opened.start.lsn), (0, parent.status().lsn));
         child += 1;
     }
