@@ -293,11 +293,17 @@ pub enum PublishError {
 /// May be called any number of times with the same commit.
 pub async fn publish(remote: &dyn Remote, prepared: &Prepared) -> Result<Published, PublishError> {
     let sent = Moment::now();
-    let outcome = send(remote, prepared).await;
-    settle(remote, prepared, sent, outcome).await
+    let mut created = false;
+    let outcome = send(remote, prepared, &mut created).await;
+    settle(remote, prepared, created.then_some(sent), outcome).await
 }
 
-async fn send(remote: &dyn Remote, prepared: &Prepared) -> Result<Published, PublishError> {
+/// `created` says whether the create itself was answered now; else what is there was read back.
+async fn send(
+    remote: &dyn Remote,
+    prepared: &Prepared,
+    created: &mut bool,
+) -> Result<Published, PublishError> {
     let lsn = prepared.head.lsn;
     for segment in &prepared.segments {
         let bytes = match segment.bytes() {
@@ -316,7 +322,10 @@ async fn send(remote: &dyn Remote, prepared: &Prepared) -> Result<Published, Pub
     }
     let key = key::log(prepared.head.volume, lsn);
     let source = match remote.create(&key, prepared.body.clone()).await {
-        Ok(()) => return Ok(Published { lsn, hash: prepared.head.hash }),
+        Ok(()) => {
+            *created = true;
+            return Ok(Published { lsn, hash: prepared.head.hash });
+        }
         #[cfg(feature = "plants")]
         Err(RemoteError::AlreadyExists { .. }) if crate::plants::has(crate::plants::Bug::NoReadBack) => {
             return Err(PublishError::Rejected { lsn });
