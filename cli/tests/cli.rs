@@ -202,7 +202,7 @@ fn every_command_does_what_its_page_says() {
     let count = |volume: &str, at: &str| {
         let sql = "select count(*) as n from tasks";
         let line = server.ok(&["sql", sql, "--volume", volume, "--at", at, "--json"]);
-        documented("sql", &line)["rows"][0][0].as_u64().unwrap()
+        documented("sql-at", &line)["rows"][0][0].as_u64().unwrap()
     };
     let (first, last) = (count("todo", "1"), count("todo", &newest.to_string()));
     assert!(first < last, "{first} tasks at first, {last} at last");

@@ -253,6 +253,8 @@ pub struct Volume {
     options: Options,
     /// A view of the past: it neither commits nor moves.
     fixed: bool,
+    /// One [`aside`](Volume::aside) another, whose store says where that one stands.
+    is_aside: bool,
     /// What a push leaves in the store; held while one is prepared or settled.
     sealing: Mutex<Kept>,
     /// Held while base, local commits or pending push are changed.
@@ -347,6 +349,7 @@ impl Volume {
             page_size,
             options,
             fixed: false,
+            is_aside: false,
             sealing: Mutex::default(),
             writer: Mutex::default(),
             state: Mutex::new(state),
@@ -637,7 +640,9 @@ impl Volume {
         if root.lsn > base.lsn() || known.is_some_and(|known| known.seq >= root.seq) {
             return Ok(());
         }
-        self.store_start(&base, start)?;
+        if !self.is_aside {
+            self.store_start(&base, start)?;
+        }
         let base = base.rebased(root, &start.chunks);
         let tip = stack(&base, &locals, tip_version);
         let mut state = self.state.lock();

@@ -16,6 +16,7 @@
 //! | [`serial`] | serializability, judged by what was observed alone |
 //! | [`oracle`] | the serial replay that all of it is compared with |
 //! | [`plant`] | bugs of the world that must be found |
+//! | [`symptoms`] | the kinds of what may not hold |
 //! | [`leases`] | who owns the volume, and what must hold of that |
 //! | [`disks`] | local stores that lose what was not synced, and fill up |
 //! | [`history`] | what happened, readable |
@@ -37,6 +38,7 @@ pub mod queue;
 pub mod random;
 pub mod serial;
 pub mod store;
+pub mod symptoms;
 pub mod tasks;
 pub mod truth;
 pub mod world;
@@ -46,6 +48,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use self::plant::Plant;
+use self::symptoms::Symptom;
 use self::world::World;
 
 /// What a run depends on.
@@ -358,6 +361,13 @@ pub struct Failure {
     pub what: String,
     /// The last of what happened.
     pub history: Vec<String>,
+}
+
+impl Failure {
+    /// What kinds of thing do not hold.
+    pub fn symptoms(&self) -> Vec<Symptom> {
+        symptoms::of(&self.what)
+    }
 }
 
 impl fmt::Display for Failure {

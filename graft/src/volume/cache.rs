@@ -371,6 +371,7 @@ impl PageCache {
 
     /// Is ready after so many more first reads of pages that came unasked; never, if another one is asked
     /// for first.
+    #[cfg(feature = "native")]
     pub(crate) fn after_first_reads(&self, count: u32) -> oneshot::Receiver<()> {
         let (sender, receiver) = oneshot::channel();
         let before = self.memory.lock().marker.replace((count, sender));

@@ -166,7 +166,8 @@ impl Volume {
 
     /// A replica in memory of the same volume: its base is this one's and `pulled` on top of it, its
     /// local commits are this one's first `locals`. It reads and fills the same caches; nothing it
-    /// commits is stored. It must not pull, push or confirm. Costs the pulled commits' metadata.
+    /// commits is stored, nor the checkpoint that it goes on from where places were collected: the store
+    /// says where this one stands. It must not pull, push or confirm. Costs the pulled commits' metadata.
     ///
     /// With `pulled` it is where a new stack is built, without it a look at an earlier state.
     pub fn aside(&self, pulled: Option<&Pulled>, locals: usize) -> Volume {
@@ -196,6 +197,7 @@ impl Volume {
             page_size: self.page_size,
             options: Options { locals: None, ..self.options.clone() },
             fixed: false,
+            is_aside: true,
             sealing: Mutex::default(),
             writer: Mutex::default(),
             state: Mutex::new(state),

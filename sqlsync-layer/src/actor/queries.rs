@@ -74,8 +74,26 @@ impl Reader {
         })
     }
 
-    /// Runs a live query once and records what it reads.
+    /// Runs a live query and records what it reads. Again where what it read was damaged, since that may
+    /// have happened on the way, and a live query ends where stored bytes are damaged.
     pub(crate) fn ask_live(
+        &self,
+        identity: &Identity,
+        params: &Params,
+        limits: &Limits,
+    ) -> Result<Answer, QueryFailure> {
+        let mut tries = 1;
+        loop {
+            match self.ask_live_once(identity, params, limits) {
+                Err(QueryFailure::Blocked(IoFailure { damaged: true, .. })) if tries < DAMAGED_TRIES => {
+                    tries += 1
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn ask_live_once(
         &self,
         identity: &Identity,
         params: &Params,
@@ -169,21 +187,8 @@ impl Actor {
         }
     }
 
-    /// Runs a live query; again where what it read was damaged, since that may have happened on the way.
-    fn run_live(&mut self, identity: &Identity, params: &Params) -> Result<Answer, QueryFailure> {
-        let mut tries = 1;
-        loop {
-            match self.run_live_once(identity, params) {
-                Err(QueryFailure::Blocked(IoFailure { damaged: true, .. })) if tries < DAMAGED_TRIES => {
-                    tries += 1
-                }
-                result => return result,
-            }
-        }
-    }
-
     /// Runs a live query and records what it reads.
-    fn run_live_once(&mut self, identity: &Identity, params: &Params) -> Result<Answer, QueryFailure> {
+    fn run_live(&mut self, identity: &Identity, params: &Params) -> Result<Answer, QueryFailure> {
         self.metrics.query_runs += 1;
         self.reader.ask_live(identity, params, &self.limits)
     }

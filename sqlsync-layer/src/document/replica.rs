@@ -30,10 +30,11 @@ use graft::{CommitId, Lsn, ModuleHash, VolumeId, VolumeName};
 use reducers_abi::{Rows, Value};
 use serde_json::{Map, Value as Json};
 
+use self::connections::Connections;
 use super::timeline::{self, Branch, Kept, Me, Planned, Timeline, TimelineError};
 use crate::actor::batch::{Blocked, Writer};
 use crate::actor::core::{apply_payload, content_of};
-use crate::actor::queries::{QueryFailure, Reader};
+use crate::actor::queries::QueryFailure;
 use crate::actor::{Limits, ModuleError, Modules};
 use crate::guard::Mode;
 use crate::ledger::{Entry, Ledger, Standing};
@@ -46,6 +47,7 @@ use crate::session::client::{ClientState, PendingMutation};
 use crate::value::Params;
 use crate::vfs::{ConnectError, Database, IoFailure, Note, WriteSet};
 
+mod connections;
 mod known;
 pub mod publishing;
 mod rebasing;
@@ -166,7 +168,7 @@ pub enum Event {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// SQLite could not open the volume.
+    /// SQLite cannot be used in this process.
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// A commit's payload is damaged.
@@ -275,8 +277,7 @@ pub struct Replica {
     database: Arc<Database>,
     fetch: Arc<dyn Fetch>,
     modules: Arc<dyn Modules>,
-    writer: Writer,
-    reader: Reader,
+    connections: Connections,
     known: known::Known,
     config: Config,
     timeline: Timeline,
@@ -372,6 +373,9 @@ impl Replica {
     /// A document on a volume that was just opened, with local commits kept
     /// ([`Options::locals`] not `None`) where `options` says. `client` is who it is to be where its
     /// timeline does not say yet; an id must be random, and in use once.
+    ///
+    /// Needs no page of the volume: where those that SQLite begins with cannot be had, mutations and
+    /// queries answer that until they can, or until a pull moved the document to where they can.
     pub fn open(
         opened: Opened,
         options: &Options,
@@ -397,8 +401,7 @@ impl Replica {
         let database = Database::new(volume.clone(), fetch.clone());
         let me_next = me.next_seq;
         let mut replica = Replica {
-            writer: Writer::new(&database, modules.clone(), config.limits)?,
-            reader: Reader::new(&database)?,
+            connections: Connections::open(&database, modules.clone(), config.limits)?,
             tip: (ledger.module(), ledger.schema()),
             database,
             fetch,
@@ -425,6 +428,7 @@ impl Replica {
         };
         replica.known.follow(&replica.volume.locals());
         replica.tip = replica.tip_module();
+        replica.forget_branched()?;
         replica.forget_settled()?;
         replica.check_client();
         Ok(replica)
@@ -606,9 +610,10 @@ impl Replica {
     }
 
     fn apply(&mut self, op: &Op, also: &Batch) -> Result<(), MutateError> {
-        let mut place =
-            Place { writer: &mut self.writer, volume: &self.volume, modules: &*self.modules, tip: self.tip };
-        let run = place.run(op, also, None).map_err(|Blocked(failure)| MutateError::Blocked(failure))?;
+        let blocked = |Blocked(failure): Blocked| MutateError::Blocked(failure);
+        let writer = self.connections.writer().map_err(blocked)?;
+        let mut place = Place { writer, volume: &self.volume, modules: &*self.modules, tip: self.tip };
+        let run = place.run(op, also, None).map_err(blocked)?;
         self.tip = place.tip;
         if let Some(written) = run.written {
             self.live.committed(written);
@@ -632,7 +637,7 @@ impl Replica {
         if self.config.route == Route::Coordinator {
             return Err(MutateError::Route);
         }
-        let connect = |error: ConnectError| MutateError::Sql(error.to_string());
+        let connect = |error: ConnectError| MutateError::Blocked(connections::failure(error));
         // A connection of its own: temporary tables and the like carry nothing over.
         let (connection, control) = self.database.connect_recorded().map_err(connect)?;
         let failed = |error: rusqlite::Error| match control.take_failure() {
@@ -669,8 +674,13 @@ impl Replica {
 
     /// Answers one SELECT at the tip.
     pub fn query(&self, sql: &str, params: &Params) -> Result<Rows, QueryError> {
-        let rows = self.reader.ask(Mode::Query, sql, params, &self.config.limits);
+        let reader = self.connections.reader();
+        let rows = reader.and_then(|reader| reader.ask(Mode::Query, sql, params, &self.config.limits));
         rows.map_err(|failure: QueryFailure| QueryError(failure.reason()))
+    }
+
+    fn ask_live(&self, identity: &Identity, params: &Params) -> Result<Answer, QueryFailure> {
+        self.connections.reader()?.ask_live(identity, params, &self.config.limits)
     }
 
     /// Opens a live query: its id and its rows now. [`Replica::refresh`] answers how they change.
@@ -681,7 +691,7 @@ impl Replica {
         key: Option<Vec<String>>,
     ) -> Result<(u64, Rows), QueryError> {
         let identity = Identity::new(sql.into(), params, key);
-        let answer = self.reader.ask_live(&identity, params, &self.config.limits);
+        let answer = self.ask_live(&identity, params);
         let answer = answer.map_err(|failure| QueryError(failure.reason()))?;
         let rows = answer.rows.clone();
         let query = match self.live.find(&identity) {
@@ -707,7 +717,7 @@ impl Replica {
         let mut changed = Vec::new();
         for query in self.live.stale() {
             let Some((identity, params)) = self.live.text(query) else { continue };
-            match self.reader.ask_live(&identity, &params, &self.config.limits) {
+            match self.ask_live(&identity, &params) {
                 Ok(answer) => {
                     let rows = answer.rows.clone();
                     if self.live.refreshed(query, Answer { ..answer }) != Refreshed::Same {

@@ -437,16 +437,18 @@ pub fn random_direct(random: &mut Random) -> Vec<String> {
             "update counters set n = n + 1 where name = 'direct';".into(),
         ],
         27..29 => vec![VACUUM.into()],
-        // More than fits inside a log entry: goes to segments.
-        _ => {
-            let mut bytes = random.fork();
-            let noise: String = (0..40_000).map(|_| format!("{:016x}", bytes.draw())).collect();
-            vec![
-                format!("insert into direct(what) values('{noise}');"),
-                "delete from direct where length(what) > 1000;".into(),
-            ]
-        }
+        _ => large_direct(random),
     }
+}
+
+/// More than fits inside a log entry: goes to segments.
+pub fn large_direct(random: &mut Random) -> Vec<String> {
+    let mut bytes = random.fork();
+    let noise: String = (0..40_000).map(|_| format!("{:016x}", bytes.draw())).collect();
+    vec![
+        format!("insert into direct(what) values('{noise}');"),
+        "delete from direct where length(what) > 1000;".into(),
+    ]
 }
 
 /// SQL that a document runs as one transaction of its own: keeps what always holds.

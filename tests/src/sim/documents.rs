@@ -577,10 +577,7 @@ impl Papers {
                 (Some((_, shown)), Ok(rows)) => *shown = rows_text(&wire_rows(&rows.rows)),
                 (Some((ask, _)), Err(error)) => {
                     let what = format!("the live query {ask:?} failed: {error}");
-                    // A bit that flipped on its way twice. What is stored damaged, verification finds.
-                    if !what.contains("is damaged; put it back") {
-                        self.wrong(what);
-                    }
+                    self.wrong(what);
                 }
                 (None, _) => self.wrong(format!("there is no live query {subscription}")),
             }

@@ -104,6 +104,8 @@ pub struct Job {
     pub random: Random,
     /// Its clock, ms since 1970.
     pub now_ms: i64,
+    /// Its collections keep nothing, and wait for nobody.
+    pub keeps_nothing: bool,
     /// A bug.
     pub plant: Option<Plant>,
 }
@@ -158,7 +160,10 @@ impl Job {
     }
 
     async fn collect(&mut self) -> Result<String, String> {
-        let (volume, retention) = (self.some_volume(), retention(&mut self.random));
+        let (volume, mut retention) = (self.some_volume(), retention(&mut self.random));
+        if self.keeps_nothing {
+            retention = Retention { keep_ms: 0, keep_commits: 0, grace_ms: 200 };
+        }
         if self.plant == Some(Plant::SweepsUploads) {
             let forks = self.family.lock().forks.clone();
             for _ in 0..10 {

@@ -124,6 +124,11 @@ pub fn cycle(
         .filter(|what| what.starts_with("not serializable"))
 }
 
+/// What is wrong with the log as it is stored, for the report of something else that does not hold.
+pub fn damage(objects: &MemoryRemote, volume: VolumeId, archive: &BTreeMap<String, Bytes>) -> Option<String> {
+    read_log(objects, archive, volume, Lsn::ZERO, ChainHash::ZERO).err()
+}
+
 /// Every log entry after `from`, oldest first: no gaps, each naming its predecessor's hash, each stored
 /// as it was or as the tombstone that is left of it.
 fn read_log(
@@ -204,8 +209,10 @@ fn check_ledgers(archive: &BTreeMap<String, Bytes>, forks: &family::Forks) -> Re
                 let head = head.map_err(|error| format!("{entry}: {error:?}"))?;
                 expected.follow(&[head]).map_err(|error| error.to_string())?;
             }
-            if Ledger::decode(&start.state).as_ref() != Ok(&expected) {
-                return Err(format!("{key}: its ledger is not that of lsn {}", start.lsn));
+            let found = Ledger::decode(&start.state);
+            if found.as_ref() != Ok(&expected) {
+                let lsn = start.lsn;
+                return Err(format!("{key}: its ledger is not that of lsn {lsn}: {found:?}, not {expected:?}"));
             }
         }
     }

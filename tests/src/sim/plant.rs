@@ -1,7 +1,11 @@
 //! Bugs planted in the world, never in the product: the simulation must find each of them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+
+use super::symptoms::Symptom;
+use super::{Config, Failure, run};
 
 /// A bug of the world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +83,41 @@ impl Plant {
         Plant::LeaseOverwrites,
     ];
 
+    /// What it is meant to cause; anything else that a run with it shows does not count as finding it.
+    pub fn causes(self) -> &'static [Symptom] {
+        use Symptom::{
+            Answer, Content, Cycle, Disk, Fork, Garbage, Impossible, Integrity, Lease, LeasedRead, Ledger,
+            Log, NoRest, Order, Replay, SegmentGone, Seqs, Session, Shown, Twice, Unsound,
+        };
+        match self {
+            Plant::ResendRenumbers => &[Seqs],
+            Plant::StoreOverwrites | Plant::StoreLoses => &[Log],
+            Plant::AckBeforePublish => &[Answer],
+            // What was lost is waited for; or what comes after it does not fit.
+            Plant::NetworkLosesFrame => &[NoRest, Session, Seqs],
+            Plant::ImpureReducer => &[Replay, Shown, Content],
+            Plant::BlindMerge => &[Cycle, Order, Content, Replay, Integrity, Impossible, Shown],
+            Plant::NoTombstone => &[Log],
+            Plant::SweepsUploads => &[SegmentGone],
+            // What a fork reads through is collected with the parent's.
+            Plant::IgnoresPins => &[Unsound, SegmentGone, Fork],
+            // What it uploaded is never taken, as its epoch goes on.
+            Plant::EpochGoesOn => &[Garbage],
+            Plant::OtherEpoch => &[SegmentGone],
+            Plant::StateOfTheTip => &[Ledger],
+            Plant::MergeSkipsReads => &[Cycle, Replay, Shown],
+            Plant::MergeWritesOnly => &[Cycle, Replay, Shown, Integrity, Impossible],
+            Plant::SkipsLedger => &[Twice, Seqs],
+            Plant::AckBeforeFsync => &[Disk],
+            // One's frames are read with the other's head; or the loser's upload is collected, and was the winner's.
+            Plant::ReusesSegmentKeys => &[Unsound, SegmentGone],
+            Plant::SkipsReadBack => &[Answer],
+            Plant::IgnoresReaders => &[LeasedRead],
+            Plant::OwnerIgnoresClock => &[Lease],
+            Plant::LeaseOverwrites => &[Lease],
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Plant::ResendRenumbers => "resend-renumbers",
@@ -129,5 +168,60 @@ impl FromStr for Plant {
     type Err = UnknownPlant;
     fn from_str(text: &str) -> Result<Plant, UnknownPlant> {
         Plant::ALL.into_iter().find(|plant| plant.name() == text).ok_or_else(|| UnknownPlant(text.into()))
+    }
+}
+
+/// A plant that was found for the right reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// By which seed.
+    pub seed: u64,
+    /// So many seeds were tried, that one included.
+    pub tried: u64,
+    /// What did not hold that the plant is meant to cause.
+    pub symptoms: Vec<Symptom>,
+}
+
+/// Looks for plants, with one number of steps for all of its runs.
+#[derive(Debug)]
+pub struct Hunt {
+    steps: u64,
+    /// Whether each seed holds without a plant.
+    holds: BTreeMap<u64, bool>,
+}
+
+impl Hunt {
+    /// One whose runs take `steps` steps.
+    pub fn new(steps: u64) -> Hunt {
+        Hunt { steps, holds: BTreeMap::new() }
+    }
+
+    /// Runs the seeds until one finds `plant` for the right reason: with the plant something does not hold that is
+    /// among `causes`, and the same seed and steps without it hold. `tell` hears of every failure on the way, and
+    /// what it is taken for.
+    pub fn find(
+        &mut self,
+        plant: Plant,
+        causes: &[Symptom],
+        seeds: impl IntoIterator<Item = u64>,
+        mut tell: impl FnMut(u64, &Failure, &str),
+    ) -> Option<Found> {
+        for (tried, seed) in (1..).zip(seeds) {
+            let run_of = |plant| run(Config { plant, ..Config::new(seed, self.steps) });
+            let Err(failure) = run_of(Some(plant)) else { continue };
+            let symptoms: Vec<Symptom> =
+                failure.symptoms().into_iter().filter(|symptom| causes.contains(symptom)).collect();
+            if symptoms.is_empty() {
+                tell(seed, &failure, "not what is looked for");
+                continue;
+            }
+            if !*self.holds.entry(seed).or_insert_with(|| run_of(None).is_ok()) {
+                tell(seed, &failure, "fails without the plant, too");
+                continue;
+            }
+            tell(seed, &failure, "found");
+            return Some(Found { seed, tried, symptoms });
+        }
+        None
     }
 }

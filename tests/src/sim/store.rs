@@ -146,6 +146,8 @@ struct State {
     stalls: u64,
     /// See the module.
     archive: BTreeMap<String, Bytes>,
+    /// Keys that a create was given up for and landed later.
+    late: BTreeSet<String>,
     plant: Option<Plant>,
 }
 
@@ -172,6 +174,7 @@ impl Bucket {
             lost: 0,
             stalls: 0,
             archive: BTreeMap::new(),
+            late: BTreeSet::new(),
             plant,
         };
         Bucket { objects: Arc::default(), state: Arc::new(Mutex::new(state)) }
@@ -229,6 +232,11 @@ impl Bucket {
     /// Every log entry and checkpoint that ever landed, as it was at first.
     pub fn archive(&self) -> BTreeMap<String, Bytes> {
         self.state.lock().archive.clone()
+    }
+
+    /// Whether a create of `key` landed after it was given up, maybe after the object was deleted.
+    pub fn created_late(&self, key: &str) -> bool {
+        self.state.lock().late.contains(key)
     }
 
     /// A log entry that ever landed.
@@ -475,7 +483,10 @@ impl State {
                 landings = 0;
                 self.schedule.push((answered, StoreEvent::Answer(id)));
             }
-            (_, Fate::Late) => {
+            (request, Fate::Late) => {
+                if let Request::Create(key, _) = request {
+                    self.late.insert(key.clone());
+                }
                 self.schedule.push((answered, StoreEvent::Answer(id)));
                 self.schedule.push((answered + random.between(1, 30_000), StoreEvent::Land(id)));
             }

@@ -54,6 +54,7 @@ use super::plant::Plant;
 use super::queue::Queue;
 use super::random::Random;
 use super::store::{Bucket, StoreEvent, Weather};
+use super::symptoms::{ADDED, READ};
 use super::tasks::Tasks;
 use super::truth::{Claim, Seen, Shown, Truth, rows_text};
 use super::writers::Desk;
@@ -224,7 +225,7 @@ impl World {
         });
         graft::plants::play(None);
         let mut random = Random::new(config.seed);
-        let profile = Profile::draw(&mut random);
+        let profile = Profile::draw(&mut random).roughened(config.seed);
         let bucket = Bucket::new(random.fork(), config.plant);
         bucket.set_weather(profile.weather);
         let impure = config.plant == Some(Plant::ImpureReducer);
@@ -237,7 +238,7 @@ impl World {
         let mut clients: Vec<Client> =
             (0..profile.clients).map(|at| Client::new(at, random.fork())).collect();
         let writers = (0..profile.writers).map(|_| (desk(&mut random, config.plant), false)).collect();
-        let cast = Cast::draw(&mut random.fork(), profile.page_bytes, &mut clients);
+        let cast = Cast::draw(&mut random.fork(), profile.page_bytes, &mut clients, config.plant);
         let mutating = profile.clients + cast.documents.len();
         let truth = Truth {
             made: vec![Default::default(); mutating],
@@ -589,6 +590,28 @@ impl World {
         }
     }
 
+    /// For the report of a violation: what explains it. The history of a cycle says more than most of what it
+    /// leads to, and so does damage in the store.
+    fn what_else(&self, forks: &[VolumeId]) -> String {
+        let (archive, mut added) = (self.bucket.archive(), String::new());
+        if let Some(cycle) = oracle::cycle(&self.objects, VOLUME, &self.truth, &archive) {
+            added.push_str(ADDED);
+            added.push_str(READ);
+            added.push_str(&cycle);
+        }
+        let remote: SharedRemote = self.objects.clone();
+        let volumes = std::iter::once(VOLUME).chain(forks.iter().copied());
+        let damage = oracle::damage(&self.objects, VOLUME, &archive).or_else(|| {
+            volumes.into_iter().find_map(|volume| self.is_sound(&remote, volume, "as it was left").err())
+        });
+        if let Some(damage) = damage {
+            added.push_str(ADDED);
+            added.push_str("in the store ");
+            added.push_str(&damage);
+        }
+        added
+    }
+
     /// Lets the oracle look at what is stored.
     fn judge(&mut self) {
         for (desk, _) in &self.writers {
@@ -622,12 +645,9 @@ impl World {
         self.summary.checkpoints += done("checkpoints");
         self.summary.virtual_ms = self.queue.now();
         self.summary.shown = self.truth.shown.len() as u64;
-        if let Some(violation) = &mut self.violation {
-            // The history of a cycle says more than most of what it leads to.
-            if let Some(cycle) = oracle::cycle(&self.objects, VOLUME, &self.truth, &self.bucket.archive()) {
-                violation.push_str("\nand what was read is ");
-                violation.push_str(&cycle);
-            }
+        if self.violation.is_some() {
+            let added = self.what_else(&family.forks);
+            self.violation.get_or_insert_default().push_str(&added);
             return;
         }
         match oracle::check(&self.objects, VOLUME, &self.truth, &self.bucket.archive(), &family) {

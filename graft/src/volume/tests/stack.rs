@@ -1,6 +1,8 @@
 //! Building another stack of local commits aside, and putting it in place.
 
 use super::*;
+use crate::checkpoint;
+use crate::history::{newest_checkpoint, read_checkpoint};
 use crate::store::{MemoryStore, ReplicaStore, SharedStore, Space};
 
 fn kept(store: &Arc<MemoryStore>) -> Options {
@@ -218,4 +220,31 @@ fn a_commit_takes_its_timeline_along() {
     assert!(matches!(stale, Err(CommitError::Stale)));
     assert_eq!(store.get(Space::Timeline, b"k").unwrap().as_deref(), Some(&b"first"[..]));
     assert_eq!(store.scan(Space::Local, b"").unwrap().len(), 1);
+}
+
+/// Simulation, seed 1179: while a rebase ran, what it reads had been moved, so the volume aside went on
+/// from the newest checkpoint, and noted that in the store of the replica, which stood before it.
+#[test]
+fn a_volume_aside_does_not_say_in_the_store_where_the_replica_stands() {
+    for in_place in [false, true] {
+        let store = Arc::new(MemoryStore::default());
+        let (remote, ours) = diverged(&store);
+        let theirs = open(&*remote, in_memory());
+        let pulled = block_on(ours.pull(&*remote)).unwrap();
+        block_on(checkpoint::write(&*remote, &theirs, &theirs.base(), Bytes::new())).unwrap();
+        let aside = ours.aside(Some(&pulled), 0);
+        let seq = block_on(newest_checkpoint(&*remote, VOLUME)).unwrap();
+        let start = block_on(read_checkpoint(&*remote, VOLUME, seq)).unwrap();
+        aside.adopt(&start, 0).unwrap();
+        assert_eq!(aside.base().checkpoint().map(|root| root.lsn), Some(Lsn(2)));
+        if in_place {
+            let (seen, lineage) = (numbers(&ours), ours.tip().lineage());
+            let stack = vec![instead(seen[0], 3, page_of(5, 3, 3))];
+            ours.replace_locals(lineage, &seen, pulled, stack, Batch::default()).unwrap();
+        }
+        drop((aside, ours));
+        let ours = Volume::load(VOLUME, PageSize::new(512).unwrap(), kept(&store)).unwrap().volume;
+        let (lsn, bytes) = if in_place { (2, vec![9, 1, 5]) } else { (1, vec![1, 2, 0, 3]) };
+        assert_eq!((ours.status().lsn, bytes_of(&*remote, &ours)), (Lsn(lsn), bytes), "{in_place}");
+    }
 }

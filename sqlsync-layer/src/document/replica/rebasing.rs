@@ -464,9 +464,16 @@ impl Replica {
         self.known.follow(&self.volume.locals());
         self.tip = self.tip_module();
         self.live.committed(touched.to_write_set());
-        self.writer.forget_schema();
-        self.reader.forget_schema();
-        // Mutations that went to a branch are not on the stack any more, and not in the log.
+        self.connections.forget_schema();
+        self.forget_branched()?;
+        self.forget_settled()?;
+        self.check_client();
+        Ok(())
+    }
+
+    /// Takes mutations out of the timeline that went to a branch: they are not on the stack any more, and not
+    /// in the log. Also at open, where the process ended between the new stack and this.
+    pub(super) fn forget_branched(&mut self) -> Result<(), StoreError> {
         let on_stack = self.known.pending().filter_map(|pending| match pending.work {
             Work::Mutation { seq } => Some(seq),
             Work::Deploy | Work::Sql => None,
@@ -493,10 +500,7 @@ impl Replica {
             self.me.next_seq = settled + 1;
             self.timeline.put_me(&mut batch, &self.me);
         }
-        self.timeline.write(batch)?;
-        self.forget_settled()?;
-        self.check_client();
-        Ok(())
+        self.timeline.write(batch)
     }
 
     /// What pulled commits changed in all.

@@ -3,14 +3,16 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use graft::checkpoint::Policy as Checkpoints;
 use graft::fork::ForkError;
 use graft::gc::{self, Retention};
-use graft::remote::{Listed, Remote, RemoteError, Tag};
+use graft::remote::{Fault, Faulty, Listed, Remote, RemoteError, Request, Tag};
 use graft::store::{Batch, Durability, ReplicaStore, Space, StoreError};
 
 use super::*;
 use crate::document::replica::publishing;
 use crate::document::{BranchError, Event};
+use crate::transfer::checkpoint_if_due;
 
 /// A store with room for so many more writes.
 #[derive(Debug)]
@@ -252,4 +254,124 @@ fn a_publication_that_was_cut_off_for_too_long_begins_anew() {
         }
     }
     assert!(reaped > 0, "no cut left a pin without a fork");
+}
+
+/// Simulation, seeds 184, 1191, 1240, 1369 and 4018: a power cut took page 1 out of the page cache while the
+/// document was closed, and garbage collection took the commit that the document stands on. SQLite cannot
+/// begin there, so the document did not open, on line or off, with all that was made in it.
+#[test]
+fn a_document_whose_base_was_collected_opens_and_catches_up() {
+    for (theirs, plain_sql) in [
+        ("create table more(x)", false),
+        ("create table more(x)", true),
+        ("insert into t values(1, zeroblob(9000))", false),
+    ] {
+        let world = World::deployed();
+        let kept: SharedStore = Arc::new(MemoryStore::default());
+        // It keeps no files, so that every restart loses the page cache.
+        let store: SharedStore = Small::of(&kept);
+        let mut b = world.document("b", Config::default());
+        // A commit of page 1 alone, which goes as soon as somebody writes page 1 again.
+        b.execute("pragma user_version = 5").unwrap();
+        world.sync(&mut b);
+        let mut a = world.open("a", Config::default(), Some(store.clone())).unwrap();
+        bump(&mut a, 3);
+        if plain_sql {
+            a.execute("update account set balance = 5 where id = 4").unwrap();
+        }
+        let made = a.status().ahead;
+        drop(a);
+
+        b.execute(theirs).unwrap();
+        world.sync(&mut b);
+        block_on(checkpoint_if_due(&*world.remote, VOLUME, &Checkpoints { commits: 1, bytes: 0 }));
+        let keep_nothing = Retention { keep_ms: 0, keep_commits: 0, grace_ms: 0 };
+        for _ in 0..2 {
+            block_on(gc::collect(&*world.remote, VOLUME, keep_nothing, 1 << 40, &|_, _| {})).unwrap();
+        }
+
+        let mut a = world.open("a", Config::default(), Some(store)).unwrap();
+        let asked = a.query("select n from counter where id = 3", &Params::default());
+        assert_eq!(asked.unwrap_err().0.code, codes::UNAVAILABLE, "{theirs}: page 1 is not gone");
+        assert!(matches!(a.execute("delete from t"), Err(MutateError::Blocked(_))));
+        let bumped = a.mutate("bump", args(json!({"id": 3})), 7, 8);
+        assert!(matches!(bumped, Err(MutateError::Blocked(_))), "{bumped:?}");
+        assert_eq!((a.status().ahead, a.next_seq(), a.pending().count()), (made, 2, 1));
+
+        world.sync(&mut a);
+        assert_eq!(number(&a, "select n from counter where id = 3"), 1, "{theirs}");
+        let branched: usize = a.branches().values().map(|branch| branch.commits().len()).sum();
+        let balance = number(&a, "select balance from account where id = 4");
+        assert!(balance == if plain_sql && branched == 0 { 5 } else { 10 });
+        assert!(!plain_sql || balance == 5 || branched > 0, "plain SQL went nowhere");
+        bump(&mut a, 3);
+        world.sync(&mut a);
+        world.pull(&mut b);
+        assert_eq!(dump(&a), dump(&b), "{theirs}");
+    }
+}
+
+/// Simulation, seeds 38, 1176 and 1276: one read that was damaged on its way ended a document's live query.
+#[test]
+fn a_live_query_outlives_a_read_that_was_damaged_on_its_way() {
+    let inner: SharedRemote = Arc::new(MemoryRemote::new());
+    let faulty = Faulty::new(inner, 7);
+    let world = World::with(faulty.clone());
+    let mut b = world.document("b", Config::default());
+    b.deploy(MODULE, 1, 1).unwrap();
+    world.sync(&mut b);
+    let mut a = world.document("a", Config::default());
+    let (_, rows) = a.subscribe("select n from counter where id = 3", &Params::default(), None).unwrap();
+    assert_eq!(rows.rows, [[Value::Integer(0)]]);
+    bump(&mut b, 3);
+    world.sync(&mut b);
+    world.pull(&mut a);
+    let before = faulty.injected();
+    faulty.fail_next(Request::GetRange, Fault::Flip);
+    let changed = a.refresh();
+    assert!(faulty.injected() > before, "nothing was fetched");
+    let rows: Vec<_> = changed.into_iter().map(|(_, rows)| rows.unwrap().rows).collect();
+    assert_eq!(rows, [[[Value::Integer(1)]]]);
+}
+
+/// Simulation, seed 1097: the disk was full between the new stack and the timeline, and the process died. The
+/// mutations that had gone to a branch were still taken for pending, so that the next one got a seq that the
+/// log could not have next.
+#[test]
+fn a_branch_takes_its_mutations_out_of_the_timeline_wherever_the_process_ends() {
+    let config = Config { policy: Policy::Fork, ..Config::default() };
+    let mut between = 0;
+    for room in 0.. {
+        let world = World::deployed();
+        let kept: SharedStore = Arc::new(MemoryStore::default());
+        let small = Small::of(&kept);
+        let mut a = world.open("a", config.clone(), Some(small.clone())).unwrap();
+        let mut b = world.document("b", Config::default());
+        bump(&mut a, 1);
+        bump(&mut a, 2);
+        bump(&mut b, 3);
+        world.sync(&mut b);
+        let pulled = block_on(a.volume().clone().pull(&*world.remote)).unwrap();
+        small.leave_room(room);
+        let mut ended = a.pulled(pulled);
+        while let Ok(Progress::Left(_)) = ended {
+            ended = a.step(1);
+        }
+        drop(a);
+        let mut a = world.open("a", config.clone(), Some(kept)).unwrap();
+        let (ahead, branches) = (a.status().ahead, a.branches().len());
+        assert!((ahead, branches) == (2, 0) || (ahead, branches) == (0, 1), "room {room}");
+        between += u32::from(ended.is_err() && branches == 1);
+        assert_eq!((a.next_seq(), a.pending().count()), (ahead as u64 + 1, ahead), "room {room}");
+        world.sync(&mut a);
+        assert_eq!(bump(&mut a, 4), 1, "room {room}");
+        world.sync(&mut a);
+        assert_eq!(a.settled(), 1, "room {room}");
+        world.pull(&mut b);
+        assert_eq!(dump(&a), dump(&b), "room {room}");
+        if ended.is_ok() {
+            break;
+        }
+    }
+    assert!(between > 0, "no end was between the new stack and the timeline");
 }

@@ -12,6 +12,9 @@ use crate::sim::store::Weather;
 /// Clocks of writers and of those who keep house are wrong by up to so much.
 pub const SKEW_MS: u64 = 1_000;
 
+/// Which misfortune is a direct writer's, in the order of [`World::chaos`].
+const WRITERS: usize = 12;
+
 /// How much of everything there is.
 #[derive(Debug, Clone)]
 pub struct Profile {
@@ -39,6 +42,8 @@ pub struct Profile {
     pub pause_ms: u64,
     /// The longest pause of a direct writer.
     pub writer_pause_ms: u64,
+    /// See [`Profile::roughened`].
+    pub rough: bool,
     /// Tombstones are deleted, and everybody has time.
     pub buries: bool,
     /// Who keeps house.
@@ -121,6 +126,7 @@ impl Profile {
         }
         let buries = random.chance(0.25);
         Profile {
+            rough: false,
             buries,
             keepers,
             keeper_pause_ms: [300, 1_000, 4_000][random.index(3)],
@@ -139,6 +145,32 @@ impl Profile {
             misfortune_ms: [300, 1_000, 4_000][random.index(3)],
             weights,
         }
+    }
+}
+
+/// One world in so many is rough.
+const ROUGH_EVERY: u64 = 5;
+/// Direct writers there.
+const ROUGH_WRITERS: usize = 3;
+
+impl Profile {
+    /// One seed in five is *rough*: direct writers are many and quick and write commits too large for a log entry,
+    /// whoever has uploaded stalls before it is named, collectors keep nothing and wait for nobody, and writers
+    /// lose their power. That is where uploads are lost or mistaken for others', and disks are held to their word.
+    #[must_use]
+    pub fn roughened(mut self, seed: u64) -> Profile {
+        if seed % ROUGH_EVERY != ROUGH_EVERY - 1 {
+            return self;
+        }
+        self.rough = true;
+        self.writers = self.writers.max(ROUGH_WRITERS);
+        self.writer_pause_ms = self.writer_pause_ms.min(1_500);
+        self.weather.stall = self.weather.stall.max(0.01);
+        self.keepers.push(Trade::Collector);
+        self.keeper_pause_ms = self.keeper_pause_ms.min(1_000);
+        self.misfortune_ms = self.misfortune_ms.min(1_000);
+        self.weights[WRITERS] = self.weights.iter().sum();
+        self
     }
 }
 

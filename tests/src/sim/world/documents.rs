@@ -20,6 +20,7 @@ use crate::sim::clients::{self, Client};
 use crate::sim::disks::{self, Crash, Disk};
 use crate::sim::documents::{Document, Kind, Round, SharedPapers};
 use crate::sim::oracle;
+use crate::sim::plant::Plant;
 use crate::sim::random::Random;
 use crate::sim::store::{Handle, PageFetch};
 use crate::sim::truth::{AtRest, Made, READERS, Seen, rows_text};
@@ -86,7 +87,13 @@ impl std::fmt::Debug for Cast {
 
 impl Cast {
     /// Who there is. Those who go through a coordinator come first and get a session behind `clients`.
-    pub(super) fn draw(random: &mut Random, page_bytes: u32, clients: &mut Vec<Client>) -> Cast {
+    pub(super) fn draw(
+        random: &mut Random,
+        page_bytes: u32,
+        clients: &mut Vec<Client>,
+        plant: Option<Plant>,
+    ) -> Cast {
+        let lies = plant == Some(Plant::AckBeforeFsync);
         let count = [0, 1, 2, 3, 5][random.index(5)];
         let mut kinds: Vec<Kind> = (0..count).map(|_| Kind::draw(random, page_bytes)).collect();
         kinds.sort_by_key(|kind| kind.route == Route::Direct);
@@ -96,7 +103,7 @@ impl Cast {
             if kind.route == Route::Coordinator {
                 clients.push(Client::new(first + at, random.fork()));
             }
-            let disk = Disk::new(random.fork(), false);
+            let disk = Disk::new(random.fork(), lies);
             documents.push(Document::new(first + at, kind, disk, random.fork()));
         }
         Cast {

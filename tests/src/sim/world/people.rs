@@ -378,7 +378,11 @@ impl World {
             return;
         }
         self.writers[at].1 = true;
-        let texts = bank::random_direct(&mut self.random);
+        let texts = if self.profile.rough && self.random.chance(0.4) {
+            bank::large_direct(&mut self.random)
+        } else {
+            bank::random_direct(&mut self.random)
+        };
         let short: String = texts.concat().chars().take(100).collect();
         self.note(format!("writer {at} runs {short}"));
         let run = Run {
