@@ -11,7 +11,8 @@
 //! Many volumes share one store, so its memory is bounded: see the constants, and the journal's size.
 //!
 //! Invariants: the lock outlives the database; the table is written to only when `DIR/table` is there,
-//! so that one whose making was cut off is made again.
+//! so that one whose making was cut off is made again; fjall is given only journals whose every batch is
+//! whole ([`torn`]).
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -23,6 +24,10 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable as 
 
 use super::journaled::{JournaledStore, Layer, Place, Table, TableView, Threads};
 use super::{Batch, ByteFile, DiskFile, Durability, ReplicaStore, Space, StoreError, directory};
+
+mod torn;
+
+use torn::TornError;
 
 /// What a half of the journal takes. Its changes are in memory too, twice at most.
 const HALF_BYTES: u64 = 8 << 20;
@@ -140,10 +145,33 @@ impl Place for FjallPlace {
 
     fn find(&self) -> Result<Option<FjallTable>, StoreError> {
         match self.dir.join("table").try_exists() {
-            Ok(true) => self.open().map(Some),
-            Ok(false) => Ok(None),
-            Err(error) => Err(self.failed(&error)),
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(error) => return Err(self.failed(&error)),
         }
+        torn::cut(&self.dir).map_err(|error| match error {
+            TornError::Io(error) => self.failed(&error),
+            TornError::Damaged { file, at } => StoreError::Damaged {
+                dir: self.name.clone(),
+                message: format!("`{file}` was on disk and cannot be read behind byte {at}"),
+            },
+        })?;
+        self.open().map(Some)
+    }
+
+    fn believe(&self) -> Result<(), StoreError> {
+        let remove = || {
+            let copies = torn::copies(&self.dir)?;
+            copies.iter().try_for_each(fs::remove_file)
+        };
+        remove().map_err(|error| self.failed(&error))
+    }
+
+    fn aside(&self) -> Option<String> {
+        // It is for the message alone.
+        let copies = torn::copies(&self.dir).unwrap_or_default();
+        let names: Vec<_> = copies.iter().map(|copy| copy.display().to_string()).collect();
+        (!names.is_empty()).then(|| names.join(", "))
     }
 
     fn make(&self) -> Result<FjallTable, StoreError> {

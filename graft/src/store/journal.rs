@@ -53,7 +53,8 @@
 //!   the first block and synced; from then on it and what this opening wrote after it do not count. If
 //!   that fails as well, nothing on this disk can tell, and the error says that the outcome is unknown.
 //!   What is read back from the system's cache after a failed fsync may not be on disk, though a new
-//!   fsync succeeds; so at the next opening everything that counts is written once more before the
+//!   fsync succeeds; so each opening writes everything that counts once more, to be synced with the
+//!   first durable batch at the latest (the process may have ended before it withdrew), and before the
 //!   withdrawal is taken away. (Taking it away may fail in the same manner, which does no harm: other
 //!   openings have other salts.)
 //!
@@ -323,13 +324,14 @@ impl<F: JournalFile> Journal<F> {
         if durable.max().is_some_and(|durable| durable > walk.last) {
             return Err(JournalError::Lost(walk.last + 1));
         }
-        if withdrawn.is_some() {
-            for (half, bytes) in halves.iter().enumerate() {
-                let counts = if half == walk.half { walk.at } else { walk.ended_in_other };
+        // The cache may show what a failed fsync left out.
+        for (half, bytes) in halves.iter().enumerate() {
+            let counts = if half == walk.half { walk.at } else { walk.ended_in_other };
+            if counts > 0 {
                 journal.file.write(journal.offset(half), &bytes[..counts])?;
             }
         }
-        journal.erase_the_disbelieved(&halves)?;
+        journal.erase_the_disbelieved(&halves, withdrawn.is_some())?;
         if withdrawn.is_some() {
             journal.file.sync()?;
             journal.file.write(0, &[0; BLOCK as usize])?;
@@ -358,11 +360,13 @@ impl<F: JournalFile> Journal<F> {
         Ok(withdrawn.filter(|_| whole))
     }
 
-    /// Erases later batches that do not count, where a reader could come to think that they do.
-    fn erase_the_disbelieved(&mut self, halves: &[Vec<u8>; 2]) -> Result<(), StoreError> {
+    /// Erases later batches that do not count, where a reader could come to think that they do. `again`:
+    /// an earlier opening may have tried, and failed to sync, so that the cache alone shows zeroes.
+    fn erase_the_disbelieved(&mut self, halves: &[Vec<u8>; 2], again: bool) -> Result<(), StoreError> {
         let mut erased = false;
         for (half, at) in [(self.half, self.at), (1 - self.half, 0)] {
-            if header(&halves[half], at as usize).is_some_and(|found| found.number > self.last) {
+            let there = at < halves[half].len() as u64;
+            if header(&halves[half], at as usize).map_or(again && there, |found| found.number > self.last) {
                 self.file.write(self.offset(half) + at, &[0; BLOCK as usize])?;
                 erased = true;
             }

@@ -126,8 +126,16 @@ pub(crate) trait TableView {
 pub(crate) trait Place: Send + Sync + 'static {
     type Table: Table;
 
-    /// The table, if it was made. What it has is on disk.
+    /// The table, if it was made. What it has is on disk, and is a prefix of what was applied: what a
+    /// power cut tore is put aside.
     fn find(&self) -> Result<Option<Self::Table>, StoreError>;
+
+    /// The table that was found has all that was durable; what was put aside may go. Nothing is applied
+    /// before this.
+    fn believe(&self) -> Result<(), StoreError>;
+
+    /// Where that is which was put aside, if anything was.
+    fn aside(&self) -> Option<String>;
 
     /// Makes it. What an earlier attempt left there is replaced.
     fn make(&self) -> Result<Self::Table, StoreError>;
@@ -257,8 +265,10 @@ impl<F: JournalFile, P: Place> JournaledStore<F, P> {
                 JournalError::Lost(number) => format!("batch {number} was on disk and cannot be read"),
                 JournalError::Malformed(number) => format!("batch {number} of its journal makes no sense"),
             };
-            StoreError::Damaged { dir: dir.clone(), message: what }
+            let aside = place.aside().map(|aside| format!(" (what was torn is kept in {aside})"));
+            StoreError::Damaged { dir: dir.clone(), message: what + &aside.unwrap_or_default() }
         })?;
+        place.believe()?;
         let mut active = Layer::default();
         batches.into_iter().flatten().for_each(|change| active.insert(change));
         let last = journal.last();

@@ -1,6 +1,10 @@
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::FileExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
 
 use super::super::{SharedStore, conformance};
 use super::*;
@@ -230,6 +234,143 @@ fn a_new_directory_costs_few_syncs() {
     // The directory's own entry, the format and its entry, the journal's entry, and the first batch.
     assert_eq!(before.filter(|line| line.contains("sync(")).count(), 5, "{trace}");
     assert!(!dir.join("fjall").exists(), "what is small lies in the journal alone");
+}
+
+fn noise(random: &mut StdRng, bytes: usize) -> Vec<u8> {
+    let mut value = vec![0; bytes];
+    random.fill(&mut value[..]);
+    value
+}
+
+/// fjall's newest journal.
+fn newest(dir: &Path) -> fs::File {
+    let newest = fs::read_dir(dir.join("fjall"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter_map(|path| {
+            Some((path.file_name()?.to_str()?.strip_suffix(".jnl")?.parse::<u64>().ok()?, path))
+        })
+        .max();
+    fs::File::options().read(true).write(true).open(newest.expect("a journal").1).unwrap()
+}
+
+fn copy_of(dir: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    assert!(Command::new("cp").arg("-a").arg(dir.join(".")).arg(copy.path()).status().unwrap().success());
+    copy
+}
+
+/// A power cut that loses any blocks of what fjall had not synced, in the middle too: the directory
+/// opens, and what was durable is there with a prefix of the rest.
+#[test]
+fn a_torn_batch_of_the_table_does_not_close_the_directory() {
+    for seed in 0..12 {
+        let mut random = StdRng::seed_from_u64(seed);
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path()).unwrap();
+        // Each batch is of one key; some go to the table alone. A durable one syncs it too.
+        let mut durable = 0;
+        let mut synced = 0;
+        for key in 1..=8_u8 {
+            let bytes = if random.random() { 100 } else { random.random_range(1 << 20..4 << 20) };
+            let sync = key <= 4 && random.random();
+            let mut batch = Batch::default();
+            batch.put(Space::State, vec![key], noise(&mut random, bytes));
+            store.write(batch, if sync { Durability::Sync } else { Durability::Buffered }).unwrap();
+            if sync {
+                durable = key;
+            }
+            if sync && folder.path().join("table").exists() {
+                synced = torn::whole(&mut newest(folder.path())).unwrap();
+            }
+        }
+        let copy = copy_of(folder.path());
+        drop(store);
+        if !copy.path().join("table").exists() {
+            continue;
+        }
+        let jnl = newest(copy.path());
+        let end = torn::whole(&mut newest(copy.path())).unwrap();
+        for block in synced.next_multiple_of(4096) / 4096..end / 4096 {
+            if random.random_ratio(1, 200) {
+                jnl.write_all_at(&[0; 4096], block * 4096).unwrap();
+            }
+        }
+        for opening in 0..2 {
+            let store = open(copy.path()).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            let there: Vec<u8> =
+                store.scan(Space::State, b"").unwrap().iter().map(|(key, _)| key[0]).collect();
+            let last = there.len() as u8;
+            assert!(last >= durable, "seed {seed}, opening {opening}: {there:?}, {durable} was durable");
+            assert_eq!(there, (1..=last).collect::<Vec<_>>(), "seed {seed}: a prefix");
+            assert_eq!(torn::copies(copy.path()).unwrap(), Vec::<PathBuf>::new(), "nothing is kept of it");
+            let mut batch = Batch::default();
+            batch.put(Space::State, vec![last + 1], vec![0; 2 << 20]);
+            store.write(batch, Durability::Sync).unwrap();
+            durable = last + 1;
+        }
+    }
+}
+
+/// Where the journal says that what is torn had been on disk, opening is refused, each time, and a copy
+/// is kept of what was cut off.
+#[test]
+fn damage_to_what_the_table_had_synced_is_told_and_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).unwrap();
+    let mut batch = Batch::default();
+    batch.put(Space::State, vec![1], noise(&mut StdRng::seed_from_u64(1), 4 << 20));
+    store.write(batch, Durability::Sync).unwrap();
+    for key in 2..4 {
+        let mut batch = Batch::default();
+        batch.put(Space::State, vec![key], vec![key; 100]);
+        store.write(batch, Durability::Sync).unwrap();
+    }
+    drop(store);
+    for damage in [vec![0; 4096], vec![0xff; 1 << 16]] {
+        let copy = copy_of(folder.path());
+        newest(copy.path()).write_all_at(&damage, 2 << 20).unwrap();
+        let mut before = fs::read(copy.path().join("fjall").join("0.jnl")).unwrap();
+        let used = before.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+        before.truncate(used);
+        for _ in 0..2 {
+            let error = open(copy.path()).expect_err("batch 1 was on disk");
+            let copies = torn::copies(copy.path()).unwrap();
+            assert_eq!(copies.len(), 1, "{copies:?}");
+            let said = error.to_string();
+            assert!(
+                matches!(&error, StoreError::Damaged { .. })
+                    && said.contains("was on disk")
+                    && said.contains(copies[0].to_str().unwrap()),
+                "{said}"
+            );
+            let name = copies[0].file_name().unwrap().to_str().unwrap().to_owned();
+            let at: usize = name.strip_prefix("torn-0-").unwrap().parse().unwrap();
+            assert!(fs::read(&copies[0]).unwrap() == before[at..], "all of it is kept");
+        }
+    }
+}
+
+/// A journal of fjall's that it does not write to any more was synced: if it is not whole, nothing is
+/// touched.
+#[test]
+fn a_damaged_older_journal_of_the_table_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).unwrap();
+    let mut batch = Batch::default();
+    batch.put(Space::State, vec![1], noise(&mut StdRng::seed_from_u64(1), 2 << 20));
+    store.write(batch, Durability::Sync).unwrap();
+    drop(store);
+    let older = folder.path().join("fjall").join("0.jnl");
+    fs::File::options().write(true).open(&older).unwrap().write_all_at(&[0; 4096], 1 << 20).unwrap();
+    fs::write(folder.path().join("fjall").join("1.jnl"), vec![0; 1 << 20]).unwrap();
+    let before = fs::read(&older).unwrap();
+    let error = open(folder.path()).expect_err("damaged");
+    assert!(
+        matches!(&error, StoreError::Damaged { .. }) && error.to_string().contains("fjall/0.jnl"),
+        "{error}"
+    );
+    assert!(fs::read(&older).unwrap() == before);
 }
 
 /// What a transaction of one row costs here. Run it alone, with `--release --ignored --nocapture`: most

@@ -31,10 +31,16 @@ pub(crate) struct Machine {
     versions: Vec<(u64, Rows)>,
     table_made: bool,
     table_failed: bool,
+    /// The version in `versions` whose bytes a power cut left with a hole; later ones may be whole.
+    torn: Option<usize>,
+    /// A torn end was cut off, and is kept until the table is believed.
+    aside: bool,
     /// One in so many file and table operations fails; 0 for none.
     pub(crate) failures: u32,
     /// How many failed.
     pub(crate) failed: u32,
+    /// How often a torn end was cut off.
+    pub(crate) cuts: u32,
     pub(crate) fail_next_sync: bool,
 }
 
@@ -52,8 +58,11 @@ impl Machine {
             versions: vec![(0, Rows::new())],
             table_made: false,
             table_failed: false,
+            torn: None,
+            aside: false,
             failures: 0,
             failed: 0,
+            cuts: 0,
             fail_next_sync: false,
         }
     }
@@ -110,8 +119,15 @@ impl Machine {
     pub(crate) fn lose_power(&mut self) {
         self.spill(true);
         self.cached = self.disk.clone();
-        let kept = self.random.random_range(0..self.versions.len());
-        self.versions = vec![self.versions.swap_remove(kept)];
+        if self.torn.is_none() {
+            // A prefix is whole. What is after it is not there, or is there with a hole.
+            let kept = self.random.random_range(0..self.versions.len());
+            if kept + 1 < self.versions.len() && self.random.random() {
+                self.torn = Some(kept + 1);
+            } else {
+                self.versions = vec![self.versions.swap_remove(kept)];
+            }
+        }
         self.table_failed = false;
     }
 
@@ -195,9 +211,31 @@ impl Place for On {
 
     fn find(&self) -> Result<Option<On>, StoreError> {
         let mut machine = self.0.lock();
+        if let Some(torn) = machine.torn {
+            if machine.fails() {
+                return Err(failure());
+            }
+            machine.versions.truncate(torn);
+            machine.torn = None;
+            machine.aside = true;
+            machine.cuts += 1;
+        }
         let last = machine.versions.len() - 1;
         machine.versions.drain(..last);
         Ok(machine.table_made.then(|| self.clone()))
+    }
+
+    fn believe(&self) -> Result<(), StoreError> {
+        let mut machine = self.0.lock();
+        if machine.fails() {
+            return Err(failure());
+        }
+        machine.aside = false;
+        Ok(())
+    }
+
+    fn aside(&self) -> Option<String> {
+        self.0.lock().aside.then(|| "torn".into())
     }
 
     fn make(&self) -> Result<On, StoreError> {
@@ -219,6 +257,7 @@ impl Table for On {
 
     fn apply(&self, layer: &Layer, number: u64) -> Result<(), StoreError> {
         let mut machine = self.0.lock();
+        assert!(machine.torn.is_none() && !machine.aside, "applied to a table that is not believed");
         let fails = machine.table_failed || machine.fails();
         // A failed one may have come through.
         if !fails || (!machine.table_failed && machine.random.random()) {
