@@ -16,6 +16,7 @@
 //! | `directory` | that directory: its lock and its format (feature `native`) |
 //! | `journaled` | how journal, memory and table make one store |
 //! | `journal` | batches in a file that is overwritten in place |
+//! | [`claim`] | which volumes of a store are open in this process |
 //! | [`pages`] | cached pages in one file for each volume, beside the keys |
 //! | `disk_file` | a file on disk (feature `native`) |
 //! | [`conformance`] | the suite that all pass |
@@ -26,6 +27,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::ids::VolumeId;
+
+pub mod claim;
 #[doc(hidden)]
 pub mod conformance;
 #[cfg(feature = "native")]
@@ -177,7 +181,16 @@ pub enum StoreError {
         /// The directory.
         dir: String,
     },
-    /// What was on disk is not there any more, or makes no sense. Nothing was changed.
+    /// Another replica of the volume is open on this store object. Nothing was changed.
+    #[error(
+        "volume {volume} is open already in this process with the same local store; use that replica, or close it first"
+    )]
+    Claimed {
+        /// Which volume.
+        volume: VolumeId,
+    },
+    /// What was on disk is not there any more, or makes no sense. Nothing was changed but for what the
+    /// message says was put aside.
     #[error(
         "local store `{dir}` is damaged: {message}; what was pushed can be fetched into an empty directory, and local commits come back from a copy of this one alone"
     )]

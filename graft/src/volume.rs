@@ -52,6 +52,7 @@ use crate::publish::{Draft, Prepared, PublishError, Published, prepare, publish}
 use crate::pull::{PullError, Pulled};
 use crate::remote::Remote;
 use crate::snapshot::{Location, Snapshot, graft};
+use crate::store::claim::Claim;
 use crate::store::{Batch, Durability, SharedStore, StoreError};
 use crate::time::{self, At, AtError};
 
@@ -264,6 +265,8 @@ pub struct Volume {
     cache: Arc<PageCache>,
     /// When the log's head was last seen.
     confirmed: Confirmed,
+    /// That no other replica is this volume's in the store; one aside has none, and writes nothing there.
+    _claim: Option<Claim>,
 }
 
 impl fmt::Debug for Volume {
@@ -345,6 +348,7 @@ impl Volume {
             versions: 0,
             numbers: 0,
         };
+        let claim = options.store.clone().map(|store| Claim::new(store, id)).transpose()?;
         let cache = Arc::new(PageCache::open(id, page_size, &options)?);
         Ok(Volume {
             id,
@@ -357,6 +361,7 @@ impl Volume {
             state: Mutex::new(state),
             cache,
             confirmed: Confirmed::default(),
+            _claim: claim,
         })
     }
 

@@ -7,12 +7,14 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, OnceLock, Weak};
+use std::time::Duration;
 
 use graft::catalog::{self, CatalogError};
 use graft::fetch::RemoteFetch;
 use graft::format::meta::Meta;
 use graft::reader::Holding;
 use graft::remote::SharedRemote;
+use graft::store::claim::Claim;
 use graft::store::{Batch, Durability, FjallStore, ReplicaStore as _, SharedStore, Space};
 use graft::time::At;
 use graft::volume::{Options, Volume};
@@ -47,7 +49,8 @@ pub struct Open {
     pub control: Arc<Control>,
 }
 
-/// Store, volume, directory, and the commit it stands still at.
+/// Store, volume, directory, and the commit it stands still at. A directory's volume that is open by another
+/// address of its store is refused: two replicas would write over each other's commits.
 type Key = (String, VolumeName, Option<PathBuf>, Option<Lsn>);
 
 #[derive(Default)]
@@ -58,6 +61,9 @@ struct Registry {
 
 /// Pages of a past state kept in memory.
 pub const CACHE_BYTES: usize = 64 << 20;
+
+/// How long a replica that is closing is waited for; where it takes longer, opening is refused.
+const CLOSING: Duration = Duration::from_secs(5);
 
 /// Held while a volume is opened, so that two connections open it once.
 static REGISTRY: LazyLock<Mutex<Registry>> = LazyLock::new(Mutex::default);
@@ -150,9 +156,13 @@ fn open_volume(
         Some(dir) => Some(open_store(&mut registry, dir)?),
         None => None,
     };
+    let siblings =
+        registry.sessions.iter().filter(|(other, _)| data.is_some() && other.2 == data && **other != key);
+    let siblings: Vec<Arc<Session>> = siblings.filter_map(|(_, (_, session))| session.upgrade()).collect();
     let (volume, offline) = runtime
-        .block_on(replica(&remote, &name, at, create, store, config.disk_bytes))
+        .block_on(replica(&remote, &name, at, create, store, config.disk_bytes, &siblings))
         .map_err(|error| error.to_string())?;
+    drop(siblings);
     let volume = Arc::new(volume);
     let read_only = data.is_none();
     let session = Arc::new(Session {
@@ -211,6 +221,7 @@ async fn replica(
     create: Option<PageSize>,
     store: Option<Arc<FjallStore>>,
     disk_bytes: Option<u64>,
+    siblings: &[Arc<Session>],
 ) -> Result<(Volume, Option<String>), Box<dyn std::error::Error>> {
     let key = name_key(remote, name);
     let known = store.as_ref().and_then(|store| remembered(store, &key));
@@ -248,6 +259,20 @@ async fn replica(
     let defaults = Options::default();
     let disk_bytes = disk_bytes.unwrap_or(defaults.disk_bytes);
     let options = Options { store: Some(store.clone() as SharedStore), disk_bytes, ..defaults };
+    if let Some(id) = resolved.as_ref().ok().copied().or(known.map(|(id, _)| id)) {
+        // By another address, or it would have been found.
+        if let Some(open) = siblings.iter().find(|open| open.volume.id() == id) {
+            return Err(format!(
+                "its data directory has the same volume open by another address, as `{}` of {}; use that one, or \
+                 close its connections first",
+                open.name,
+                open.url()
+            )
+            .into());
+        }
+        // The last connection to it may be closing at this moment.
+        Claim::wait(&(store.clone() as SharedStore), id, CLOSING);
+    }
     let opened = match &resolved {
         Ok(id) => Volume::open(&**remote, *id, options.clone()).await.map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),

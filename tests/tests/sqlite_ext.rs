@@ -484,3 +484,31 @@ print(json.dumps([failures, db.execute("select count(*), count(distinct who) fro
     assert!(missing.as_str().unwrap().contains("no such table"));
     assert!(Path::new(&shop.path("data")).is_dir());
 }
+
+/// Two addresses of one store, one directory: the second replica would write over the first one's commits.
+#[test]
+fn one_directory_has_a_volume_open_by_one_address() {
+    let Some(shop) = Shop::open() else { return };
+    let data = shop.path("data");
+    shop.json(&format!(
+        "{}create table t(v); pragma graft_push;",
+        shop.uri("shop", &format!("&data={data}"))
+    ));
+    std::os::unix::fs::symlink(shop.path("store"), shop.path("link")).unwrap();
+    let there = |name: &str| format!("file:shop?vfs=graft&remote=file://{}&data={data}", shop.path(name));
+    let said = shop.run(&format!(
+        ".open '{}'\ninsert into t values (1);\nattach '{}' as other;\ninsert into t values (2);\nselect \
+         count(*) || ' rows' from t;\nselect message from graft_errors;\n",
+        there("store"),
+        there("link"),
+    ));
+    assert!(said.err.contains("open by another address") && said.err.contains("file://"), "{}", said.err);
+    assert!(said.out.contains("2 rows"), "{} {}", said.out, said.err);
+    // After the first is closed, the second opens, and finds what the first committed.
+    let said = shop.run(&format!(
+        ".open '{}'\ninsert into t values (3);\n.open '{}'\nselect count(*) || ' rows' from t;\n",
+        there("store"),
+        there("link"),
+    ));
+    assert!(said.err.is_empty() && said.out.contains("3 rows"), "{} {}", said.out, said.err);
+}

@@ -495,7 +495,10 @@ fn reads_through_any_cache_are_right_and_within_budget() {
                     publish(&remote, &writer, &PageSet::from_ranges([first..=last]), step + 2);
                     (first..=last).for_each(|page| rounds[page as usize] = step + 2);
                 }
-                1 => reader = open(&remote, options()),
+                1 => {
+                    drop(reader);
+                    reader = open(&remote, options());
+                }
                 _ => {}
             }
             let pulled = block_on(reader.pull(&*remote)).unwrap();

@@ -6,6 +6,7 @@
 //! DIR/journal  batches, newest last; see `journal`
 //! DIR/table    empty; there once `fjall` is whole
 //! DIR/fjall/   what the journal had to make room of: fjall's own files
+//! DIR/torn-*   what was cut off a journal of fjall's; see `fjall::torn`
 //! DIR/files/   what can be made again: cached pages, one file for each volume
 //! ```
 //!

@@ -203,6 +203,7 @@ impl Volume {
             state: Mutex::new(state),
             cache: Arc::clone(&self.cache),
             confirmed: self.confirmed.clone(),
+            _claim: None,
         }
     }
 

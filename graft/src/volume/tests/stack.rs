@@ -193,7 +193,16 @@ fn a_large_commit_replaces_a_large_one() {
         let pulled = block_on(ours.pull(&*remote)).unwrap();
         let stack = vec![instead(seen[0], 0, change)];
         ours.replace_locals(lineage, &seen, pulled, stack, Batch::default()).unwrap();
-        Volume::load(VOLUME, PageSize::new(512).unwrap(), kept(&store)).unwrap().volume.locals()
+        // What another process would find: this one's replica is open.
+        let mut rows = Batch::default();
+        for space in Space::ALL {
+            for (key, value) in store.scan(space, b"").unwrap() {
+                rows.put(space, key, value);
+            }
+        }
+        let copy = Arc::new(MemoryStore::new());
+        copy.write(rows, Durability::Sync).unwrap();
+        Volume::load(VOLUME, PageSize::new(512).unwrap(), kept(&copy)).unwrap().volume.locals()
     };
     for (byte, pages, records) in [(2, 20_000, 4), (3, 40_000, 6), (4, 2, 1)] {
         let locals = place(large(byte, pages));
