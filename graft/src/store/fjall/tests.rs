@@ -291,7 +291,7 @@ fn a_torn_batch_of_the_table_does_not_close_the_directory() {
         }
         let jnl = newest(copy.path());
         let end = torn::whole(&mut newest(copy.path())).unwrap();
-        for block in synced.next_multiple_of(4096) / 4096..end / 4096 {
+        for block in synced.div_ceil(4096)..end / 4096 {
             if random.random_ratio(1, 200) {
                 jnl.write_all_at(&[0; 4096], block * 4096).unwrap();
             }
