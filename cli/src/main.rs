@@ -12,6 +12,7 @@ macro_rules! say {
     ($($text:tt)*) => { $crate::output::say(format_args!($($text)*)) };
 }
 
+mod arenas;
 mod args;
 mod backup;
 mod codegen;
@@ -47,6 +48,7 @@ pub enum Outcome {
 }
 
 fn main() -> ExitCode {
+    arenas::bound();
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {

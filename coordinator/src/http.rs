@@ -131,7 +131,9 @@ fn status_of(code: &str) -> StatusCode {
     match code {
         codes::UNAVAILABLE | codes::SHUTDOWN => StatusCode::SERVICE_UNAVAILABLE,
         codes::DAMAGED => StatusCode::INTERNAL_SERVER_ERROR,
-        codes::SEQ_GAP | codes::SEQ_REUSED | codes::SEQ_FORGOTTEN => StatusCode::CONFLICT,
+        codes::SEQ_GAP | codes::SEQ_REUSED | codes::SEQ_FORGOTTEN | codes::OUTCOME_UNKNOWN => {
+            StatusCode::CONFLICT
+        }
         codes::TOO_MANY_IN_FLIGHT => StatusCode::TOO_MANY_REQUESTS,
         _refusal => StatusCode::UNPROCESSABLE_ENTITY,
     }

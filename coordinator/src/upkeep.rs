@@ -3,12 +3,12 @@
 //! After each checkpoint it is looked whether one of them is due. They run on a thread of their own, on a
 //! replica of their own: mutations and readers go on, and what they publish is a checkpoint, which any
 //! writer may lose. An idle volume costs nothing: garbage comes from commits alone. Only where a run has
-//! given states up, another one comes after the grace and deletes what only they needed, also of a volume
-//! that nobody has open any more.
+//! given states up, a sweep comes after the grace and deletes what only they needed, also of a volume
+//! that nobody has open any more. A sweep gives nothing up, so that none follows it.
 //!
 //! Invariants: at most one run for each volume of a coordinator; closing the volume ends it at its next
 //! request, which leaves garbage at worst; two coordinators may do it at once. At most one sweep waits for
-//! each volume; what waits ends with the coordinator, and the first run after its next start makes up for it.
+//! each volume, and at most [`SWEEPS_MAX`] run at a time; what waits ends with the coordinator, and the first run after its next start makes up for it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use graft::remote::SharedRemote;
 use graft::{CommitId, Lsn, VolumeId};
 use parking_lot::Mutex;
 use sqlsync_layer::upkeep::{self, Compacted, Request};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
@@ -50,11 +50,23 @@ impl Default for UpkeepLimits {
 
 /// When each volume was collected by this process, and which are to be swept again. Outlives the volumes'
 /// being open; dropped, it ends what waits.
-#[derive(Default)]
 pub(crate) struct Collected {
     last: Mutex<HashMap<VolumeId, Instant>>,
     waiting: Mutex<HashSet<VolumeId>>,
     sweeps: Mutex<JoinSet<()>>,
+    /// Who may sweep: after many volumes became idle at one time, they would all be swept at one time.
+    turns: Arc<Semaphore>,
+}
+
+impl Default for Collected {
+    fn default() -> Collected {
+        Collected {
+            last: Mutex::default(),
+            waiting: Mutex::default(),
+            sweeps: Mutex::default(),
+            turns: Arc::new(Semaphore::new(SWEEPS_MAX)),
+        }
+    }
 }
 
 impl Collected {
@@ -74,16 +86,20 @@ impl Collected {
         if grace == 0 || !self.waiting.lock().insert(volume) {
             return;
         }
-        let (collected, remote) = (Arc::downgrade(self), remote.clone());
+        let (collected, remote, turns) = (Arc::downgrade(self), remote.clone(), self.turns.clone());
         let mut sweeps = self.sweeps.lock();
         while sweeps.try_join_next().is_some() {}
         sweeps.spawn(async move {
             // The store's stamp of what was announced is a little later than the announcement began.
             tokio::time::sleep(Duration::from_millis(grace).saturating_add(SWEEP_AFTER)).await;
+            // Nobody closes the semaphore.
+            let Ok(_turn) = turns.acquire().await else { return };
             let Some(collected) = collected.upgrade() else { return };
+            // What is announced from here on has a sweep of its own.
             collected.waiting.lock().remove(&volume);
+            drop(collected);
             let runtime = tokio::runtime::Handle::current();
-            let run = move || runtime.block_on(collect(&remote, volume, retention, &collected));
+            let run = move || runtime.block_on(sweep(&remote, volume, retention));
             if let Err(error) = tokio::task::spawn_blocking(run).await {
                 tracing::error!(%volume, %error, "sweeping ended badly; the next run makes up for it");
             }
@@ -91,6 +107,8 @@ impl Collected {
     }
 }
 
+/// How many sweeps run at a time, each on a thread of its own.
+const SWEEPS_MAX: usize = 4;
 /// How long after the grace the sweep comes: for requests under way and stamps that are whole seconds.
 const SWEEP_AFTER: Duration = Duration::from_secs(2);
 
@@ -192,5 +210,16 @@ async fn collect(remote: &SharedRemote, volume: VolumeId, retention: Retention, 
             }
         }
         Err(error) => tracing::warn!(%volume, %error, "garbage collection ended early; the next run goes on"),
+    }
+}
+
+/// Deletes what was announced a grace ago.
+async fn sweep(remote: &SharedRemote, volume: VolumeId, retention: Retention) {
+    match gc::sweep_announced(&**remote, volume, retention, clock::now_ms(), &|_, _| {}).await {
+        Ok(plan) => {
+            let (objects, bytes) = (plan.doomed.len(), plan.freed_bytes());
+            tracing::info!(%volume, objects, bytes, "swept what was given up a grace ago");
+        }
+        Err(error) => tracing::warn!(%volume, %error, "sweeping ended early; the next run goes on"),
     }
 }

@@ -15,7 +15,7 @@
 //! [`plan::GAP_BYTES_MAX`], and a GET ends with the frame that takes it to [`plan::RANGE_BYTES_MAX`].
 //! A GET that a reader waits for is short, and what comes with it lies in others beside it. Readers that
 //! miss the same frame at the same time share one request. At most 64 requests of one [`Fetcher`] are
-//! under way at once, and 32 MiB of what is fetched ahead; those that somebody waits for go first.
+//! under way at once, and 16 MiB of what is fetched ahead; those that somebody waits for go first.
 //!
 //! | module | holds |
 //! | --- | --- |
@@ -471,6 +471,11 @@ fn stream_pages(cache: &PageCache, snapshot: &Snapshot) -> u32 {
 /// The frames around those of a fault that [`crate::prefetch::spread`] asks for.
 fn spread(cache: &PageCache, snapshot: &Snapshot, wanted: &Frames) -> Frames {
     let Some((at, _)) = wanted.first_key_value() else { return Frames::new() };
+    let (room, used) = (cache.room_bytes(), cache.reads().1);
+    // Before anything that takes longer the larger the volume is.
+    if cache.spread.lock().room(room, used) == 0 {
+        return Frames::new();
+    }
     let all = PageSet::from_ranges([1..=snapshot.pages()]);
     let mut away = frames_of(snapshot, &cache.missing(snapshot, &all));
     let mut under_way: Vec<Flight> = Vec::new();
@@ -486,7 +491,7 @@ fn spread(cache: &PageCache, snapshot: &Snapshot, wanted: &Frames) -> Frames {
     }
     drop(under_way);
     let left = cost(away.values(), snapshot.page_size());
-    let standing = Standing { left, room: cache.room_bytes(), used: cache.reads().1 };
+    let standing = Standing { left, room, used };
     let step = cache.spread.lock().step(standing);
     around(&away, at, step, snapshot.page_size())
 }

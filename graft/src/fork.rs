@@ -12,7 +12,9 @@
 //! collection, which announces its horizon before it lists pins, either sees the pin or was announced
 //! before it: then the forker sees the horizon and gives up. A child names the volume in whose log the
 //! commit is, so that each pin is under the volume that it keeps. A name is created after the fork that it
-//! names is whole, and nothing of a fork is deleted while a try may still name it.
+//! names is whole, and nothing of a fork is deleted while a try may still name it. Tries that meant states of
+//! different volumes may leave a pin under each; the one under the volume that the metadata does not name
+//! goes by garbage collection.
 
 use crate::catalog::{self, CatalogError};
 use crate::format::Damaged;
@@ -103,11 +105,9 @@ pub async fn create(
     // Most often a taken name shows here, before anything is stored.
     match catalog::resolve(remote, name).await {
         Ok(found) if found == child => {
-            return earlier(remote, child).await?.map_or(Err(ForkError::Reaped { child }), |meta| {
-                Ok(meta
-                    .parent
-                    .map_or(Found { lsn: Lsn::ZERO, origin: child }, |(origin, lsn)| Found { lsn, origin }))
-            });
+            let made = earlier(remote, child).await?.ok_or(ForkError::Reaped { child })?;
+            let (origin, lsn) = made.parent.unwrap_or((child, Lsn::ZERO));
+            return is_meant(child, lsn, at).map(|()| Found { lsn, origin });
         }
         Ok(found) => return Err(CatalogError::Exists { name: name.clone(), found }.into()),
         Err(CatalogError::NoSuchVolume { .. }) => {}
@@ -126,9 +126,7 @@ pub async fn create(
             made = earlier(remote, child).await?;
             if made.is_none() {
                 let kept = Pin::decode(&key, &remote.get(&key).await?)?.lsn;
-                if let (true, At::Lsn(wanted)) = (kept != lsn, at) {
-                    return Err(ForkError::Differs { child, lsn: kept, wanted });
-                }
+                is_meant(child, kept, at)?;
                 lsn = kept;
                 meta.parent = Some((origin, lsn));
             }
@@ -153,11 +151,7 @@ pub async fn create(
     if let Some(made) = made {
         let Some(state) = made.parent else { return Err(ForkError::Reaped { child }) };
         (origin, lsn) = state;
-        if let At::Lsn(wanted) = at
-            && wanted != lsn
-        {
-            return Err(ForkError::Differs { child, lsn, wanted });
-        }
+        is_meant(child, lsn, at)?;
     }
     catalog::name(remote, name, child).await?;
     Ok(Found { lsn, origin })
@@ -187,6 +181,14 @@ pub async fn create_once(
         tracing::warn!(%child, %error, "left over from a fork that was not made");
     }
     made
+}
+
+/// Whether a fork that was begun at `lsn` may be the answer to `at`. A time may mean another commit by now.
+fn is_meant(child: VolumeId, lsn: Lsn, at: At) -> Result<(), ForkError> {
+    match at {
+        At::Lsn(wanted) if wanted != lsn => Err(ForkError::Differs { child, lsn, wanted }),
+        At::Lsn(_) | At::Newest | At::TimeMs(_) => Ok(()),
+    }
 }
 
 /// The metadata of `child`, where an earlier try has made it.

@@ -28,9 +28,13 @@
 //! - *A second collector* at the same time decides from the same rules; every step may happen twice.
 //!
 //! Readers depend on time: one without a lease has [`Retention::grace_ms`] between the moment that a
-//! floor is published and the sweep, one with a lease as long as it renews it ([`crate::reader`]); they are
-//! told [`Expired`](crate::fetch::FetchError) after that. A lease has lapsed where the store's own stamps
-//! say that it was not renewed for its term, or where it ended more than [`SKEW_MS`] ago by our clock.
+//! floor is published, by the store's stamp, and the sweep, by the clock of the collector that sweeps: less
+//! by as much as that one is ahead. What a run publishes is swept by a later run, and a collector that finds
+//! itself more than [`SKEW_MS`] ahead of the stamp of what it has just published sweeps nothing
+//! ([`GcError::Clock`]); one that publishes nothing finds nothing of it. One with a lease has as long as it renews it ([`crate::reader`]); they are
+//! told [`Expired`](crate::fetch::FetchError) after that. A lease has lapsed where the store's own stamps,
+//! as far as they are not later than our clock, say that it was not renewed for its term, or where it ended
+//! more than [`SKEW_MS`] ago by our clock.
 //!
 //! A crash at any step leaves garbage at worst, and the next run finds it.
 //!
@@ -56,6 +60,7 @@ use self::readable::Readable;
 pub(crate) use self::readable::unnamed;
 use crate::format::Damaged;
 use crate::format::checkpoint::{HISTORY_MAX, NewChunk, Root, assemble};
+use crate::format::meta::Meta;
 use crate::format::pin::Pin;
 use crate::format::tombstone::{Of, TOMBSTONE_BYTES, Tombstone};
 use crate::history::{checkpoint_below, read_checkpoint};
@@ -66,7 +71,7 @@ use crate::remote::{Listed, Remote, RemoteError};
 
 /// Requests under way at the same time.
 const CONCURRENT: usize = 16;
-/// How far a reader's clock and a collector's may be apart.
+/// How far a reader's clock and a collector's may be apart, and a collector's ahead of the store's.
 pub const SKEW_MS: i64 = 3_600_000;
 /// Stands as the metadata of a fork that was given up, so that its maker cannot finish it any more.
 pub(crate) const REAPED: &[u8] =
@@ -119,7 +124,7 @@ pub enum Why {
     Floor,
     /// Its reader did not renew it.
     Lease,
-    /// Its fork was never finished, or was removed.
+    /// Its fork was never finished, or was removed, or was made elsewhere.
     Abandoned,
 }
 
@@ -204,6 +209,17 @@ pub enum GcError {
         /// Which volume.
         volume: VolumeId,
     },
+    /// This machine's clock is so far ahead that readers would not have the grace. Only a floor was published.
+    #[error(
+        "volume {volume}: this machine's clock is {ahead_ms} ms ahead of the store's, so that states would be \
+         deleted before their time; set it right, then collect again"
+    )]
+    Clock {
+        /// Which volume.
+        volume: VolumeId,
+        /// By how much.
+        ahead_ms: i64,
+    },
     /// A pin or a part of a page table is damaged. What it may keep is not deleted: `graft volume verify` says more.
     #[error(transparent)]
     Damaged(#[from] Damaged),
@@ -261,6 +277,26 @@ pub async fn collect(
     collect_burying(remote, volume, retention, Burial::after(retention.grace_ms), now_ms, progress).await
 }
 
+/// As [`collect`], but publishes no floor: deletes what earlier runs have announced, and announces nothing
+/// that another run would have to come back for. Of a volume without floors it reads one LIST.
+pub async fn sweep_announced(
+    remote: &dyn Remote,
+    volume: VolumeId,
+    retention: Retention,
+    now_ms: i64,
+    progress: Progress<'_>,
+) -> Result<Plan, GcError> {
+    let published = published(remote, volume).await?;
+    if published.lsn == Lsn(u64::MAX) {
+        return Err(GcError::Removed { volume });
+    }
+    if published == Floor::default() {
+        return Ok(Plan::default());
+    }
+    let plan = sweep_plan(remote, volume, retention, Burial::after(retention.grace_ms), now_ms, None).await?;
+    carry_out(remote, volume, plan, progress).await
+}
+
 async fn collect_burying(
     remote: &dyn Remote,
     volume: VolumeId,
@@ -269,19 +305,31 @@ async fn collect_burying(
     now_ms: i64,
     progress: Progress<'_>,
 ) -> Result<Plan, GcError> {
-    let announce =
-        async |key: String, what: &'static [u8]| match remote.create(&key, Bytes::from_static(what)).await {
-            Ok(()) | Err(RemoteError::AlreadyExists { .. }) => Ok(()),
-            Err(error) => Err(GcError::from(error)),
-        };
     let publish = wanted(remote, volume, retention, now_ms).await?;
     if let Some(floor) = publish {
-        announce(key::horizon(volume, floor.lsn, floor.seq), b"floor").await?;
+        announce(remote, key::horizon(volume, floor.lsn, floor.seq), b"floor").await?;
     }
-    let mut plan = sweep_plan(remote, volume, retention, burial, now_ms, publish).await?;
+    let plan = sweep_plan(remote, volume, retention, burial, now_ms, publish).await?;
+    carry_out(remote, volume, plan, progress).await
+}
+
+async fn announce(remote: &dyn Remote, key: String, what: &'static [u8]) -> Result<(), GcError> {
+    match remote.create(&key, Bytes::from_static(what)).await {
+        Ok(()) | Err(RemoteError::AlreadyExists { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Does what `plan` says.
+async fn carry_out(
+    remote: &dyn Remote,
+    volume: VolumeId,
+    mut plan: Plan,
+    progress: Progress<'_>,
+) -> Result<Plan, GcError> {
     // Before the first key is freed: see the module.
     if let Some(bottom) = plan.bottom {
-        announce(key::bottom(volume, bottom.lsn, bottom.seq), b"bottom").await?;
+        announce(remote, key::bottom(volume, bottom.lsn, bottom.seq), b"bottom").await?;
     }
     let total = plan.doomed.len();
     let mut steps = futures::stream::iter(plan.doomed.iter().map(|doomed| sweep(remote, volume, doomed)))
@@ -380,23 +428,31 @@ async fn wanted(
     Ok(floor.filter(|floor| *floor > published))
 }
 
-/// The fork whose pin this is, where it was never finished or is gone: its metadata is not there, long
-/// after the pin.
+/// How the pin of a fork goes, where the fork was never finished or is gone: its metadata is not there, long
+/// after the pin. And where a first try wrote this pin and another one, which meant a state of another volume,
+/// finished the fork: its metadata names that volume, is never replaced, and nothing reads through this pin.
 async fn abandoned(
     remote: &dyn Remote,
     volume: VolumeId,
     pinned: &Pinned,
     row: &Listed,
     graced: i64,
-) -> Result<Option<VolumeId>, GcError> {
+) -> Result<Option<How>, GcError> {
     let forks = key::forks_prefix(volume);
     let pins = key::pins_prefix(volume);
-    let rest = pinned.key.strip_prefix(&forks).or_else(|| pinned.key.strip_prefix(&pins));
+    let of_fork = pinned.key.strip_prefix(&forks);
+    let rest = of_fork.or_else(|| pinned.key.strip_prefix(&pins));
     let child = rest.and_then(|rest| rest.split('/').next()?.parse::<VolumeId>().ok());
     let Some(child) = child.filter(|_| row.modified_ms <= graced) else { return Ok(None) };
     match remote.get(&key::meta(child)).await {
-        Ok(meta) => Ok((meta == REAPED).then_some(child)),
-        Err(RemoteError::NotFound { .. }) => Ok(Some(child)),
+        Ok(meta) if meta == REAPED => Ok(Some(How::Reap(child))),
+        Ok(meta) if of_fork.is_some() => match Meta::decode(child, &meta) {
+            Ok(Meta { parent: Some((origin, _)), .. }) if origin != volume => Ok(Some(How::Delete)),
+            // The child's own verification reports damage; what it may keep stays.
+            Ok(_) | Err(_) => Ok(None),
+        },
+        Ok(_) => Ok(None),
+        Err(RemoteError::NotFound { .. }) => Ok(Some(How::Reap(child))),
         Err(error) => Err(error.into()),
     }
 }
@@ -416,10 +472,26 @@ async fn sweep_plan(
     now_ms: i64,
     publish: Option<Floor>,
 ) -> Result<Plan, GcError> {
-    let inventory = Inventory::take(remote, volume).await?;
+    let inventory = Inventory::take(remote, volume, now_ms).await?;
+    // A removal may begin between the look at the floor and this listing, and be refused after it: its mark
+    // is above everything, and must not be taken for a floor.
+    if inventory.floors.iter().any(|(floor, _)| floor.lsn == Lsn(u64::MAX)) {
+        return Err(GcError::Removed { volume });
+    }
     let graced = now_ms.saturating_sub(retention.grace_ms);
-    let ripe =
-        inventory.floors.iter().filter(|(_, row)| row.modified_ms <= graced || retention.grace_ms == 0);
+    let new = |floor: Floor| publish == Some(floor);
+    if retention.grace_ms > 0
+        && let Some((_, row)) = inventory.floors.iter().find(|(floor, _)| new(*floor))
+    {
+        let ahead_ms = now_ms.saturating_sub(row.modified_ms);
+        if ahead_ms > SKEW_MS {
+            return Err(GcError::Clock { volume, ahead_ms });
+        }
+    }
+    let ripe = inventory
+        .floors
+        .iter()
+        .filter(|(floor, row)| retention.grace_ms == 0 || (row.modified_ms <= graced && !new(*floor)));
     let mut floor = ripe.map(|(floor, _)| *floor).max().unwrap_or_default();
     if retention.grace_ms == 0 {
         floor = floor.max(publish.unwrap_or_default());
@@ -429,8 +501,8 @@ async fn sweep_plan(
     let mut kept: Vec<&Pin> = Vec::new();
     for (pinned, row) in &inventory.pinned {
         let doomed = |why, how| Doomed { key: row.key.clone(), bytes: row.bytes, why, how };
-        if let Some(child) = abandoned(remote, volume, pinned, row, graced).await? {
-            plan.doomed.push(doomed(Why::Abandoned, How::Reap(child)));
+        if let Some(how) = abandoned(remote, volume, pinned, row, graced).await? {
+            plan.doomed.push(doomed(Why::Abandoned, how));
         } else if has_lapsed(&pinned.pin, row, inventory.store_ms, now_ms) {
             plan.doomed.push(doomed(Why::Lease, How::Delete));
             continue;

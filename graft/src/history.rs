@@ -1,11 +1,12 @@
 //! Opening: what a replica must read to know a volume's state, however long its history is.
 //!
 //! ```text
-//!   meta ∥ newest log key ∥ newest checkpoint key  →  its root  →  heads of the commits since
+//!   meta ∥ newest log key ∥ newest checkpoint key  →  its root  →  heads of the commits since ∥ page 1
 //! ```
 //!
 //! Costs three requests side by side, one read of the root (64 KiB; a second one where root and state
-//! are longer), and one prefix read for each commit since. Never the whole log. A fork that has no
+//! are longer), one prefix read for each commit since, and one read beside them for what every query
+//! begins with ([`History::early`]). Never the whole log. A fork that has no
 //! checkpoint of its own goes on in its parent, as far as the commit it was forked at.
 //!
 //! Catching up: as [`crate::pull`] where little is missing, otherwise a *jump* to a newer checkpoint.
@@ -20,22 +21,26 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::catalog::{self, CatalogError};
 use crate::chunks::{self, REWRITE_BYTES_MAX};
+use crate::fetch::plan::{Range, frames_of, ranges};
 use crate::format::Damaged;
 use crate::format::checkpoint::{PREFIX_BYTES, Root, RootError, state_hash};
-use crate::format::chunk::{LINEAGE_MAX, Lineage};
+use crate::format::chunk::{LINEAGE_MAX, Lineage, ObjectKind};
 use crate::format::commit::Head;
 use crate::format::meta::Meta;
 use crate::format::tombstone::{Of, TOMBSTONE_BYTES, Tombstone};
 use crate::gc;
-use crate::ids::{ChainHash, Lsn, Seq, VolumeId, key};
+use crate::ids::{ChainHash, Lsn, PageIdx, Seq, VolumeId, key};
+use crate::page_set::PageSet;
 use crate::pull::{Entry, PullError, Pulled, read_entry, read_head};
 use crate::remote::{Remote, RemoteError};
-use crate::snapshot::RemoteChunk;
+use crate::snapshot::{FrameRef, Location, RemoteChunk, Snapshot};
 
 /// Heads read at the same time.
 const CONCURRENT_READS: usize = 64;
 /// A replica that lacks more commits than this looks for a checkpoint to jump to.
 pub const JUMP_COMMITS: u64 = 128;
+/// Hot pages of up to so many bytes, before compression, come with page 1.
+const EARLY_BYTES_MAX: u64 = 1 << 20;
 /// Times that reading begins anew because what it read was deleted meanwhile.
 const TRIES_MAX: usize = 4;
 
@@ -94,6 +99,10 @@ pub struct History {
     pub start: Start,
     /// The commits since, oldest first.
     pub heads: Vec<Head>,
+    /// Frames that were read beside the heads, as they are stored: page 1's at the checkpoint, and where
+    /// that is a compaction's, those of its hot pages. Commits since may have replaced their pages. None
+    /// where the root's prefix does not say where they are, or they could not be read.
+    pub early: Vec<(Arc<FrameRef>, Bytes)>,
 }
 
 /// Why a volume's history could not be read.
@@ -355,14 +364,51 @@ async fn try_read(remote: &dyn Remote, id: VolumeId, upto: Option<Lsn>) -> Resul
         start.volumes = start.volumes.fork(at, child);
     }
     spans.reverse();
-    let heads = read_heads(remote, &spans, start.hash).await?;
+    let (heads, early) = futures::join!(read_heads(remote, &spans, start.hash), early_frames(remote, &start));
+    let heads = heads?;
     let Some(meta) = meta else {
         return Err(Damaged::new(&key::meta(id), "it could not be read").into());
     };
     if start.checkpoint.as_ref().is_some_and(|root| root.page_size != meta.page_size) {
         return Err(Damaged::new(&key::meta(id), "its page size is not that of its checkpoint").into());
     }
-    Ok(History { meta, start, heads })
+    Ok(History { meta, start, heads, early })
+}
+
+/// What [`History::early`] says: one ranged read at most.
+async fn early_frames(remote: &dyn Remote, start: &Start) -> Vec<(Arc<FrameRef>, Bytes)> {
+    let Some(range) = early_range(start) else { return Vec::new() };
+    match remote.get_range(&range.key, range.start..range.end).await {
+        Ok(bytes) => {
+            let part = |frame: &Arc<FrameRef>| Bytes::copy_from_slice(range.part(frame, &bytes));
+            range.frames.iter().map(|frame| (frame.clone(), part(frame))).collect()
+        }
+        // Who needs the page reads it again, and says what is wrong.
+        Err(error) => {
+            tracing::debug!(key = %range.key, %error, "page 1 was not read beside the heads");
+            Vec::new()
+        }
+    }
+}
+
+fn early_range(start: &Start) -> Option<Range> {
+    let root = start.checkpoint.as_ref()?;
+    let snapshot = Snapshot::of_checkpoint(root, &start.chunks, start.volumes.clone(), 0, 0);
+    let first: PageSet = [PageIdx::FIRST].into_iter().collect();
+    let compacted = |page: &PageIdx| match snapshot.location(*page) {
+        Location::Frame(frame, _) => matches!(frame.object.kind, ObjectKind::CompactedSegment(_)),
+        Location::Zero | Location::Local(_) | Location::Unknown(_) => false,
+    };
+    let hot_bytes = root.hot.len().saturating_mul(u64::from(root.page_size.get()));
+    if hot_bytes <= EARLY_BYTES_MAX {
+        let mut pages: PageSet = root.hot.iter().filter(compacted).collect();
+        pages.union_with(&first);
+        let mut all = ranges(frames_of(&snapshot, &pages), |_| true);
+        if all.len() == 1 {
+            return all.pop();
+        }
+    }
+    ranges(frames_of(&snapshot, &first), |_| true).pop()
 }
 
 /// Where a replica stands that wants to catch up.

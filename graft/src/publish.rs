@@ -249,7 +249,8 @@ pub enum PublishError {
         /// What the store said.
         source: RemoteError,
     },
-    /// The local store did not give a segment that it keeps, so no log entry was tried.
+    /// The local store did not give a segment that it keeps, so no log entry was tried; nor does the
+    /// log have the commit from an earlier try, as far as could be seen.
     #[error("a segment for lsn {lsn} is not to be had from the local store: {source}")]
     Local {
         /// The LSN meant.
@@ -285,20 +286,34 @@ pub enum PublishError {
 
 /// Stores a prepared commit. One request where its frames ride inside and the create is answered;
 /// one more for each segment; one read (two where the head there is longer than 4 KiB) where the
-/// create was not answered or found the key taken. One LIST where the log's head was not seen for half an
-/// hour, or never by this process: see [`crate::gc::bottom`].
+/// create was not answered or found the key taken, or where the local store does not give a segment.
+/// One LIST where the log's head was not seen for half an hour, or never by this process: see
+/// [`crate::gc::bottom`].
 ///
 /// May be called any number of times with the same commit.
 pub async fn publish(remote: &dyn Remote, prepared: &Prepared) -> Result<Published, PublishError> {
     let sent = Moment::now();
-    let outcome = send(remote, prepared).await;
-    settle(remote, prepared, sent, outcome).await
+    let mut created = false;
+    let outcome = send(remote, prepared, &mut created).await;
+    settle(remote, prepared, created.then_some(sent), outcome).await
 }
 
-async fn send(remote: &dyn Remote, prepared: &Prepared) -> Result<Published, PublishError> {
+/// `created` says whether the create itself was answered now; else what is there was read back.
+async fn send(
+    remote: &dyn Remote,
+    prepared: &Prepared,
+    created: &mut bool,
+) -> Result<Published, PublishError> {
     let lsn = prepared.head.lsn;
     for segment in &prepared.segments {
-        let bytes = segment.bytes().map_err(|source| PublishError::Local { lsn, source })?;
+        let bytes = match segment.bytes() {
+            Ok(bytes) => bytes,
+            // What was sent before may have landed, and then its segments are stored.
+            Err(source) => {
+                let said = look(remote, prepared).await;
+                return said.unwrap_or(Err(PublishError::Local { lsn, source }));
+            }
+        };
         match remote.create(&segment.key, bytes).await {
             // Its key carries our random id: whatever is there, we wrote it.
             Ok(()) | Err(RemoteError::AlreadyExists { .. }) => {}
@@ -307,16 +322,26 @@ async fn send(remote: &dyn Remote, prepared: &Prepared) -> Result<Published, Pub
     }
     let key = key::log(prepared.head.volume, lsn);
     let source = match remote.create(&key, prepared.body.clone()).await {
-        Ok(()) => return Ok(Published { lsn, hash: prepared.head.hash }),
+        Ok(()) => {
+            *created = true;
+            return Ok(Published { lsn, hash: prepared.head.hash });
+        }
         #[cfg(feature = "plants")]
         Err(RemoteError::AlreadyExists { .. }) if crate::plants::has(crate::plants::Bug::NoReadBack) => {
             return Err(PublishError::Rejected { lsn });
         }
         Err(source) => source,
     };
+    // Not seen occupied, or not seen at all: neither proves that the create will not land.
+    look(remote, prepared).await.unwrap_or(Err(PublishError::Unknown { lsn, source }))
+}
+
+/// What the log says of the commit; `None` where it was not read, or the LSN is not seen occupied.
+async fn look(remote: &dyn Remote, prepared: &Prepared) -> Option<Result<Published, PublishError>> {
+    let lsn = prepared.head.lsn;
     // The whole head, whose hash vouches for it: a bit that flipped in our own commit's id must not
     // make it look like another writer's.
-    match read_entry(remote, prepared.head.volume, lsn).await {
+    Some(match read_entry(remote, prepared.head.volume, lsn).await {
         Ok(Entry::Commit(found)) if found.hash == prepared.head.hash => {
             Ok(Published { lsn, hash: found.hash })
         }
@@ -327,11 +352,8 @@ async fn send(remote: &dyn Remote, prepared: &Prepared) -> Result<Published, Pub
         }
         Ok(Entry::Gone(_)) => Err(PublishError::Rejected { lsn }),
         Err(PullError::Damaged(damaged)) => Err(damaged.into()),
-        // Not seen occupied, or not seen at all: neither proves that the create will not land.
-        Err(PullError::Remote(_) | PullError::Diverged { .. } | PullError::Expired { .. }) => {
-            Err(PublishError::Unknown { lsn, source })
-        }
-    }
+        Err(PullError::Remote(_) | PullError::Diverged { .. } | PullError::Expired { .. }) => return None,
+    })
 }
 
 #[cfg(test)]

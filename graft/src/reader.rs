@@ -6,6 +6,9 @@
 //!   release: DELETE  ◀───────────────────────────────────────────────────────────── Lapsed ── renew: as take
 //! ```
 //!
+//! Renewing reads the lease and replaces that very one. Where a collector has deleted it, which a reader
+//! whose clock goes wrong does not expect, there is nothing to renew: it is taken anew, or is `Lapsed`.
+//!
 //! A reader needs none for what it reads within the grace that garbage collection leaves anyhow. One that
 //! stays on a state for longer writes a *lease* (a [`Pin`] that ends) under the volume in whose log the
 //! state is, and writes it again every third of its term. [`gc`] keeps what a lease names. What a fork reads
@@ -15,7 +18,8 @@
 //! lists leases, so that whichever comes second sees the first: a reader either finds the floor above its
 //! state and gives up, or is seen. A lease ends, by its reader's clock, one term after the *sending* of the
 //! last renewal that was answered, which is before it ends by the store's stamps; a reader that is told
-//! `Held` is kept, whatever the collector's clock shows, up to [`gc::SKEW_MS`] of difference. Leases are for
+//! `Held` is kept, whatever the collector's clock shows, up to [`gc::SKEW_MS`] of difference, if its own
+//! goes on evenly; if not, it is told so at the next renewal. Leases are for
 //! convenience: a reader whose lease lapsed reads right pages, or is told `Expired`.
 //!
 //! This is the half without clock and task; `reader::keeper` (feature `native`) is the half with them.
@@ -119,7 +123,8 @@ pub struct Lease {
     seq: Seq,
     /// When the last renewal that was answered was sent.
     sent_ms: i64,
-    /// The newest time that was given: a clock that is set back renews too early, not too late.
+    /// The newest time that was given. An earlier one is not believed: for the lease, time stands still until
+    /// the caller's clock is there again. So that clock must not go back; the keeper's does not.
     now_ms: i64,
 }
 
@@ -147,16 +152,42 @@ impl Lease {
         Ok(lease)
     }
 
-    /// Renews it. One PUT; where it had lapsed, what [`Lease::take`] costs.
+    /// Renews it. One GET and one conditional PUT; where it had lapsed, or was deleted, what [`Lease::take`]
+    /// costs.
     ///
     /// # Errors
     ///
-    /// [`LeaseError`]: it stands as it stood, and [`Lease::standing`] says for how long yet.
+    /// [`LeaseError`]: it stands as it stood, and [`Lease::standing`] says for how long yet; where it was
+    /// deleted, it has lapsed.
     pub async fn renew(&mut self, remote: &dyn Remote, now_ms: i64) -> Result<(), LeaseError> {
         match self.standing(now_ms) {
             Standing::Lapsed => self.acquire(remote, now_ms).await,
-            Standing::Held { .. } | Standing::Due { .. } => self.write(remote, now_ms).await,
+            Standing::Held { .. } | Standing::Due { .. } => match self.replace(remote).await {
+                // A collector has taken it for dead, and may have swept what it kept.
+                Err(RemoteError::NotFound { .. }) => {
+                    self.sent_ms = i64::MIN;
+                    self.acquire(remote, now_ms).await
+                }
+                renewed => Ok(renewed?),
+            },
         }
+    }
+
+    /// Writes the lease that is there again. `NotFound` where none is; `Changed` where it was deleted, or
+    /// written by an earlier try of ours, since it was read.
+    async fn replace(&mut self, remote: &dyn Remote) -> Result<(), RemoteError> {
+        let key = self.key();
+        let sent_ms = self.now_ms;
+        let (_, tag) = remote.get_tagged(&key).await?;
+        remote.update(&key, self.pin().encode(&key), &tag).await?;
+        self.sent_ms = sent_ms;
+        Ok(())
+    }
+
+    /// What it says if it is written now.
+    fn pin(&self) -> Pin {
+        let until_ms = self.now_ms.saturating_add(TERM_MS);
+        Pin { lsn: self.lsn, seq: Some(self.seq), until_ms }
     }
 
     /// Where it stands at `now_ms`.
@@ -189,10 +220,9 @@ impl Lease {
 
     async fn write(&mut self, remote: &dyn Remote, now_ms: i64) -> Result<(), LeaseError> {
         self.now_ms = self.now_ms.max(now_ms);
-        let (key, until_ms) = (self.key(), self.now_ms.saturating_add(TERM_MS));
-        let pin = Pin { lsn: self.lsn, seq: Some(self.seq), until_ms };
+        let key = self.key();
         let sent_ms = self.now_ms;
-        remote.put(&key, pin.encode(&key)).await?;
+        remote.put(&key, self.pin().encode(&key)).await?;
         self.sent_ms = sent_ms;
         Ok(())
     }

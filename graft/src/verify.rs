@@ -391,7 +391,7 @@ async fn orphans(remote: &dyn Remote, volume: VolumeId, report: &mut Report) -> 
         // A collection is at work: what it takes now is no orphan.
         Err(GcError::Pull(PullError::Expired { .. })) => {}
         Err(GcError::Pull(error)) if report.is_sound() => report.note(error)?,
-        Err(GcError::Damaged(_) | GcError::Pull(_) | GcError::Removed { .. }) => {}
+        Err(GcError::Damaged(_) | GcError::Pull(_) | GcError::Removed { .. } | GcError::Clock { .. }) => {}
         Err(GcError::Remote(error)) => return Err(error.into()),
     }
     Ok(())

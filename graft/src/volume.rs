@@ -38,7 +38,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use self::cache::PageCache;
-use self::persist::Kept;
+use self::persist::{Kept, Unfinished};
 pub use self::stack::{Placed, ReplaceError};
 use crate::catalog::{self, CatalogError};
 use crate::checkpoint::Policy;
@@ -259,7 +259,7 @@ pub struct Volume {
     /// What a push leaves in the store; held while one is prepared or settled.
     sealing: Mutex<Kept>,
     /// Held while base, local commits or pending push are changed.
-    writer: Mutex<()>,
+    writer: Mutex<Unfinished>,
     state: Mutex<State>,
     /// Shared with the volumes [`aside`](Volume::aside) of this one.
     cache: Arc<PageCache>,
@@ -281,12 +281,13 @@ impl Volume {
     pub async fn open(remote: &dyn Remote, id: VolumeId, options: Options) -> Result<Opened, OpenError> {
         if !persist::holds(options.store.as_deref(), id)? {
             let looked = Moment::now();
-            let History { meta, start, heads } = history::read(remote, id, None).await?;
+            let History { meta, start, heads, early } = history::read(remote, id, None).await?;
             let mut opened = Volume::load(id, meta.page_size, options)?;
             let pulled = Pulled { from: Lsn::ZERO, jump: Some(Box::new(start.clone())), heads };
             opened.heads = pulled.heads.clone();
             opened.start = start;
             opened.volume.absorb(pulled)?;
+            opened.volume.keep_early(&early);
             opened.volume.confirmed.note(opened.volume.base().lsn(), looked);
             return Ok(opened);
         }
@@ -318,11 +319,12 @@ impl Volume {
         at: At,
         cache_bytes: usize,
     ) -> Result<Opened, AtError> {
-        let History { meta, start, heads } = time::read_at(remote, id, at).await?;
+        let History { meta, start, heads, early } = time::read_at(remote, id, at).await?;
         let options = Options { store: None, locals: None, cache_bytes, ..Options::default() };
         let mut volume = Volume::new(id, meta.page_size, options)?;
         let pulled = Pulled { from: Lsn::ZERO, jump: Some(Box::new(start.clone())), heads: heads.clone() };
         volume.move_to(pulled)?;
+        volume.keep_early(&early);
         volume.fixed = true;
         Ok(Opened { volume, start, heads })
     }
@@ -455,9 +457,45 @@ impl Volume {
     /// segments go there as they are made, so that it takes about 32 MiB of memory, whatever is pushed.
     ///
     /// `payload` is what the commit carries; `id` is fresh and random; `now_ms` is the clock.
+    ///
+    /// Which local commits are the first is decided here: right for whoever alone changes this replica.
+    /// Where others do, too, [`seal_seen`](Volume::seal_seen).
     pub fn seal(
         &self,
         locals: usize,
+        payload: Bytes,
+        id: CommitId,
+        now_ms: i64,
+    ) -> Result<Option<Arc<Prepared>>, StoreError> {
+        self.seal_first(|_| locals, payload, id, now_ms)
+    }
+
+    /// As [`seal`](Volume::seal), of the local commits that `payload` was made from: `None` also where
+    /// they are not the first ones any more.
+    pub fn seal_seen(
+        &self,
+        seen: &[LocalCommit],
+        payload: Bytes,
+        id: CommitId,
+        now_ms: i64,
+    ) -> Result<Option<Arc<Prepared>>, StoreError> {
+        let first = |locals: &[Arc<LocalCommit>]| {
+            // One that was replaced has its number, and other pages or another payload.
+            let same = |(now, then): (&Arc<LocalCommit>, &LocalCommit)| {
+                now.number == then.number
+                    && Arc::ptr_eq(&now.changes, &then.changes)
+                    && now.payload == then.payload
+            };
+            let there = locals.len() >= seen.len() && locals.iter().zip(seen).all(same);
+            if there { seen.len() } else { 0 }
+        };
+        self.seal_first(first, payload, id, now_ms)
+    }
+
+    /// Seals the local commits before the index that `first` answers.
+    fn seal_first(
+        &self,
+        first: impl Fn(&[Arc<LocalCommit>]) -> usize,
         payload: Bytes,
         id: CommitId,
         now_ms: i64,
@@ -468,29 +506,49 @@ impl Volume {
             if state.pending.is_some() {
                 return Ok(None);
             }
-            (state.base.clone(), state.locals[..locals.min(state.locals.len())].to_vec())
+            let first = first(&state.locals).min(state.locals.len());
+            (state.base.clone(), state.locals[..first].to_vec())
         };
+        let sealed = self.seal_on(&mut kept, &base, &locals, payload, id, now_ms);
+        if !matches!(sealed, Ok(Some(_)))
+            && kept.any()
+            && let Err(left) = self.remove_pending(&mut kept, None)
+        {
+            // The next seal or the next opening does.
+            tracing::debug!(volume = %self.id, error = %left, "parts of a push are left for later");
+        }
+        sealed
+    }
+
+    fn seal_on(
+        &self,
+        kept: &mut Kept,
+        base: &Snapshot,
+        locals: &[Arc<LocalCommit>],
+        payload: Bytes,
+        id: CommitId,
+        now_ms: i64,
+    ) -> Result<Option<Arc<Prepared>>, StoreError> {
         let Some(last) = locals.last() else { return Ok(None) };
-        let changes = self.roll_up(&base, &locals);
-        let draft = draft_on(&base, self.id, last.pages_after, id, now_ms, payload, locals.len());
+        let changes = self.roll_up(base, locals);
+        let draft = draft_on(base, self.id, last.pages_after, id, now_ms, payload, locals.len());
         let mut prepared = match self.local_store() {
             None => prepare(draft, &changes.into_iter().collect::<Vec<_>>()),
-            Some(_) => self.prepare_stored(&mut kept, draft, changes)?,
+            Some(_) => self.prepare_stored(kept, draft, changes)?,
         };
         let _writer = self.writer.lock();
         let same = {
             let state = self.state.lock();
             state.base.version() == base.version()
                 && state.locals.len() >= locals.len()
-                && state.locals.iter().zip(&locals).all(|(now, then)| now.number == then.number)
+                && state.locals.iter().zip(locals).all(|(now, then)| now.number == then.number)
         };
         if !same {
-            self.remove_pending(&mut kept, None)?;
             return Ok(None);
         }
         prepared.confirmed = self.confirmed.clone();
         let prepared = Arc::new(prepared);
-        self.store_pending(&prepared)?;
+        self.store_pending(kept, &prepared)?;
         self.state.lock().pending = Some(prepared.clone());
         Ok(Some(prepared))
     }
@@ -624,10 +682,13 @@ impl Volume {
         };
         self.store_pulled(&before, moved.jump.as_deref(), &moved.heads)?;
         moved.tell(&self.cache);
-        let mut state = self.state.lock();
-        let changed = state.advance(moved);
-        state.tip = state.base.clone();
-        self.cache.inherit(self.options.store.as_ref(), state.base.volumes());
+        let (changed, volumes) = {
+            let mut state = self.state.lock();
+            let changed = state.advance(moved);
+            state.tip = state.base.clone();
+            (changed, state.base.volumes().clone())
+        };
+        self.cache.inherit(self.options.store.as_ref(), &volumes);
         Ok(changed)
     }
 
@@ -690,7 +751,8 @@ pub enum PushError {
 }
 
 /// Pushes every local commit of a replica, rolled up into one. A push that was sent earlier and
-/// whose outcome is unknown is settled first, with the same bytes.
+/// whose outcome is unknown is settled first, with the same bytes. Several may push one replica at a
+/// time: each ends when nothing is left to push, whoever pushed it.
 ///
 /// `payload` makes the commit's payload from the local commits'; `id` makes fresh random ids.
 pub async fn push(
@@ -706,9 +768,13 @@ pub async fn push(
             Some(pending) => pending,
             None => {
                 let locals = volume.locals();
-                match volume.seal(locals.len(), payload(&locals), id(), now_ms)? {
+                if locals.is_empty() {
+                    return Ok(pushed);
+                }
+                match volume.seal_seen(&locals, payload(&locals), id(), now_ms)? {
                     Some(prepared) => prepared,
-                    None => return Ok(pushed),
+                    // Another push was sealed meanwhile, or these local commits are gone.
+                    None => continue,
                 }
             }
         };
@@ -720,6 +786,11 @@ pub async fn push(
             Err(error) => {
                 if matches!(error, PublishError::Rejected { .. }) {
                     volume.forget_pending(&prepared)?;
+                }
+                let settled = || volume.pending().is_none_or(|now| now.head.hash != prepared.head.hash);
+                if matches!(error, PublishError::Local { .. }) && settled() {
+                    // Another push of the same commit ended, and its segments went with it.
+                    continue;
                 }
                 return Err(error.into());
             }

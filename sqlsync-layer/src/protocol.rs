@@ -142,6 +142,9 @@ pub mod codes {
     pub const SEQ_GAP: &str = "seq_gap";
     /// The seq was applied so long ago that its outcome is no longer recorded.
     pub const SEQ_FORGOTTEN: &str = "seq_forgotten";
+    /// A deploy was sent so long ago that the log does not say any more whether it is in force: look, and
+    /// deploy again if it is not.
+    pub const OUTCOME_UNKNOWN: &str = "outcome_unknown";
     /// The client was away for so long that the ledger has forgotten it: what it sent before may have been
     /// applied or not, and nobody knows. It goes on under a new client id.
     pub const EXPIRED: &str = "client_expired";

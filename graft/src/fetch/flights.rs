@@ -111,7 +111,6 @@ impl Flights {
             let _leaving = leaving;
             let permit = waits.permits.acquire(range.end - range.start, &waits.urgent).await;
             let got = hedge::get(&*remote, hedge.as_ref(), &range, &cache.counters).await;
-            drop(permit);
             let mut landed = Landed { failed: None, damaged: Vec::new() };
             match got {
                 Err(error) => landed.failed = Some(error.into()),
@@ -130,6 +129,8 @@ impl Flights {
                     }
                 }
             }
+            // Its bytes are gone, and the next request's may come.
+            drop(permit);
             Arc::new(landed)
         });
         let future = future.shared();

@@ -5,7 +5,8 @@
 //! that came to where it was fetched ahead for, becomes *urgent* where it stands ([`Permits::urge`]).
 //!
 //! Invariants: never more requests than there are places; what is fetched ahead is never more than
-//! [`AHEAD_BYTES`] at once, but for a single longer request; a waiter that left holds nothing up.
+//! [`AHEAD_BYTES`] at once, but for a single longer request; a waiter that left holds nothing up. A
+//! request's bytes count until its pages are cached, so that this bounds what is in memory beside the cache.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,8 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use futures::channel::oneshot;
 use parking_lot::Mutex;
 
-/// Bytes under way for what is fetched ahead.
-const AHEAD_BYTES: u64 = 32 << 20;
+/// Bytes under way for what is fetched ahead, and not cached yet: four requests of full length.
+const AHEAD_BYTES: u64 = 16 << 20;
 
 #[derive(Clone)]
 pub(crate) struct Permits(Arc<Mutex<State>>);

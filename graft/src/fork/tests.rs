@@ -92,13 +92,14 @@ fn a_fork_costs_the_same_whatever_it_is_of() {
             assert!(cost.bytes_up < 300, "{cost:?}");
             child += 1;
         }
-        // And opening it, where the parent has a checkpoint, what opening the parent does, and its own.
+        // And opening it, where the parent has a checkpoint, what opening the parent does (the root, page
+        // 1), and its own.
         checkpointed(&*remote, &parent);
         block_on(create(&*remote, FIRST, At::Newest, id(child), &name(child))).unwrap();
         remote.reset();
         let opened = block_on(Volume::open(&*remote, id(child), in_memory())).unwrap();
         let cost = remote.reset();
-        assert_eq!((cost.gets, cost.lists, cost.ranges, cost.requests()), (2, 3, 1, 6));
+        assert_eq!((cost.gets, cost.lists, cost.ranges, cost.requests()), (2, 3, 2, 7));
         assert_eq!((opened.heads.len(), opened.start.lsn), (0, parent.status().lsn));
         child += 1;
     }
@@ -507,4 +508,52 @@ fn a_fork_may_be_tried_again_with_the_same_id() {
         }
     }
     assert!(made > 300 && gave_up > 5 && renamed > 20 && moved > 20, "{made} {gave_up} {renamed} {moved}");
+}
+
+/// A first try that meant the parent wrote its pin and no more; by the second, "the newest" of the parent is
+/// the same but an older LSN is its ancestor's. The pin that nothing reads through does not stay for ever.
+#[test]
+fn a_pin_under_a_volume_that_the_fork_does_not_name_goes() {
+    let remote = MemoryRemote::new();
+    created(&remote);
+    let first = open(&remote, FIRST);
+    commit(&remote, &first, 1, &[(1, 1)], 10);
+    commit(&remote, &first, 1, &[(1, 2)], 20);
+    block_on(create(&remote, FIRST, At::Newest, id(2), &name(2))).unwrap();
+    let second = open(&remote, id(2));
+    commit(&remote, &second, 1, &[(1, 3)], 30);
+    // The first try, at LSN 2 of the first volume, ended here.
+    let stray = key::fork_pin(FIRST, id(3));
+    let pin = Pin { lsn: Lsn(2), seq: None, until_ms: Pin::FOR_EVER };
+    block_on(remote.create(&stray, pin.encode(&stray))).unwrap();
+    let found = block_on(create(&remote, id(2), At::Newest, id(3), &name(3))).unwrap();
+    assert_eq!(found, Found { lsn: Lsn(3), origin: id(2) });
+    let retention = gc::Retention { keep_ms: 0, keep_commits: 0, grace_ms: 0 };
+    for volume in [FIRST, id(2)] {
+        block_on(gc::collect(&remote, volume, retention, 1_000, &|_, _| {})).unwrap();
+    }
+    assert!(matches!(block_on(remote.get(&stray)), Err(RemoteError::NotFound { .. })));
+    for (volume, fork) in [(FIRST, id(2)), (id(2), id(3))] {
+        assert!(block_on(remote.get(&key::fork_pin(volume, fork))).is_ok(), "the pins that count stay");
+    }
+    assert_eq!(bytes_of(&remote, &open(&remote, id(3))), [3]);
+    // Now nothing but forks that are there keeps anything.
+    for n in [3, 2, 1] {
+        block_on(catalog::remove(&remote, &name(n))).unwrap();
+    }
+}
+
+/// A fork that has its name already is no answer to another LSN either.
+#[test]
+fn a_named_fork_is_not_forked_again_at_another_lsn() {
+    let remote = MemoryRemote::new();
+    created(&remote);
+    let parent = open(&remote, FIRST);
+    (1..=3).for_each(|n| commit(&remote, &parent, 1, &[(1, n)], i64::from(n)));
+    let at = |lsn| block_on(create(&remote, FIRST, At::Lsn(Lsn(lsn)), id(2), &name(2)));
+    assert_eq!(at(2).unwrap().lsn, Lsn(2));
+    assert_eq!(at(2).unwrap().lsn, Lsn(2));
+    let other = at(3);
+    assert!(matches!(other, Err(ForkError::Differs { lsn: Lsn(2), wanted: Lsn(3), .. })), "{other:?}");
+    assert_eq!(block_on(create(&remote, FIRST, At::Newest, id(2), &name(2))).unwrap().lsn, Lsn(2));
 }

@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::fmt;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use zstd::bulk::Decompressor;
 
 use super::chunk::Slot;
@@ -109,6 +109,17 @@ pub fn encode<'a>(pages: impl Iterator<Item = &'a Bytes>) -> Bytes {
 ///
 /// What did not hold, as text for [`super::Damaged`].
 pub fn decode(bytes: &[u8], page_size: PageSize, count: u32, slots: &[Slot]) -> Result<Vec<Bytes>, String> {
+    decode_into(bytes, page_size, count, slots, &mut Vec::new())
+}
+
+/// As [`decode`], into buffers of `spare` first: pages that nobody has any more.
+pub(crate) fn decode_into(
+    bytes: &[u8],
+    page_size: PageSize,
+    count: u32,
+    slots: &[Slot],
+    spare: &mut Vec<Bytes>,
+) -> Result<Vec<Bytes>, String> {
     let expected = count as usize * page_size.bytes();
     SCRATCH.with_borrow_mut(|(zstd, raw)| {
         let failed = |e: std::io::Error| format!("a frame does not decompress ({e})");
@@ -122,7 +133,7 @@ pub fn decode(bytes: &[u8], page_size: PageSize, count: u32, slots: &[Slot]) -> 
         if raw.len() != expected {
             return Err(format!("a frame holds {} bytes instead of {expected}", raw.len()));
         }
-        pages_of(raw, page_size, slots)
+        pages_of(raw, page_size, slots, spare)
     })
 }
 
@@ -132,14 +143,29 @@ thread_local! {
     static SCRATCH: RefCell<(Option<Decompressor<'static>>, Vec<u8>)> = const { RefCell::new((None, Vec::new())) };
 }
 
-fn pages_of(raw: &[u8], page_size: PageSize, slots: &[Slot]) -> Result<Vec<Bytes>, String> {
+fn refill(mut buffer: BytesMut, page: &[u8]) -> Bytes {
+    buffer.clear();
+    buffer.extend_from_slice(page);
+    buffer.freeze()
+}
+
+fn pages_of(
+    raw: &[u8],
+    page_size: PageSize,
+    slots: &[Slot],
+    spare: &mut Vec<Bytes>,
+) -> Result<Vec<Bytes>, String> {
     let size = page_size.bytes();
     let mut out = Vec::with_capacity(slots.len());
     for slot in slots {
         let at = usize::from(slot.slot) * size;
         let page = raw.get(at..at + size).ok_or_else(|| format!("a frame has no slot {}", slot.slot))?;
         // A copy of its own: one cached page must not keep the whole frame in memory.
-        let page = Bytes::copy_from_slice(page);
+        let page = match spare.pop().map(Bytes::try_into_mut) {
+            Some(Ok(buffer)) if buffer.capacity() == size => refill(buffer, page),
+            // None left, or somebody still reads it.
+            Some(_) | None => Bytes::copy_from_slice(page),
+        };
         if PageHash::of(slot.page, &page) != slot.hash {
             return Err(format!("{:?} does not match its hash", slot.page));
         }

@@ -15,8 +15,10 @@
 //! 1. *Time.* A writer that loses LSN n has a day ([`Burial::ms`]) in which its create meets a commit or
 //!    a tombstone. A request does not travel for a day: clients and stores end it within minutes. Where
 //!    that holds, nothing else is needed: whoever sends a create had looked at the log shortly before, or
-//!    does so now by (2). The day is counted by the store's own stamps alone: that of the tombstone and
-//!    the newest of any object in the same listing. No collector's clock has a part in it.
+//!    does so now by (2). The day is counted by the store's own stamps: from that of the tombstone to
+//!    the newest in the same listing, of which none counts that is later than the collector's clock. So a
+//!    collector's clock can only hold a tombstone back; one goes early only where an object is stamped in
+//!    the future (stamps may be file times) *and* the collector's clock is there, too.
 //! 2. *A second look.* A writer whose base was last seen as the head more than [`RECENT`] ago (half the
 //!    default grace), or that cannot say when, because it was restarted, reads the bottom after its create
 //!    and before it acknowledges: [`settle`]. One LIST. Above the bottom, the key was never free, so that
@@ -27,8 +29,11 @@
 //! *The clock assumption of (2)*: of a pause longer than a day, at least one of this machine's two clocks
 //! (the steady one, which may stand still while the machine sleeps, and the wall clock, which may be set)
 //! shows more than half an hour; a wall clock that went backwards counts as a pause. Only differences on
-//! one machine count: no two clocks need agree. So a lost write takes a writer that sleeps for a day
-//! between its look and its create while both of its clocks stand still, or a request that travels for a day.
+//! one machine count: no two clocks need agree. What counts as having seen the head: a pull, or a create
+//! of its own that was answered (then the key was free when it was sent, and so were all after it). A commit
+//! that is *read back* says nothing of when its LSN was free: an earlier try may have put it there long ago.
+//! So a lost write takes a writer that sleeps for a day between its look and its create while both of its
+//! clocks stand still, or a request that travels for a day.
 //!
 //! What a late create leaves below the bottom harms nobody: commits there are named by nothing, readers
 //! that come upon one hear `Expired`, and the next collection buries it. A late *checkpoint* there could be
@@ -121,6 +126,12 @@ impl Confirmed {
         *self.0.lock() = Some((head, at));
     }
 
+    /// As after a long sleep.
+    #[cfg(test)]
+    pub(crate) fn sleep(&self) {
+        *self.0.lock() = None;
+    }
+
     /// Whether `lsn` was free recently.
     fn vouches_for(&self, lsn: Lsn) -> bool {
         self.0.lock().is_some_and(|(head, at)| lsn > head && at.is_recent())
@@ -190,7 +201,8 @@ impl Moment {
     }
 }
 
-/// What `outcome`, the log's answer to `prepared`, is worth; `sent` is when its sending began.
+/// What `outcome`, the log's answer to `prepared`, is worth. `created_after` is when its sending began, where
+/// the create itself was answered; `None` where the log was read back.
 ///
 /// No request where the log's head was seen recently; else one LIST.
 ///
@@ -201,7 +213,7 @@ impl Moment {
 pub(crate) async fn settle(
     remote: &dyn Remote,
     prepared: &Prepared,
-    sent: Moment,
+    created_after: Option<Moment>,
     outcome: Result<Published, PublishError>,
 ) -> Result<Published, PublishError> {
     let lsn = prepared.head.lsn;
@@ -221,8 +233,9 @@ pub(crate) async fn settle(
             }
         }
     }
-    if outcome.is_ok() {
-        // When its sending began, its own LSN was free, and so were all after it.
+    if let (Ok(_), Some(sent)) = (&outcome, created_after) {
+        // The key was free when the create arrived, which is after its sending began: then it was free, too,
+        // and so were all after it. What is read back may be of any earlier try, and vouches for nothing.
         prepared.confirmed.note(lsn, sent);
     }
     outcome

@@ -27,8 +27,10 @@ pub(super) struct Inventory {
     pub(super) floors: Vec<(Floor, Listed)>,
     pub(super) bottoms: Vec<(Floor, Listed)>,
     pub(super) pinned: Vec<(Pinned, Listed)>,
-    /// The newest stamp of what others than collectors write (a dry run writes nothing, and must see the
-    /// same): a lower bound of the store's clock, by which the ages of tombstones and leases are measured.
+    /// The newest stamp of what a run does not write before it lists, which is all but floors and bottoms
+    /// (a dry run writes nothing, and must see the same), but not later than the collector's clock: a lower
+    /// bound of the store's clock, by which the ages of tombstones and leases are measured. Where stamps are
+    /// file times, a file may be of the future: it must not make everything else look old.
     pub(super) store_ms: i64,
 }
 
@@ -69,7 +71,11 @@ pub(crate) async fn list_all(remote: &dyn Remote, prefix: &str) -> Result<Vec<Li
 }
 
 impl Inventory {
-    pub(super) async fn take(remote: &dyn Remote, volume: VolumeId) -> Result<Inventory, GcError> {
+    pub(super) async fn take(
+        remote: &dyn Remote,
+        volume: VolumeId,
+        now_ms: i64,
+    ) -> Result<Inventory, GcError> {
         let number = |row: &Listed| row.key.rsplit('/').next().and_then(Lsn::from_key_part);
         let odd = |row: &Listed| Damaged::new(&row.key, "its key is not one of ours");
         let mut inventory = Inventory {
@@ -127,6 +133,7 @@ impl Inventory {
                 inventory.pinned.push((Pinned { key: row.key.clone(), pin }, row));
             }
         }
+        inventory.store_ms = inventory.store_ms.min(now_ms);
         Ok(inventory)
     }
 

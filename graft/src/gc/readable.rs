@@ -194,7 +194,8 @@ impl Readable {
 /// what is being uploaded now.
 pub(crate) async fn unnamed(remote: &dyn Remote, volume: VolumeId) -> Result<Vec<String>, GcError> {
     let floor = published(remote, volume).await?;
-    let inventory = Inventory::take(remote, volume).await?;
+    // Nothing is deleted here: ages do not matter.
+    let inventory = Inventory::take(remote, volume, i64::MAX).await?;
     let pins = inventory.pinned.iter().map(|(pinned, _)| &pinned.pin);
     let Readable { marks, .. } = Readable::mark(remote, volume, &inventory, floor, pins).await?;
     let mut ids: BTreeMap<Lsn, CommitId> = BTreeMap::new();

@@ -6,6 +6,7 @@
 //! given up; a process that dies leaves one that lapses.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::channel::oneshot;
@@ -21,23 +22,32 @@ use crate::snapshot::Snapshot;
 /// How long after a renewal that failed it is tried again.
 const RETRY: Duration = Duration::from_secs(15);
 
-/// Wall-clock time that goes on evenly: as far as the steady clock says, or, where the machine slept, the
-/// wall clock. Setting the wall clock back does not move it.
-#[derive(Debug, Clone, Copy)]
+/// Wall-clock time that never goes back and never stands still: the steady clock, and on top of it whatever
+/// the wall clock was ever seen ahead of that, because the machine slept or was set. A wall clock that is set
+/// forward ends a lease too early; one that is set back again changes nothing.
+#[derive(Debug, Clone)]
 struct Clock {
-    began_ms: i64,
+    /// What the wall clock would have shown when the steady one began.
+    began_ms: Arc<AtomicI64>,
     steady: Instant,
 }
 
 #[allow(clippy::disallowed_methods, reason = "a driver: it owns the lease's clock")]
 impl Clock {
     fn start() -> Clock {
-        Clock { began_ms: wall_ms(), steady: Instant::now() }
+        Clock { began_ms: Arc::new(AtomicI64::new(wall_ms())), steady: Instant::now() }
     }
 
     fn now_ms(&self) -> i64 {
         let steady = i64::try_from(self.steady.elapsed().as_millis()).unwrap_or(i64::MAX);
-        self.began_ms.saturating_add(steady).max(wall_ms())
+        self.at(steady, wall_ms())
+    }
+
+    /// The time when the steady clock has gone `steady_ms` and the wall clock shows `wall_ms`.
+    fn at(&self, steady_ms: i64, wall_ms: i64) -> i64 {
+        let seen = wall_ms.saturating_sub(steady_ms);
+        let began = self.began_ms.fetch_max(seen, Ordering::Relaxed).max(seen);
+        began.saturating_add(steady_ms)
     }
 }
 
@@ -59,7 +69,7 @@ pub struct Keeper {
 
 impl Keeper {
     /// Takes a lease on what `snapshot` reads, and keeps it. `id` is fresh and random. Must be called in
-    /// tokio. Costs what [`Lease::take`] says, and one PUT every five minutes.
+    /// tokio. Costs what [`Lease::take`] says, and one GET and one PUT every five minutes.
     ///
     /// # Errors
     ///
@@ -69,7 +79,7 @@ impl Keeper {
         let taken = Lease::take(&*remote, snapshot, id, clock.now_ms()).await?;
         let lease = Arc::new(Mutex::new(taken));
         let (close, closed) = oneshot::channel();
-        let renewing = tokio::spawn(keep(remote, lease.clone(), clock, closed));
+        let renewing = tokio::spawn(keep(remote, lease.clone(), clock.clone(), closed));
         Ok(Keeper { clock, lease, renewing, close: Some(close) })
     }
 
@@ -143,11 +153,11 @@ async fn keep(
         }
         let mut renewed = lease.lock().clone();
         let lapsed = renewed.standing(clock.now_ms()) == Standing::Lapsed;
-        wait = match renewed.renew(&*remote, clock.now_ms()).await {
-            Ok(()) => {
-                *lease.lock() = renewed;
-                Duration::from_millis(RENEW_MS as u64)
-            }
+        let result = renewed.renew(&*remote, clock.now_ms()).await;
+        // Also where it failed: it may have turned out that the lease is gone.
+        *lease.lock() = renewed.clone();
+        wait = match result {
+            Ok(()) => Duration::from_millis(RENEW_MS as u64),
             Err(LeaseError::Expired { volume, lsn, floor }) => {
                 tracing::warn!(%volume, %lsn, %floor, "a reader's lease lapsed, and its state was given up");
                 RETRY
@@ -161,5 +171,25 @@ async fn keep(
     let held = lease.lock().clone();
     if let Err(error) = held.release(&*remote).await {
         tracing::debug!(%error, "a reader's lease was not deleted and lapses by itself");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A wall clock that is set forward and back again: time neither goes back nor stands still.
+    #[test]
+    fn time_goes_on_evenly_whatever_the_wall_clock_does() {
+        const HOUR: i64 = 3_600_000;
+        let clock = Clock { began_ms: Arc::new(AtomicI64::new(1_000)), steady: Clock::start().steady };
+        assert_eq!(clock.at(0, 1_000), 1_000);
+        assert_eq!(clock.at(10, 1_010), 1_010);
+        assert_eq!(clock.at(20, 0), 1_020, "set back");
+        assert_eq!(clock.at(30, 1_030 + HOUR), 1_030 + HOUR, "set forward, or slept");
+        for passed in [1, 60_000, HOUR, 2 * HOUR] {
+            assert_eq!(clock.at(30 + passed, 1_030 + passed), 1_030 + HOUR + passed, "set back again");
+        }
+        assert_eq!(clock.clone().at(40, 0), 1_040 + HOUR, "for all who use it");
     }
 }

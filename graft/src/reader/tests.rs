@@ -106,7 +106,7 @@ fn took(counts: Counts) -> (u64, u64, u64, u64) {
 }
 
 #[test]
-fn a_lease_costs_one_put_and_one_list_and_one_put_each_third_of_its_term() {
+fn a_lease_costs_one_put_and_one_list_and_two_requests_each_third_of_its_term() {
     let mut book = Book::new();
     book.commit();
     let remote = Counting::new(book.remote.clone());
@@ -119,7 +119,8 @@ fn a_lease_costs_one_put_and_one_list_and_one_put_each_third_of_its_term() {
     assert_eq!(lease.standing(renew_ms), Standing::Due { until_ms: BEGUN + TERM_MS });
     let before = remote.snapshot();
     block_on(lease.renew(&*remote, renew_ms)).unwrap();
-    assert_eq!(took(remote.snapshot() - before), (1, 0, 0, 1));
+    let counts = remote.snapshot() - before;
+    assert_eq!((counts.gets, counts.updates, counts.requests()), (1, 1, 2));
     assert!(matches!(lease.standing(renew_ms), Standing::Held { .. }));
     // A clock that is set back is not believed: the lease is not held for longer than it is.
     assert_eq!(lease.standing(0), lease.standing(renew_ms));
@@ -172,12 +173,12 @@ fn a_renewal_that_fails_lapses_and_is_taken_anew_if_nothing_was_given_up() {
         let (book, reader, mut lease) = held(5);
         let remote = Faulty::new(book.remote.clone(), 1);
         let (due, until) = (BEGUN + RENEW_MS, BEGUN + TERM_MS);
-        remote.fail_next(Request::Put, Fault::FailBefore);
+        remote.fail_next(Request::Update, Fault::FailBefore);
         let failed = block_on(lease.renew(&*remote, due));
         assert!(matches!(failed, Err(LeaseError::Remote { .. })), "{failed:?}");
         assert_eq!(lease.standing(due), Standing::Due { until_ms: until });
         // It was written, but nobody knows: it holds for longer than it says, never shorter.
-        remote.fail_next(Request::Put, Fault::FailAfter);
+        remote.fail_next(Request::Update, Fault::FailAfter);
         assert!(block_on(lease.renew(&*remote, due + 1)).is_err());
         assert_eq!(lease.standing(until - 1), Standing::Due { until_ms: until });
         assert_eq!(lease.standing(until), Standing::Lapsed);
@@ -194,6 +195,35 @@ fn a_renewal_that_fails_lapses_and_is_taken_anew_if_nothing_was_given_up() {
             assert!(matches!(renewed, Err(LeaseError::Expired { lsn: Lsn(5), .. })), "{renewed:?}");
             assert_eq!(lease.standing(now), Standing::Lapsed);
             assert!(!book.reads(&reader));
+        } else {
+            renewed.unwrap();
+            assert!(matches!(lease.standing(now), Standing::Held { .. }));
+            book.collect(now);
+            assert!(book.reads(&reader));
+        }
+    }
+}
+
+/// A collector whose clock is far ahead has deleted it, and what it kept: the reader learns of it at the next
+/// renewal, and is not told that the lease holds.
+#[test]
+fn a_lease_that_was_deleted_is_not_held() {
+    for collected in [true, false] {
+        let (book, reader, mut lease) = held(5);
+        if collected {
+            for _ in 0..2 {
+                book.collect(BEGUN + TERM_MS + SKEW_MS + 1);
+            }
+            assert!(!book.reads(&reader));
+        } else {
+            block_on(book.remote.delete(&lease.key())).unwrap();
+        }
+        let now = BEGUN + RENEW_MS;
+        assert!(matches!(lease.standing(now), Standing::Due { .. }));
+        let renewed = block_on(lease.renew(&*book.remote, now));
+        if collected {
+            assert!(matches!(renewed, Err(LeaseError::Expired { lsn: Lsn(5), .. })), "{renewed:?}");
+            assert_eq!(lease.standing(now), Standing::Lapsed);
         } else {
             renewed.unwrap();
             assert!(matches!(lease.standing(now), Standing::Held { .. }));
@@ -226,9 +256,10 @@ fn clocks_that_disagree_cost_no_reader_its_state() {
             assert!(book.reads(&reader), "round {round}");
         }
     }
-    // Its reader died: it goes by the store's stamps, however wrong the collector's clock is; and where
-    // nothing is written, by the collector's.
-    for (store, collector) in [(BEGUN + TERM_MS + 1, 0), (BEGUN, BEGUN + TERM_MS + SKEW_MS + 1)] {
+    // Its reader died: it goes by the store's stamps, however far ahead the collector's clock is; and where
+    // nothing is written, by the collector's. One that is behind only waits.
+    let dead = BEGUN + TERM_MS + 1;
+    for (store, collector) in [(dead, dead), (dead, i64::MAX), (BEGUN, BEGUN + TERM_MS + SKEW_MS + 1)] {
         let (book, reader, _) = held(5);
         book.remote.set_now_ms(store);
         book.remote.overwrite(&key::segment(VOLUME, Lsn(99), CommitId([1; 16]), 1), "upload");
@@ -236,6 +267,20 @@ fn clocks_that_disagree_cost_no_reader_its_state() {
         assert!(plan.doomed.iter().any(|doomed| doomed.why == Why::Lease), "{store} {collector}");
         book.collect(BEGUN);
         assert!(!book.reads(&reader));
+    }
+}
+
+/// Stamps may be file times, and a file may be of the future: it does not end everybody's lease.
+#[test]
+fn one_stamp_of_the_future_ends_no_lease() {
+    for ahead in [TERM_MS + 1, 100 * 86_400_000] {
+        let (book, reader, _) = held(5);
+        book.remote.set_now_ms(BEGUN + ahead);
+        book.remote.overwrite(&key::segment(VOLUME, Lsn(99), CommitId([1; 16]), 1), "upload");
+        let plan = book.collect(BEGUN + RENEW_MS);
+        assert!(plan.doomed.iter().all(|doomed| doomed.why != Why::Lease), "{:?}", plan.doomed);
+        assert!(book.reads(&reader), "a stamp that is {ahead} ms ahead");
+        book.remote.set_now_ms(BEGUN);
     }
 }
 
@@ -308,10 +353,11 @@ mod kept {
         assert!(matches!(keeper.standing(), Standing::Held { .. }));
         let third = std::time::Duration::from_millis(RENEW_MS as u64);
         tokio::time::sleep(3 * third + third / 2).await;
-        assert_eq!(took(remote.snapshot()), (4, 1, 0, 5));
+        let counts = remote.snapshot();
+        assert_eq!((counts.puts, counts.lists, counts.gets, counts.updates), (1, 1, 3, 3));
         assert!(book.remote.get(&key::reader(VOLUME, ID)).await.is_ok());
         keeper.close().await;
-        assert_eq!(took(remote.snapshot()), (4, 1, 1, 6));
+        assert_eq!(took(remote.snapshot()), (1, 1, 1, 9));
         assert!(matches!(book.remote.get(&key::reader(VOLUME, ID)).await, Err(RemoteError::NotFound { .. })));
     }
 
@@ -322,9 +368,9 @@ mod kept {
         let faulty = Faulty::new(book.remote.clone(), 1);
         let remote = Counting::new(faulty.clone());
         let keeper = Keeper::hold(remote.clone(), &book.writer.tip(), ID).await.unwrap();
-        faulty.fail_next(Request::Put, Fault::FailBefore);
+        faulty.fail_next(Request::Update, Fault::FailBefore);
         tokio::time::sleep(std::time::Duration::from_millis(RENEW_MS as u64 + 20_000)).await;
-        assert_eq!(remote.snapshot().puts, 3, "taken, failed, renewed");
+        assert_eq!((remote.snapshot().puts, remote.snapshot().updates), (1, 2), "taken, failed, renewed");
         keeper.close().await;
     }
 }

@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use self::clock::{Clock, Version};
 use super::{Options, Volume};
 use crate::fetch::flights::Flights;
-use crate::format::chunk::{CHUNK_PAGES, Lineage};
+use crate::format::chunk::{CHUNK_PAGES, Lineage, Slot};
 use crate::format::commit::Head;
 use crate::format::frame::PageHash;
 use crate::format::{Damaged, frame};
@@ -40,6 +40,8 @@ use crate::snapshot::{FrameRef, Location, Snapshot};
 use crate::store::pages::{Inherited, PageFile};
 use crate::store::{SharedStore, StoreError};
 
+/// Buffers of evicted pages kept for those that come next: two frames' worth.
+const SPARE_MAX: usize = 128;
 /// First reads remembered for the prefetcher.
 const TOUCHED_MAX: usize = 64;
 
@@ -98,6 +100,9 @@ struct Memory {
     clock: Clock,
     /// By slot.
     entries: Vec<Entry>,
+    /// Evicted pages, whose buffers the next frame is decoded into: threads that decode would otherwise
+    /// each fill an arena of the allocator with what others freed.
+    spare: Vec<Bytes>,
     /// Pages fetched ahead and not read yet, in either tier.
     ahead: HashSet<Version>,
     /// Pages that came unasked, in the order of their first reads; the newest.
@@ -143,7 +148,12 @@ impl Memory {
         }
         let entry = Entry { page, fresh: !asked };
         match self.entries.get_mut(inserted.slot as usize) {
-            Some(slot) => *slot = entry,
+            Some(slot) => {
+                let before = std::mem::replace(slot, entry).page;
+                if self.spare.len() < SPARE_MAX {
+                    self.spare.push(before);
+                }
+            }
             // Slots come into use one after another.
             None => self.entries.push(entry),
         }
@@ -198,6 +208,7 @@ impl PageCache {
         let memory = Memory {
             clock,
             entries: Vec::new(),
+            spare: Vec::new(),
             ahead: HashSet::new(),
             touched: VecDeque::new(),
             touched_before: 0,
@@ -326,7 +337,12 @@ impl PageCache {
         coming: Coming,
         asked: &PageSet,
     ) -> Result<(), Damaged> {
-        let pages = open_frame(frame, bytes, self.page_size)?;
+        let mut spare = {
+            let mut memory = self.memory.lock();
+            let left = memory.spare.len().saturating_sub(frame.slots.len());
+            memory.spare.split_off(left)
+        };
+        let pages = open_frame(frame, bytes, self.page_size, &mut spare)?;
         self.put(pages, coming, &|page| coming == Coming::Asked && asked.contains(page));
         Ok(())
     }
@@ -455,22 +471,40 @@ fn file_name(volume: VolumeId) -> String {
     format!("pages-{volume}")
 }
 
-/// A frame's pages, each checked against its hash.
+/// A frame's pages, each checked against its hash, in buffers of `spare` as far as they go.
 pub(crate) fn open_frame(
     frame: &FrameRef,
     bytes: &[u8],
     page_size: PageSize,
+    spare: &mut Vec<Bytes>,
 ) -> Result<Vec<(Version, Bytes)>, Damaged> {
     if bytes.len() != frame.bytes as usize {
         let reason = format!("a frame of {} bytes ends after {}", frame.bytes, bytes.len());
         return Err(Damaged::new(&frame.key, reason));
     }
-    let pages = frame::decode(bytes, page_size, frame.count, &frame.slots)
+    let pages = frame::decode_into(bytes, page_size, frame.count, &frame.slots, spare)
         .map_err(|reason| Damaged::new(&frame.key, reason))?;
     Ok(frame.slots.iter().map(|slot| (slot.page, slot.lsn)).zip(pages).collect())
 }
 
 impl Volume {
+    /// Keeps those of `frames` of which the base still reads a page. A damaged one is read again by who
+    /// needs it.
+    pub(super) fn keep_early(&self, frames: &[(std::sync::Arc<FrameRef>, Bytes)]) {
+        let base = self.base();
+        let mut asked = base.checkpoint().map(|root| root.hot.clone()).unwrap_or_default();
+        asked.insert(PageIdx::FIRST);
+        let is_read = |slot: &Slot| {
+            let location = base.location(slot.page);
+            matches!(location, Location::Frame(_, found) if found.lsn == slot.lsn)
+        };
+        for (frame, bytes) in frames.iter().filter(|(frame, _)| frame.slots.iter().any(is_read)) {
+            if let Err(error) = self.cache.put_frame(frame, bytes, Coming::Asked, &asked) {
+                tracing::debug!(%error, "a frame that came with the heads is not kept");
+            }
+        }
+    }
+
     /// What reading and fetching have cost since it was opened.
     pub fn metrics(&self) -> Metrics {
         self.cache.metrics()

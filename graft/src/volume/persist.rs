@@ -8,13 +8,16 @@
 //! | state | `vid ‖ 'c' ‖ hash` | a chunk of that checkpoint's page table |
 //! | state | `vid ‖ 'p'` | the pending push: the commit's bytes, and its segments' lengths and hashes |
 //! | state | `vid ‖ 'u' ‖ part` (big-endian) | the pending push's segments, each in parts of up to 4 MiB |
+//! | state | `vid ‖ 'l'` | the local commit whose parts are being written: its number, and how many there may be |
 //! | local | `vid ‖ number` (big-endian) | a local commit; one that leaves the page count alone lies on whatever count is below it |
 //!
-//! A local commit or a pending push's own value of more than 4 MiB lies in parts of that size, under
+//! A local commit or a pending push's own value of more than 512 KiB lies in parts of up to 4 MiB, under
 //! `"part" ‖ vid ‖ number ‖ part` or `vid ‖ 'q' ‖ part`; its own value is then their length in
-//! all, and is written last. So no more than a part is copied at a time. Segments are written as they
-//! are made, before the value that says that they are there; what a seal that stopped in between left of
-//! them, the next one replaces, and opening or the end of a push removes.
+//! all, and is written last. So no more than a part is copied at a time, and what decides is a batch so
+//! small that the store can take it back where the disk fails: an error is then no commit. Segments are
+//! written as they are made, before the value that says that they are there. What a seal or a commit
+//! that stopped in between left of its parts, it removes itself where it can; else the next one does, or
+//! the next opening.
 //!
 //! Cached pages are in a file of their own: see [`crate::store::pages`].
 //!
@@ -24,6 +27,7 @@
 //! local commits and adds the head in one batch, so a crash repeats the settling or finds it done.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -53,6 +57,9 @@ fn pending_key(vid: VolumeId) -> Vec<u8> {
 }
 fn pending_part_key(vid: VolumeId, part: u32) -> Vec<u8> {
     [&vid.0[..], b"q", &part.to_be_bytes()].concat()
+}
+fn unfinished_key(vid: VolumeId) -> Vec<u8> {
+    [&vid.0[..], b"l"].concat()
 }
 fn segment_part_key(vid: VolumeId, part: u32) -> Vec<u8> {
     [&vid.0[..], b"u", &part.to_be_bytes()].concat()
@@ -85,12 +92,18 @@ pub(super) fn holds(store: Option<&dyn ReplicaStore>, vid: VolumeId) -> Result<b
         || !store.scan(Space::Local, &vid.0)?.is_empty())
 }
 
-/// A value of more bytes lies in parts of this size.
+/// A value of more bytes lies in parts.
+///
+/// Half of what a store on disk takes into its journal: a larger batch goes to its table, and there a
+/// durable batch whose sync failed may be found after the next opening.
+const WHOLE_BYTES: usize = 512 << 10;
+
+/// The most bytes of a part.
 const PART_BYTES: usize = 4 << 20;
 
 /// How many parts a value of `bytes` lies in; 0 for one that lies under its key alone.
 fn parts(bytes: usize) -> u32 {
-    if bytes <= PART_BYTES { 0 } else { bytes.div_ceil(PART_BYTES) as u32 }
+    if bytes <= WHOLE_BYTES { 0 } else { bytes.div_ceil(PART_BYTES) as u32 }
 }
 
 /// A value that goes to the store part by part, as it is made.
@@ -101,6 +114,8 @@ struct Parted<'a, K: Fn(u32) -> Vec<u8>> {
     part: u32,
     total: usize,
     bytes: BytesMut,
+    /// Whether it lies under its key alone.
+    whole: bool,
 }
 
 impl<K: Fn(u32) -> Vec<u8>> Parted<'_, K> {
@@ -125,7 +140,7 @@ impl<K: Fn(u32) -> Vec<u8>> Parted<'_, K> {
 
     /// Writes what is left, and puts `key` into `batch`: with it, the value is there.
     fn end(mut self, batch: &mut Batch, key: Vec<u8>) -> Result<(), StoreError> {
-        if self.part == 0 {
+        if self.whole {
             batch.put(self.space, key, self.bytes.freeze());
         } else {
             if !self.bytes.is_empty() {
@@ -155,6 +170,14 @@ fn joined(
     Ok(Some(whole.freeze()).filter(|whole| whole.len() == total))
 }
 
+/// What was written of a local commit's parts, and the note that it was.
+fn remove_parts(batch: &mut Batch, vid: VolumeId, number: u64, parts: Range<u32>) {
+    for part in parts {
+        batch.remove(Space::Local, local_part_key(vid, number, part));
+    }
+    batch.remove(Space::State, unfinished_key(vid));
+}
+
 fn remove_local(batch: &mut Batch, vid: VolumeId, local: &LocalCommit) {
     batch.remove(Space::Local, local_key(vid, local.number));
     for part in 0..parts(local_bytes(local)) {
@@ -166,6 +189,22 @@ fn remove_local(batch: &mut Batch, vid: VolumeId, local: &LocalCommit) {
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     /// Parts of segments that may be there: all below this number.
+    parts: u32,
+    /// Parts of its own value that may be there: all below this number.
+    own: u32,
+}
+
+impl Kept {
+    /// Whether any parts may be there.
+    pub(super) fn any(&self) -> bool {
+        self.parts > 0 || self.own > 0
+    }
+}
+
+/// What a local commit that was not made left in the store.
+#[derive(Debug, Default)]
+pub(super) struct Unfinished {
+    /// Parts that may be there under the number of the next one: all below this number.
     parts: u32,
 }
 
@@ -203,7 +242,7 @@ impl SegmentSource for StoredSegment {
 
 fn remove_pending_parts(batch: &mut Batch, vid: VolumeId, kept: &Kept, prepared: Option<&Prepared>) {
     batch.remove(Space::State, pending_key(vid));
-    for part in 0..parts(prepared.map_or(0, pending_bytes)) {
+    for part in 0..kept.own.max(parts(prepared.map_or(0, pending_bytes))) {
         batch.remove(Space::State, pending_part_key(vid, part));
     }
     for part in 0..kept.parts {
@@ -219,8 +258,9 @@ impl Volume {
         part_key: K,
         bytes: usize,
     ) -> Parted<'a, K> {
+        let whole = parts(bytes) == 0;
         let bytes = BytesMut::with_capacity(bytes.min(PART_BYTES));
-        Parted { store, space, part_key, part: 0, total: 0, bytes }
+        Parted { store, space, part_key, part: 0, total: 0, bytes, whole }
     }
 
     fn store(&self) -> Option<&dyn ReplicaStore> {
@@ -319,14 +359,55 @@ impl Volume {
         Ok(())
     }
 
-    /// Stores a local commit, and what the layer above stores with it.
-    pub(super) fn store_local(&self, local: &LocalCommit, mut batch: Batch) -> Result<(), StoreError> {
+    /// Stores a local commit, and what the layer above stores with it. Its number is that of the one
+    /// before which failed, if one did: what that left goes in the same batch.
+    pub(super) fn store_local(
+        &self,
+        unfinished: &mut Unfinished,
+        local: &LocalCommit,
+        mut batch: Batch,
+    ) -> Result<(), StoreError> {
         let Some((store, durability)) = self.local_store() else { return Ok(()) };
+        let own = parts(local_bytes(local));
+        unfinished.parts = unfinished.parts.max(own);
+        let written = self.store_parts(store, unfinished, local, &mut batch);
+        if let Err(error) = written {
+            // At best: what stays, the next commit or the next opening removes.
+            let mut batch = Batch::default();
+            remove_parts(&mut batch, self.id, local.number, 0..unfinished.parts);
+            match store.write(batch, Durability::Buffered) {
+                Ok(()) => *unfinished = Unfinished::default(),
+                Err(left) => tracing::debug!(volume = %self.id, error = %left, "parts are left for later"),
+            }
+            return Err(error);
+        }
+        if unfinished.parts > 0 {
+            remove_parts(&mut batch, self.id, local.number, own..unfinished.parts);
+        }
+        // Where this fails the parts stay: it may be there after all.
+        store.write(batch, durability)?;
+        *unfinished = Unfinished::default();
+        Ok(())
+    }
+
+    /// Writes a local commit's parts, if it has any, and puts its own value into `batch`.
+    fn store_parts(
+        &self,
+        store: &dyn ReplicaStore,
+        unfinished: &Unfinished,
+        local: &LocalCommit,
+        batch: &mut Batch,
+    ) -> Result<(), StoreError> {
+        if parts(local_bytes(local)) > 0 {
+            let mut note = Batch::default();
+            let value = encode_unfinished(local.number, unfinished.parts);
+            note.put(Space::State, unfinished_key(self.id), value);
+            store.write(note, Durability::Buffered)?;
+        }
         let part_key = |part| local_part_key(self.id, local.number, part);
         let mut parted = Volume::parted(store, Space::Local, part_key, local_bytes(local));
         encode_local(local, |bytes| parted.put(bytes))?;
-        parted.end(&mut batch, local_key(self.id, local.number))?;
-        store.write(batch, durability)
+        parted.end(batch, local_key(self.id, local.number))
     }
 
     /// Makes the commit of `draft` and `changes`; its segments go to the store as they are made. They
@@ -375,8 +456,11 @@ impl Volume {
         Ok(upload.elsewhere(Arc::new(source)))
     }
 
-    pub(super) fn store_pending(&self, prepared: &Prepared) -> Result<(), StoreError> {
-        let Some((store, durability)) = self.local_store() else { return Ok(()) };
+    /// On disk before anything is sent, however durable local commits are: a power cut that kept them
+    /// and not this would make our own commit in the log look like another writer's.
+    pub(super) fn store_pending(&self, kept: &mut Kept, prepared: &Prepared) -> Result<(), StoreError> {
+        let Some((store, _)) = self.local_store() else { return Ok(()) };
+        kept.own = kept.own.max(parts(pending_bytes(prepared)));
         let mut parted = Volume::parted(
             store,
             Space::State,
@@ -386,7 +470,7 @@ impl Volume {
         encode_pending(prepared, |bytes| parted.put(bytes))?;
         let mut batch = Batch::default();
         parted.end(&mut batch, pending_key(self.id))?;
-        store.write(batch, durability)
+        store.write(batch, Durability::Sync)
     }
 
     pub(super) fn remove_pending(
@@ -539,31 +623,40 @@ impl Volume {
             }
             state.pending = Some(pending.into());
         }
-        self.sweep_segments(&mut kept, store, state.pending.as_deref())?;
+        self.sweep_push(&mut kept, store, state.pending.as_deref())?;
+        self.sweep_locals(store, &state.locals)?;
         let version = state.next_version();
         state.tip = stack(&state.base, &state.locals, version);
         Ok((start, heads))
     }
 
-    /// Removes what seals that stopped half-way left of their segments.
-    fn sweep_segments(
+    /// Removes what a local commit that stopped half-way left of its parts.
+    fn sweep_locals(&self, store: &dyn ReplicaStore, locals: &[Arc<LocalCommit>]) -> Result<(), StoreError> {
+        let Some(value) = store.get(Space::State, &unfinished_key(self.id))? else { return Ok(()) };
+        let mut batch = Batch::default();
+        let (number, written) = decode_unfinished(&value).unwrap_or_default();
+        let made = locals.iter().find(|local| local.number == number);
+        let own = made.map_or(0, |local| parts(local_bytes(local)));
+        remove_parts(&mut batch, self.id, number, own..written);
+        store.write(batch, Durability::Buffered)
+    }
+
+    /// Removes what seals that stopped half-way left of their parts: all in one batch, so that none is
+    /// left behind a gap.
+    fn sweep_push(
         &self,
         kept: &mut Kept,
         store: &dyn ReplicaStore,
         pending: Option<&Prepared>,
     ) -> Result<(), StoreError> {
         let named = pending.map_or(0, |p| p.segments.iter().map(|s| segment_parts(s.len())).sum());
-        kept.parts = named;
-        for part in named.. {
-            let key = segment_part_key(self.id, part);
-            if store.get(Space::State, &key)?.is_none() {
-                break;
-            }
-            let mut batch = Batch::default();
-            batch.remove(Space::State, key);
-            store.write(batch, Durability::Buffered)?;
-        }
-        Ok(())
+        let own = pending.map_or(0, |p| parts(pending_bytes(p)));
+        *kept = Kept { parts: named, own };
+        let mut batch = Batch::default();
+        let segments = (named..).map(|part| segment_part_key(self.id, part));
+        remove_while_there(store, &mut batch, segments)?;
+        remove_while_there(store, &mut batch, (own..).map(|part| pending_part_key(self.id, part)))?;
+        if batch.changes.is_empty() { Ok(()) } else { store.write(batch, Durability::Buffered) }
     }
 
     fn restore_head(&self, state: &mut State, key: &[u8], value: &[u8]) -> Result<Head, OpenError> {
@@ -580,6 +673,31 @@ impl Volume {
         state.base = state.base.with_commit(&head, version);
         Ok(head)
     }
+}
+
+/// Puts the removal of the first of `keys` into `batch`, up to one that is not there.
+fn remove_while_there(
+    store: &dyn ReplicaStore,
+    batch: &mut Batch,
+    keys: impl Iterator<Item = Vec<u8>>,
+) -> Result<(), StoreError> {
+    for key in keys {
+        if store.get(Space::State, &key)?.is_none() {
+            break;
+        }
+        batch.remove(Space::State, key);
+    }
+    Ok(())
+}
+
+/// number u64, parts u32.
+fn encode_unfinished(number: u64, parts: u32) -> Bytes {
+    [&number.to_le_bytes()[..], &parts.to_le_bytes()].concat().into()
+}
+
+fn decode_unfinished(bytes: &[u8]) -> Option<(u64, u32)> {
+    let (number, parts) = bytes.split_first_chunk::<8>()?;
+    Some((u64::from_le_bytes(*number), u32::from_le_bytes(parts.try_into().ok()?)))
 }
 
 /// volume, number u64, then root and state as they are in the checkpoint object.

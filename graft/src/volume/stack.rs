@@ -138,7 +138,7 @@ impl Volume {
         debug_assert!(
             change.changes.iter().all(|(i, p)| i.get() <= change.pages && p.len() == self.page_size.bytes())
         );
-        let _writer = self.writer.lock();
+        let mut writer = self.writer.lock();
         let (tip, number) = {
             let state = self.state.lock();
             if self.fixed {
@@ -150,7 +150,7 @@ impl Volume {
             return Err(CommitError::Stale);
         }
         let local = local(change, tip.pages(), number);
-        self.store_local(&local, also)?;
+        self.store_local(&mut writer, &local, also)?;
         let version = {
             let mut state = self.state.lock();
             state.numbers = number;

@@ -1,8 +1,10 @@
 //! A replica against a model of it, and its promises one by one.
 
 mod faults;
+mod leftovers;
 mod model;
 mod promises;
+mod pushers;
 mod stack;
 mod streamed;
 

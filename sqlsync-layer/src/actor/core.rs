@@ -750,9 +750,15 @@ impl Actor {
                 self.tell_head();
                 self.welcome_waiting();
             }
-            // What is forgotten, the ledger of a newer checkpoint knows: what was applied is not run again.
-            Err(PublishError::Rejected { lsn } | PublishError::Forgotten { lsn, .. }) => {
+            Err(PublishError::Rejected { lsn }) => {
                 tracing::info!(volume = %self.volume.id(), %lsn, "lost an lsn; pulling to replay");
+                self.pull();
+            }
+            // What is forgotten, the ledger of a newer checkpoint knows: mutations that were applied are not
+            // run again. It knows of no deploy, and migrations must not run twice.
+            Err(PublishError::Forgotten { lsn, bottom }) => {
+                tracing::info!(volume = %self.volume.id(), %lsn, %bottom, "an lsn is forgotten; pulling to replay");
+                self.give_up_deploys(prepared.locals, lsn);
                 self.pull();
             }
             Err(error) => {
@@ -788,6 +794,35 @@ impl Actor {
                     (Op::Deploy { .. }, Outcome::Rejected(reason)) => self.deployed(request, Err(reason)),
                 }
             }
+        }
+    }
+
+    /// Whether the deploys of the first `locals` local commits happened is not known: they are not run again,
+    /// and whoever asked for them is told to look.
+    fn give_up_deploys(&mut self, locals: usize, lsn: Lsn) {
+        let mut given_up = Vec::new();
+        let sent = locals.min(self.unpublished.len());
+        for Unpublished { done, requests } in &mut self.unpublished[..sent] {
+            let records = std::mem::take(&mut done.records);
+            let migrations = std::mem::take(&mut done.migrations);
+            for ((record, request), run) in records.into_iter().zip(std::mem::take(requests)).zip(migrations)
+            {
+                match record.op {
+                    Op::Deploy { module, .. } => given_up.push((module, request)),
+                    Op::Mutation(_) => {
+                        done.records.push(record);
+                        done.migrations.push(run);
+                        requests.push(request);
+                    }
+                }
+            }
+        }
+        for (module, request) in given_up {
+            tracing::warn!(volume = %self.volume.id(), %module, %lsn, "it is not known whether a deploy happened");
+            let message = format!(
+                "the log does not say any more whether module {module} was deployed at lsn {lsn}: look which one is in force, and deploy again if it is not"
+            );
+            self.deployed(request, Err(Reason::new(codes::OUTCOME_UNKNOWN, message)));
         }
     }
 

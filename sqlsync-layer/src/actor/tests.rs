@@ -858,3 +858,37 @@ fn a_push_that_the_log_has_forgotten_is_decided_by_the_ledger() {
         assert_eq!(rig.query("select id, v from t order by id"), json!([[1, "a"], [2, "b"]]), "won: {won}");
     }
 }
+
+/// No ledger knows of a deploy: whether it happened is for whoever asked to find out, and it is not run again
+/// over what has been deployed since.
+#[test]
+fn a_deploy_that_the_log_has_forgotten_is_not_run_again() {
+    for won in [true, false] {
+        let mut rig = Rig::new(memory());
+        rig.connect(1, "alice");
+        rig.mutate(1, 1, "sql", "insert into t values(1, 'a')");
+        rig.deploy(2, module(2));
+        rig.mutate(1, 2, "sql", "insert into t values(2, 'b')");
+        rig.flush();
+        let waiting = std::mem::take(&mut rig.waiting);
+        let [Output::Publish(prepared)] = &waiting[..] else { panic!("{waiting:?}") };
+        if won {
+            block_on(publish(&*rig.remote, prepared)).unwrap();
+        }
+        write_directly(&rig.remote, "insert into t(id) values(3)");
+        let lsn = prepared.head.lsn;
+        rig.actor.handle(Input::Published(Err(PublishError::Forgotten { lsn, bottom: lsn })));
+        rig.collect();
+        rig.settle();
+        let results = std::mem::take(&mut rig.deployed);
+        let [(RequestId(2), Err(reason))] = &results[..] else { panic!("won: {won}: {results:?}") };
+        assert_eq!(reason.code, codes::OUTCOME_UNKNOWN);
+        assert_eq!(finals(&rig.messages(1)), [(1, None), (2, None)], "won: {won}");
+        assert_eq!(rig.query("select id from t order by id"), json!([[1], [2], [3]]), "won: {won}");
+        // Asked again, it is deployed, or found to be.
+        rig.deploy(3, module(2));
+        rig.settle();
+        let (_, again) = rig.deployed.pop().unwrap();
+        assert_eq!(again.unwrap().migrations_run, u32::from(!won), "won: {won}");
+    }
+}

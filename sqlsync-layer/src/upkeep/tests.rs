@@ -77,7 +77,8 @@ async fn cold(counting: &Arc<Counting>, remote: &SharedRemote, warmth: Option<Wa
     [open, warmed, counting.reset()]
 }
 
-/// Cold, after a compaction: the bundle in one request, then the leaf in one.
+/// Cold, after a compaction: what of the bundle the root's prefix names comes with opening, the rest
+/// in one request, then the leaf in one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cold_point_query_after_compaction_is_the_bundle_and_the_leaf() {
     let counting = Counting::new(Arc::new(MemoryRemote::new()));
@@ -88,15 +89,16 @@ async fn a_cold_point_query_after_compaction_is_the_bundle_and_the_leaf() {
     assert!(matches!(compacted, Compacted::Stored { lsn: Lsn(31), segments: 1, .. }), "{compacted:?}");
 
     let [open, _, lazy] = cold(&counting, &remote, None).await;
-    // The metadata, the newest keys of the log and of the checkpoints, the root. And no commit is read.
-    assert_eq!((open.gets, open.lists, open.ranges, open.requests()), (1, 2, 1, 4));
+    // The metadata, the newest keys of the log and of the checkpoints, the root, and what is
+    // known then of the bundle. And no commit is read.
+    assert_eq!((open.gets, open.lists, open.ranges, open.requests()), (1, 2, 2, 5));
     for warmth in [Warmth::Query, Warmth::Server] {
         let [open, warmed, asked] = cold(&counting, &remote, Some(warmth)).await;
-        assert_eq!(open.requests(), 4);
-        // This table of 40 kB or more is beside the root: one read. The bundle: one.
+        assert_eq!(open.requests(), 5);
+        // This table of 40 kB or more lies partly behind the root's prefix: one read. The rest of the bundle: one.
         assert!((warmed.ranges, warmed.requests()) <= (2, 2), "{warmed:?}");
         assert_eq!((asked.ranges, asked.requests()), (1, 1), "the leaf");
-        assert!(warmed.requests() + asked.requests() < lazy.requests(), "{warmed:?} {lazy:?}");
+        assert!(warmed.requests() + asked.requests() <= lazy.requests(), "{warmed:?} {lazy:?}");
     }
 
     // Nothing lies badly any more, and the policy has nothing to ask for.

@@ -1,7 +1,8 @@
 //! Warming: the pages that nearly every query reads, in one request when a volume is opened.
 //!
 //! A compaction stores a database's interior pages and its schema beside each other and notes which they
-//! are ([`crate::layout`]). Without them a query asks for one level of a b-tree after the other.
+//! are ([`crate::layout`]). Where the root of its checkpoint says where they lie, and they are few, opening
+//! has brought them already ([`graft::history::History::early`]). Without them a query asks for one level of a b-tree after the other.
 
 use graft::fetch::{FetchError, Fetcher};
 use graft::format::chunk::ObjectKind;

@@ -212,7 +212,9 @@ fn check_ledgers(archive: &BTreeMap<String, Bytes>, forks: &family::Forks) -> Re
             let found = Ledger::decode(&start.state);
             if found.as_ref() != Ok(&expected) {
                 let lsn = start.lsn;
-                return Err(format!("{key}: its ledger is not that of lsn {lsn}: {found:?}, not {expected:?}"));
+                return Err(format!(
+                    "{key}: its ledger is not that of lsn {lsn}: {found:?}, not {expected:?}"
+                ));
             }
         }
     }

@@ -267,7 +267,8 @@ fn an_old_pending_push_is_settled_by_its_tombstone_or_not_at_all() {
     }
 }
 
-/// A day passes for nobody but the store: a collector's clock has no part in when tombstones go.
+/// A day passes for nobody but the store: a collector's clock makes no tombstone go earlier, and neither does
+/// one stamp of the future.
 #[test]
 fn tombstones_age_by_the_stores_clock_alone() {
     let mut log = Log::new();
@@ -282,6 +283,21 @@ fn tombstones_age_by_the_stores_clock_alone() {
     assert!(spent > 86_400_000, "some of them are older than a day");
     let youngest_freed = log.bottom().lsn;
     assert!(youngest_freed > Lsn::ZERO && youngest_freed <= Lsn(1600 - 1024), "{youngest_freed:?}");
+    // A file of the future, and a collector whose clock is right.
+    let tombstones = || {
+        let burial = Burial { commits: 0, checkpoints: 0, ms: 86_400_000 };
+        let retention = Retention { keep_ms: 0, keep_commits: 100, grace_ms: 0 };
+        let plan = plan_burying(&*log.remote, VOLUME, retention, burial, log.now_ms());
+        let doomed = block_on(plan).unwrap().doomed;
+        doomed.into_iter().filter(|doomed| doomed.why == Why::Tombstone).count()
+    };
+    let old = tombstones();
+    log.remote.set_now_ms(i64::MAX);
+    let odd = key::segment(VOLUME, Lsn(9999), CommitId([1; 16]), 1);
+    block_on(log.remote.create(&odd, Bytes::from_static(b"upload"))).unwrap();
+    log.remote.set_now_ms(log.now_ms());
+    assert_eq!(tombstones(), old, "no more of them are a day old");
+    block_on(log.remote.delete(&odd)).unwrap();
     // Nothing is written any more: the store's clock is not seen to go on, and nothing ages.
     let before = log.remote.objects().len();
     let retention = Retention { keep_ms: 0, keep_commits: 100, grace_ms: 0 };
@@ -327,4 +343,97 @@ fn a_late_compaction_does_not_pass_for_the_checkpoint_of_a_fork() {
     let tip = fork.tip();
     block_on(fetch(&*log.remote, &fork, &tip, &PageSet::from_iter([page(1)]))).unwrap();
     assert_eq!(fork.read(&tip, page(1)).unwrap()[..8], 4u64.to_le_bytes());
+}
+
+/// A process that froze for days after its create had landed unanswered, and thaws: that its commit is read
+/// back says nothing of the LSNs after it, which may be free again soon.
+#[test]
+fn a_push_that_is_read_back_vouches_for_nothing() {
+    let mut log = Log::new();
+    log.grow(9);
+    let store: SharedStore = Arc::new(MemoryStore::new());
+    let kept = Options { store: Some(store), locals: Some(Durability::Sync), ..options() };
+    let writer = block_on(Volume::open(&*log.remote, VOLUME, kept)).unwrap().volume;
+    write(&writer, 10);
+    let sealed = writer.seal(1, Bytes::new(), CommitId([6; 16]), log.now_ms()).unwrap().unwrap();
+    block_on(log.remote.create(&key::log(VOLUME, Lsn(10)), sealed.body.clone())).unwrap();
+    let pulled = block_on(log.writer.pull(&*log.remote)).unwrap();
+    log.writer.absorb(pulled).unwrap();
+    log.n = 10;
+    log.grow(400);
+    log.collect(&*log.remote);
+    log.grow(2500);
+    assert!(log.bottom() == Floor::default());
+    sealed.confirmed.sleep();
+    let pending = writer.pending().unwrap();
+    let done = block_on(publish(&*log.remote, &pending)).unwrap();
+    writer.confirm(done).unwrap();
+    // Seconds later, what lies after its commit is freed.
+    log.collect(&*log.remote);
+    assert!(log.bottom().lsn > Lsn(11), "{:?}", log.bottom());
+    write(&writer, 666);
+    let late = block_on(push(&*log.remote, &writer, |_| Bytes::new(), || CommitId([7; 16]), 0));
+    assert!(
+        matches!(late, Err(PushError::Publish(PublishError::Forgotten { lsn: Lsn(11), .. }))),
+        "{late:?}"
+    );
+}
+
+/// `graft volume rm` writes its mark, finds that a fork needs the volume, and deletes the mark again: a
+/// collection without grace that began before must not take the mark for a floor.
+#[test]
+fn the_mark_of_a_removal_is_no_floor() {
+    let mut log = Log::new();
+    log.grow(40);
+    let retention = Retention { keep_ms: 0, keep_commits: 100, grace_ms: 0 };
+    let publish = block_on(wanted(&*log.remote, VOLUME, retention, log.now_ms())).unwrap();
+    let mark = key::horizon(VOLUME, Lsn(u64::MAX), Seq(u64::MAX));
+    block_on(log.remote.create(&mark, Bytes::new())).unwrap();
+    let plan = sweep_plan(&*log.remote, VOLUME, retention, Burial::after(0), log.now_ms(), publish);
+    let plan = block_on(plan);
+    assert!(matches!(plan, Err(GcError::Removed { volume: VOLUME })), "{plan:?}");
+}
+
+/// The grace is counted from the store's stamp by the collector's clock.
+#[test]
+fn a_collector_that_is_ahead_by_the_grace_does_not_sweep_what_it_has_just_published() {
+    let retention = Retention { keep_ms: 0, keep_commits: 100, grace_ms: 1_000_000 };
+    let run = |log: &Log, now_ms| block_on(collect(&*log.remote, VOLUME, retention, now_ms, &|_, _| {}));
+    for ahead in [retention.grace_ms, SKEW_MS] {
+        let mut log = Log::new();
+        log.grow(200);
+        let plan = run(&log, log.now_ms() + ahead).unwrap();
+        assert!(plan.publish.is_some() && plan.doomed.is_empty(), "{ahead}: {plan:?}");
+        log.is_sound();
+    }
+    let mut log = Log::new();
+    log.grow(200);
+    let wrong = run(&log, log.now_ms() + SKEW_MS + 1);
+    assert!(matches!(wrong, Err(GcError::Clock { ahead_ms, .. }) if ahead_ms == SKEW_MS + 1), "{wrong:?}");
+    // Behind by years it only waits.
+    log.grow(400);
+    let plan = run(&log, 0).unwrap();
+    assert!(plan.doomed.is_empty(), "{plan:?}");
+}
+
+/// What comes back after the grace deletes what was announced, and announces nothing more.
+#[test]
+fn a_sweep_of_what_was_announced_announces_nothing() {
+    let retention = Retention { keep_ms: 0, keep_commits: 100, grace_ms: STEP_MS };
+    let mut log = Log::new();
+    let sweep = |log: &Log| {
+        block_on(sweep_announced(&*log.remote, VOLUME, retention, log.now_ms(), &|_, _| {})).unwrap()
+    };
+    log.grow(200);
+    assert_eq!(sweep(&log), Plan::default(), "nothing was announced");
+    let announced = block_on(collect(&*log.remote, VOLUME, retention, log.now_ms(), &|_, _| {})).unwrap();
+    let floor = announced.publish.unwrap();
+    assert!(announced.doomed.is_empty());
+    log.grow(400);
+    let swept = sweep(&log);
+    assert_eq!((swept.publish, swept.sweep), (None, floor));
+    assert!(swept.doomed.iter().any(|doomed| doomed.why == Why::Commit));
+    assert_eq!(block_on(published(&*log.remote, VOLUME)).unwrap(), floor);
+    assert_eq!(sweep(&log).doomed, []);
+    log.is_sound();
 }

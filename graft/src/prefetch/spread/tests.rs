@@ -62,43 +62,48 @@ impl Reader {
     }
 }
 
-/// A hundred rows of a million: seven or eight misses, not a hundred.
+/// A hundred rows of a million: nine or ten misses, not a hundred.
 #[test]
 fn a_hundred_random_reads_of_130_mib_cost_few_round_trips() {
     for seed in 0..50 {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut reader = Reader::of(130 * MIB);
         (0..100).for_each(|_| reader.read(rng.random_range(0..520), ROOM));
-        assert!(reader.misses <= 9, "seed {seed}: {}", reader.misses);
+        assert!(reader.misses <= 10, "seed {seed}: {}", reader.misses);
         assert!(reader.brought <= 130 * MIB);
     }
 }
 
 #[test]
-fn a_query_or_two_pay_for_what_they_read() {
-    let mut reader = Reader::of(1 << 30);
-    reader.read(7, ROOM);
-    reader.read(3000, ROOM);
-    assert_eq!((reader.misses, reader.brought), (2, 0));
-    reader.read(500, ROOM);
-    assert_eq!((reader.misses, reader.brought), (3, 0));
-    reader.read(2000, ROOM);
-    assert_eq!(reader.brought, 16 * MIB);
+fn a_question_pays_for_what_it_reads() {
+    for bytes in [4 * MIB, 16 * MIB, 1 << 30] {
+        let mut reader = Reader::of(bytes);
+        (0..7).for_each(|n| reader.read(n * 2, ROOM));
+        assert_eq!((reader.misses, reader.brought), (7, 0));
+        reader.read(15, ROOM);
+        assert_eq!(reader.brought, (64 * MIB).min(bytes - 8 * FRAME));
+    }
 }
 
 #[test]
-fn a_small_volume_comes_whole_with_the_third_miss() {
+fn a_small_volume_comes_whole_with_the_eighth_miss() {
     let mut rng = StdRng::seed_from_u64(1);
     let mut reader = Reader::of(16 * MIB);
     (0..100).for_each(|_| reader.read(rng.random_range(0..64), ROOM));
-    assert_eq!(reader.misses, 3);
+    assert_eq!(reader.misses, 8);
+}
+
+#[test]
+fn a_small_volume_comes_whole_with_the_second_miss_of_a_scan() {
     let mut spread = Spread::default();
     assert!(!spread.miss(0, true) && spread.miss(64, true));
     let standing = Standing { left: 16 * MIB, room: ROOM, used: 63 };
-    assert_eq!(spread.step(standing), 16 * MIB, "along a trend with the second");
+    assert_eq!(spread.step(standing), 16 * MIB);
     let mut spread = Spread::default();
     assert!(!spread.miss(0, true) && spread.miss(64, true));
     assert_eq!(spread.step(Standing { left: 1 << 30, ..standing }), 0, "the trend has its own window");
+    let mut spread = Spread::default();
+    assert!((0..7).all(|n| !spread.miss(n * 5, true)), "a few pages one after another are no scan");
 }
 
 /// Of 100 GiB a quarter of one GiB is no help, and that is seen.
