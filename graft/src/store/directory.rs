@@ -28,11 +28,11 @@ pub(super) fn make(dir: &Path) -> io::Result<()> {
     missing.into_iter().filter_map(Path::parent).try_for_each(|parent| File::open(parent)?.sync_all())
 }
 
-/// Takes the lock of `dir` and writes down who we are.
+/// Takes the lock of `dir`. What is in the file stays until [`sign`].
 pub(super) fn lock(dir: &Path, name: &str) -> Result<File, StoreError> {
     let failed = |e: io::Error| StoreError::Failed { dir: name.into(), message: format!("lock: {e}") };
     let options = File::options().read(true).write(true).create(true).truncate(false).open(dir.join("lock"));
-    let mut file = options.map_err(failed)?;
+    let file = options.map_err(failed)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(fs::TryLockError::WouldBlock) => {
@@ -45,6 +45,12 @@ pub(super) fn lock(dir: &Path, name: &str) -> Result<File, StoreError> {
         }
         Err(fs::TryLockError::Error(e)) => return Err(failed(e)),
     }
+    Ok(file)
+}
+
+/// Writes down in the lock who we are. The directory is known to be ours.
+pub(super) fn sign(mut file: &File, name: &str) -> Result<(), StoreError> {
+    let failed = |e: io::Error| StoreError::Failed { dir: name.into(), message: format!("lock: {e}") };
     // The program alone: arguments may hold secrets.
     let program = std::env::args_os().next().map(PathBuf::from);
     let program =
@@ -53,8 +59,7 @@ pub(super) fn lock(dir: &Path, name: &str) -> Result<File, StoreError> {
     file.set_len(0)
         .and_then(|()| file.rewind())
         .and_then(|()| file.write_all(holder.as_bytes()))
-        .map_err(failed)?;
-    Ok(file)
+        .map_err(failed)
 }
 
 /// Refuses a directory of another format; marks an empty one as ours.

@@ -70,6 +70,7 @@ impl FjallStore {
         directory::make(&dir).map_err(failed)?;
         let lock = directory::lock(&dir, &name)?;
         directory::check_format(&dir, &name)?;
+        directory::sign(&lock, &name)?;
         let salt = salt().map_err(|e| StoreError::Failed { dir: name.clone(), message: e.to_string() })?;
         let journal = directory::open_file(&dir.join("journal"), &name)?;
         let place = FjallPlace { dir: dir.clone(), name: name.clone() };

@@ -77,10 +77,12 @@ fn unknown_formats_are_left_alone() {
         let dir = folder.path().join(said.replace(['\\', '`', ' '], "_"));
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join(file), text).unwrap();
+        fs::write(dir.join("lock"), "not ours").unwrap();
         let error = FjallStore::open(&dir).expect_err(file);
         assert!(matches!(&error, StoreError::Format { .. }), "{error}");
         assert!(error.to_string().contains(said), "{error}");
         assert_eq!(fs::read_to_string(dir.join(file)).unwrap(), text);
+        assert_eq!(fs::read_to_string(dir.join("lock")).unwrap(), "not ours");
         assert!(!dir.join("journal").exists());
     }
     let error = FjallStore::open(tempfile::NamedTempFile::new().unwrap().path()).expect_err("a file");
