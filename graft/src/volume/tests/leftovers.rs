@@ -139,12 +139,18 @@ fn a_large_commit_that_failed_leaves_no_parts() {
             assert!(volume.commit(&volume.tip(), noisy(0, 140)).is_err(), "{until} {fail}");
             // The process goes on, or ends.
             disk.fail_after(i64::MAX, 0);
-            let volume = if fail == 99 { load(&disk) } else { volume };
+            let volume = if fail == 99 {
+                drop(volume);
+                load(&disk)
+            } else {
+                volume
+            };
             assert_eq!(volume.status().ahead, 1);
             let pages = if small { 1 } else { 70 };
             volume.commit(&volume.tip(), noisy(1000, pages)).unwrap();
             assert_eq!(disk.parts(), if small { 0 } else { 2 }, "{until} {fail}");
             assert_eq!(disk.notes(), 0);
+            drop(volume);
             let volume = load(&disk);
             assert_eq!(volume.read(&volume.tip(), page(1)).unwrap(), noise(1001));
             volume.reset().unwrap();
