@@ -26,6 +26,8 @@
 //!   then list pins. Whichever comes second sees the first. A pin whose fork was never finished goes only
 //!   after we have won the create of the fork's metadata.
 //! - *A second collector* at the same time decides from the same rules; every step may happen twice.
+//!   One whose listing is so old that others gave up every checkpoint in it does not know what newer ones
+//!   name, and decides nothing.
 //!
 //! Readers depend on time: one without a lease has [`Retention::grace_ms`] between the moment that a
 //! floor is published, by the store's stamp, and the sweep, by the clock of the collector that sweeps: less

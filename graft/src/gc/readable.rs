@@ -158,12 +158,22 @@ impl Readable {
         let (mut marks, mut known, mut epoch) = (Marks::default(), HashSet::new(), Epoch::default());
         // By LSN, for pins: the newest checkpoints first.
         let mut lsns: BTreeMap<Seq, Lsn> = BTreeMap::new();
+        // Whether the newest one that was listed is marked. What was made since then names places of its
+        // own, of newer commits, and of that one, but for those of no older one: with it, a list that is
+        // old by now decides as a new one does.
+        let mut sees_newest = floor.seq == Seq::ZERO;
         for (seq, _) in inventory.checkpoints.range(floor.seq..) {
-            if let Some(root) = mark_checkpoint(remote, volume, *seq, &mut marks, &mut known).await? {
+            let root = mark_checkpoint(remote, volume, *seq, &mut marks, &mut known).await?;
+            sees_newest = root.is_some();
+            if let Some(root) = root {
                 // They ascend: the newest one's is in force.
                 epoch = root.epoch;
                 lsns.insert(*seq, root.lsn);
             }
+        }
+        if !sees_newest {
+            // Another collector gave up all that we see, and keeps what we do not: our list is too old.
+            return Err(PullError::Expired { volume, lsn: floor.lsn }.into());
         }
         let mut ranges: Vec<(Lsn, Lsn)> = vec![(floor.lsn.next(), Lsn(u64::MAX))];
         for pin in pins {

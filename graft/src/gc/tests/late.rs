@@ -437,3 +437,25 @@ fn a_sweep_of_what_was_announced_announces_nothing() {
     assert_eq!(sweep(&log).doomed, []);
     log.is_sound();
 }
+
+/// A collector stands still behind its listing, and another one gives up every checkpoint that is in it:
+/// what the newer ones name is not in sight, and must not be taken for garbage.
+#[test]
+fn a_list_without_a_living_checkpoint_decides_nothing() {
+    let mut log = Log::new();
+    log.grow(40);
+    let inventory = block_on(Inventory::take(&*log.remote, VOLUME, log.now_ms())).unwrap();
+    let newest = *inventory.checkpoints.keys().next_back().unwrap();
+    let floor = Floor { lsn: Lsn(16), seq: *inventory.checkpoints.keys().next().unwrap() };
+    let mark = || block_on(Readable::mark(&*log.remote, VOLUME, &inventory, floor, std::iter::empty()));
+    assert!(mark().is_ok_and(|readable| readable.marks.checkpoints.contains(&newest)));
+    let above = Floor { lsn: Lsn(48), seq: Seq(newest.0 + 1) };
+    let unseen = block_on(Readable::mark(&*log.remote, VOLUME, &inventory, above, std::iter::empty()));
+    assert!(matches!(unseen, Err(GcError::Pull(PullError::Expired { .. }))), "a floor that is not listed");
+    log.grow(400);
+    log.collect(&*log.remote);
+    assert!(block_on(history::read_checkpoint(&*log.remote, VOLUME, newest)).is_err(), "it is given up");
+    let mark = block_on(Readable::mark(&*log.remote, VOLUME, &inventory, floor, std::iter::empty()));
+    assert!(matches!(mark, Err(GcError::Pull(PullError::Expired { .. }))));
+    log.is_sound();
+}
