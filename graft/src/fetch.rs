@@ -108,6 +108,8 @@ pub async fn fetch(
     snapshot: &Snapshot,
     pages: &PageSet,
 ) -> Result<(), FetchError> {
+    let reseeded = volume.reseeded(snapshot);
+    let snapshot = reseeded.as_ref().unwrap_or(snapshot);
     match fetch_now(remote, volume, snapshot, pages).await {
         Ok(()) => Ok(()),
         Err(error) => {
@@ -227,6 +229,8 @@ impl Fetcher {
         snapshot: &Snapshot,
         pages: &PageSet,
     ) -> Result<(), FetchError> {
+        let reseeded = volume.reseeded(snapshot);
+        let snapshot = reseeded.as_ref().unwrap_or(snapshot);
         match self.serve(volume, snapshot, pages).await {
             Ok(()) => Ok(()),
             Err(error) => {

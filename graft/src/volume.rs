@@ -434,9 +434,24 @@ impl Volume {
                 },
                 // What the local store has needs no fetch.
                 Location::Unknown(chunk) if self.load_stored(snapshot, chunk)? => continue,
-                Location::Unknown(_) => Err(ReadError::Fault(PageSet::from_iter([page]))),
+                Location::Unknown(_) => match self.reseeded(snapshot) {
+                    Some(now) => self.read(&now, page),
+                    None => Err(ReadError::Fault(PageSet::from_iter([page]))),
+                },
             };
         }
+    }
+
+    /// The same state as `snapshot`, where the volume has it on another checkpoint by now: parts of the
+    /// page table that `snapshot` never read may have been collected ([`Volume::adopt`]).
+    pub(crate) fn reseeded(&self, snapshot: &Snapshot) -> Option<Snapshot> {
+        let state = self.state.lock();
+        let seq = |of: &Snapshot| of.checkpoint().map(|root| (root.volume, root.seq));
+        let named = |of: &Snapshot| (of.lsn(), of.version(), of.lineage());
+        [&state.tip, &state.base]
+            .into_iter()
+            .find(|now| named(now) == named(snapshot) && seq(now) != seq(snapshot))
+            .cloned()
     }
 
     /// The pages of `pages` that a read of `snapshot` would fault on. No I/O.

@@ -689,6 +689,20 @@ mod tables {
         first.unwrap();
     }
 
+    /// A reader that took its snapshot before reads on in it, also where no part of its table was read.
+    #[test]
+    fn a_snapshot_outlives_its_page_table() {
+        let (remote, replica) = stale();
+        let snapshot = replica.tip();
+        let fetcher = crate::fetch::Fetcher::new(remote.clone());
+        for idx in [7900, 7901, 4000, 1] {
+            let set: PageSet = [page(idx)].into_iter().collect();
+            block_on(fetcher.fetch(&replica, &snapshot, &set)).unwrap();
+            let bytes = replica.read(&snapshot, page(idx)).unwrap();
+            assert_eq!(bytes, replica.read(&replica.tip(), page(idx)).unwrap());
+        }
+    }
+
     #[test]
     fn hydrate_and_checkpoint_after_gc() {
         let (remote, replica) = stale();
