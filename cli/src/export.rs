@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use clap::Args as ClapArgs;
 use graft::time::At;
 use graft::volume::Volume;
@@ -54,7 +54,8 @@ pub async fn run(args: Export) -> anyhow::Result<Outcome> {
     let id = catalog::resolve(&*remote, &name).await?;
     let context = || format!("volume `{name}` was not exported");
     let at = args.at.map_or(At::Newest, |moment| moment.0);
-    let volume = Volume::open_at(&*remote, id, at, CACHE_BYTES).await.with_context(context)?.volume;
+    let opened = Volume::open_at(&*remote, id, at, CACHE_BYTES).await;
+    let volume = opened.map_err(|error| anyhow!(error.told(&name, at))).with_context(context)?.volume;
     let snapshot = volume.tip();
     // Garbage collection must not take its pages half-way.
     let held = Held::begin(&remote, &snapshot);

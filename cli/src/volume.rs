@@ -1,9 +1,10 @@
 //! `graft volume`: what a store holds.
 
+use anyhow::anyhow;
 use graft::checkpoint::Written;
 use graft::format::commit::Head;
 use graft::remote::Remote;
-use graft::time::At;
+use graft::time::{At, Utc};
 use graft::volume::{Opened, Options, Volume};
 use graft::{CommitId, Lsn, ModuleHash, Seq, VolumeId, VolumeName, catalog};
 use rand::Rng as _;
@@ -82,7 +83,7 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
                     ("store", info.store),
                     ("size", format!("{} pages of {} bytes", info.pages, info.page_size)),
                     ("lsn", info.lsn.to_string()),
-                    ("changed", info.time_ms.map_or("never".into(), time)),
+                    ("changed", info.time_ms.map_or("never".into(), |ms| Utc(ms).to_string())),
                     ("module", module),
                     ("schema", info.schema.to_string()),
                     ("mutations", info.mutations.to_string()),
@@ -166,7 +167,8 @@ async fn fork(name: &str, from: &str, at: At, store: &str, json: bool) -> anyhow
     let remote = graft::remote::open(store)?;
     let parent = catalog::resolve(&*remote, &from).await?;
     let id = VolumeId(rand::rng().random());
-    let lsn = graft::fork::create_once(&*remote, parent, at, id, &name).await?.lsn;
+    let made = graft::fork::create_once(&*remote, parent, at, id, &name).await;
+    let lsn = made.map_err(|error| anyhow!(error.told(&from, at)))?.lsn;
     if json {
         output::json(&json!({ "name": name.as_str(), "id": id, "from": from.as_str(), "lsn": lsn }))?;
     } else {
@@ -241,7 +243,7 @@ fn log_table(commits: &[Commit]) -> String {
             }
             vec![
                 json!(c.lsn),
-                json!(time(c.time_ms)),
+                json!(Utc(c.time_ms).to_string()),
                 json!(c.pages),
                 json!(c.pages_written),
                 json!(what.join(", ")),
@@ -249,38 +251,4 @@ fn log_table(commits: &[Commit]) -> String {
         })
         .collect();
     output::table(&columns, &rows)
-}
-
-/// `2026-11-22 03:04:05.678 UTC`, by Howard Hinnant's civil-from-days.
-pub fn time(ms: i64) -> String {
-    let (days, ms) = (ms.div_euclid(86_400_000), ms.rem_euclid(86_400_000));
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (h, m, s) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
-    format!("{year:04}-{month:02}-{day:02} {h:02}:{m:02}:{s:02}.{:03} UTC", ms % 1000)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_utc_dates() {
-        for (ms, text) in [
-            (0, "1970-01-01 00:00:00.000 UTC"),
-            (-1, "1969-12-31 23:59:59.999 UTC"),
-            (951_782_400_000, "2000-02-29 00:00:00.000 UTC"),
-            (1_795_316_645_678, "2026-11-22 03:04:05.678 UTC"),
-            (4_107_542_400_000, "2100-03-01 00:00:00.000 UTC"),
-        ] {
-            assert_eq!(time(ms), text);
-        }
-    }
 }

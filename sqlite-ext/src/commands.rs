@@ -420,7 +420,7 @@ fn fork_here(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
     let mut id = [0; 16];
     random(&mut id)?;
     let made = fork::create_once(&*session.remote, session.volume.id(), at, VolumeId(id), &name);
-    let found = runtime()?.block_on(made).map_err(text)?;
+    let found = runtime()?.block_on(made).map_err(|error| error.told(&session.name, at))?;
     Ok(vec![vec![
         name.to_string().into(),
         VolumeId(id).to_string().into(),
@@ -495,7 +495,7 @@ fn export_file(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
         Some(lsn) => {
             let at = At::Lsn(session::parse_lsn(lsn)?);
             let opened = Volume::open_at(&*session.remote, session.volume.id(), at, CACHE_BYTES);
-            past = runtime.block_on(opened).map_err(text)?.volume;
+            past = runtime.block_on(opened).map_err(|error| error.told(&session.name, at))?.volume;
             &past
         }
         None => &*session.volume,

@@ -240,7 +240,9 @@ async fn replica(
         (resolved, _) => resolved,
     };
     if let Some(lsn) = at {
-        let opened = Volume::open_at(&**remote, resolved?, At::Lsn(lsn), CACHE_BYTES).await?;
+        let at = At::Lsn(lsn);
+        let opened = Volume::open_at(&**remote, resolved?, at, CACHE_BYTES).await;
+        let opened = opened.map_err(|error| error.told(name, at))?;
         return Ok((opened.volume, None));
     }
     let Some(store) = store else {
