@@ -1,6 +1,7 @@
 //! `graft volume`: what a store holds.
 
 use anyhow::anyhow;
+use graft::catalog::CatalogError;
 use graft::checkpoint::Written;
 use graft::format::commit::Head;
 use graft::remote::Remote;
@@ -58,8 +59,12 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
             let remote = graft::remote::open(&store.store)?;
             let mut entries = Vec::new();
             for name in catalog::list(&*remote).await? {
-                let id = catalog::resolve(&*remote, &name).await?;
-                entries.push(Entry { name: name.to_string(), id });
+                match catalog::resolve(&*remote, &name).await {
+                    Ok(id) => entries.push(Entry { name: name.to_string(), id }),
+                    // It was removed since it was listed.
+                    Err(CatalogError::NoSuchVolume { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
             if json {
                 output::json(&json!({ "volumes": entries }))?;
@@ -102,7 +107,7 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
         }
         VolumeCommand::Rm { name, store, json } => {
             let remote = graft::remote::open(&store.store)?;
-            let objects = catalog::remove(&*remote, &name.parse()?).await?;
+            let objects = catalog::remove_noted(&*remote, &name.parse()?).await?;
             if json {
                 output::json(&json!({ "removed": name, "objects": objects }))?;
             } else {
