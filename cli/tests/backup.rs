@@ -1,0 +1,99 @@
+//! `graft backup --watch` as a process: it outlives a store that is away, and ends where another backup
+//! writes the same volume.
+
+mod common;
+
+use std::io::{BufRead as _, BufReader, Lines};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+
+use rusqlite::Connection;
+use serde_json::Value;
+
+use common::{graft, ok};
+
+/// A backup that watches. Killed when dropped.
+struct Watching {
+    child: Child,
+    out: Lines<BufReader<ChildStdout>>,
+    err: Lines<BufReader<ChildStderr>>,
+}
+
+impl Watching {
+    fn start(file: &Path, store: &Path) -> Watching {
+        let (file, store) = (file.to_str().unwrap(), store.to_str().unwrap());
+        let args =
+            ["backup", file, "--volume", "v", "--store", store, "--watch", "--interval", "5", "--json"];
+        let mut child = graft(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap()).lines();
+        let err = BufReader::new(child.stderr.take().unwrap()).lines();
+        Watching { child, out, err }
+    }
+    /// The next commit.
+    fn shipped(&mut self) -> Value {
+        serde_json::from_str(&self.out.next().expect("it ended").unwrap()).unwrap()
+    }
+    /// The next thing said that is no progress.
+    fn said(&mut self) -> String {
+        loop {
+            let line = self.err.next().expect("it ended").unwrap();
+            if !line.contains(" % of ") {
+                return line;
+            }
+        }
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn live(dir: &Path) -> (PathBuf, Connection) {
+    let file = dir.join("live.db");
+    let connection = Connection::open(&file).unwrap();
+    connection
+        .execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t(v); INSERT INTO t VALUES(1)")
+        .unwrap();
+    (file, connection)
+}
+
+#[test]
+fn a_store_that_is_away_for_a_while_does_not_end_a_backup() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, connection) = live(dir.path());
+    let (store, away) = (dir.path().join("store"), dir.path().join("away"));
+    let mut watching = Watching::start(&file, &store);
+    assert_eq!(watching.shipped()["lsn"], 1);
+    std::fs::rename(&store, &away).unwrap();
+    connection.execute_batch("INSERT INTO t VALUES(2)").unwrap();
+    let said = watching.said();
+    assert!(said.starts_with("note: ") && said.ends_with("; trying again"), "{said}");
+    // What is committed meanwhile comes, too.
+    connection.execute_batch("INSERT INTO t VALUES(3)").unwrap();
+    std::fs::rename(&away, &store).unwrap();
+    assert_eq!(watching.shipped()["lsn"], 2);
+    assert_eq!(watching.said(), "the backup goes on");
+    let killed = Command::new("kill").args(["-INT", &watching.child.id().to_string()]).status().unwrap();
+    assert!(killed.success() && watching.child.wait().unwrap().success());
+    let sum = ["sql", "SELECT sum(v) FROM t", "--volume", "v", "--store", store.to_str().unwrap(), "--json"];
+    assert_eq!(ok(&sum)["rows"][0][0], 6);
+}
+
+/// A second writer of the volume is told as soon as it is met, as long as the store was there all the while.
+#[test]
+fn another_writer_ends_a_backup() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, connection) = live(dir.path());
+    let store = dir.path().join("store");
+    let mut watching = Watching::start(&file, &store);
+    assert_eq!(watching.shipped()["lsn"], 1);
+    let other = ["--volume", "v", "--store", store.to_str().unwrap(), "--write", "--json"];
+    ok(&[&["sql", "INSERT INTO t VALUES(100)"][..], &other].concat());
+    connection.execute_batch("INSERT INTO t VALUES(2)").unwrap();
+    let said = watching.said();
+    assert!(said.starts_with("error: ") && said.contains("lsn 2 went to another writer"), "{said}");
+    assert_eq!(watching.child.wait().unwrap().code(), Some(1));
+}
