@@ -20,7 +20,11 @@ pub struct NotAMoment(String);
 
 impl fmt::Display for NotAMoment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` is neither an LSN like 42 nor a UTC time like 2026-11-22T09:30:00Z", self.0)
+        write!(
+            f,
+            "`{}` is neither an LSN like 42 nor a time like 2026-11-22T09:30:00Z or 2026-11-22T10:30+01:00",
+            self.0
+        )
     }
 }
 impl std::error::Error for NotAMoment {}
@@ -36,17 +40,32 @@ impl FromStr for Moment {
     }
 }
 
-/// `2026-11-22`, then perhaps `T` or a space and `09:30`, `:00`, `.123`, and `Z`.
+/// `09` of so many digits, and nothing else.
+fn number(text: &str, digits: usize) -> Option<i64> {
+    let plain = text.len() == digits && text.bytes().all(|b| b.is_ascii_digit());
+    plain.then(|| text.parse().ok()).flatten()
+}
+
+/// A time of day without its `+01:00`, and how many minutes that is ahead of UTC; 0 where there is none.
+fn without_offset(time: &str) -> Option<(&str, i64)> {
+    let Some(at) = time.find(['+', '-']) else { return Some((time, 0)) };
+    let (hours, minutes) = time[at + 1..].split_once(':')?;
+    let (hours, minutes) = (number(hours, 2)?, number(minutes, 2)?);
+    let ahead = hours * 60 + minutes;
+    (hours < 24 && minutes < 60)
+        .then_some((&time[..at], if time[at..].starts_with('+') { ahead } else { -ahead }))
+}
+
+/// `2026-11-22`, then perhaps `T` or a space and `09:30`, `:00`, `.123`, and `Z` or `+01:00`. What is finer
+/// than a millisecond is cut off.
 fn time_ms(text: &str) -> Option<i64> {
-    let text = text.strip_suffix('Z').or_else(|| text.strip_suffix(" UTC")).unwrap_or(text);
-    let (date, time) = match text.split_once(['T', ' ']) {
+    let utc = text.strip_suffix(['Z', 'z']).or_else(|| text.strip_suffix(" UTC"));
+    let text = utc.unwrap_or(text);
+    let (date, time) = match text.split_once(['T', 't', ' ']) {
         Some((date, time)) => (date, time),
         None => (text, "00:00"),
     };
-    let number = |text: &str, digits: usize| {
-        let plain = text.len() == digits && text.bytes().all(|b| b.is_ascii_digit());
-        plain.then(|| text.parse::<i64>().ok()).flatten()
-    };
+    let (time, ahead) = if utc.is_some() { (time, 0) } else { without_offset(time)? };
     let mut parts = date.split('-');
     let (year, month, day) = (parts.next()?, parts.next()?, parts.next()?);
     let (year, month, day) = (number(year, 4)?, number(month, 2)?, number(day, 2)?);
@@ -57,6 +76,7 @@ fn time_ms(text: &str) -> Option<i64> {
     let ms = match fraction.len() {
         0 if !time.ends_with('.') => 0,
         digits @ 1..=3 => number(fraction, digits)? * 10i64.pow(3 - digits as u32),
+        digits @ 4..=9 => number(fraction, digits)? / 10i64.pow(digits as u32 - 3),
         _ => return None,
     };
     let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
@@ -71,7 +91,7 @@ fn time_ms(text: &str) -> Option<i64> {
         return None;
     }
     let days = days_from_civil(year, month, day);
-    Some((((days * 24 + hour) * 60 + minute) * 60 + second) * 1000 + ms)
+    Some((((days * 24 + hour) * 60 + minute - ahead) * 60 + second) * 1000 + ms)
 }
 
 /// Days since 1970-01-01, by Howard Hinnant's days-from-civil.
@@ -115,11 +135,18 @@ mod tests {
             ("42", At::Lsn(Lsn(42))),
             ("1970-01-01", At::TimeMs(0)),
             ("1970-01-01T00:00:00Z", At::TimeMs(0)),
+            ("1970-01-01Z", At::TimeMs(0)),
+            ("1970-01-01 UTC", At::TimeMs(0)),
             ("2000-02-29 00:00", At::TimeMs(951_782_400_000)),
             ("2026-11-22T03:04:05.678Z", At::TimeMs(1_795_316_645_678)),
             ("2026-11-22 03:04:05.678 UTC", At::TimeMs(1_795_316_645_678)),
             ("2026-11-22T03:04:05.6Z", At::TimeMs(1_795_316_645_600)),
             ("2100-03-01", At::TimeMs(4_107_542_400_000)),
+            // What `date -Is`, Python's isoformat() and JavaScript's toISOString() print.
+            ("2026-11-22T04:04:05+01:00", At::TimeMs(1_795_316_645_000)),
+            ("2026-11-21T21:34:05-05:30", At::TimeMs(1_795_316_645_000)),
+            ("2026-11-22T03:04:05.678901+00:00", At::TimeMs(1_795_316_645_678)),
+            ("2026-11-22t03:04:05.678z", At::TimeMs(1_795_316_645_678)),
         ] {
             assert_eq!(text.parse(), Ok(Moment(at)), "{text}");
         }
@@ -132,11 +159,18 @@ mod tests {
             "2026-11-22T24:00",
             "2026-11-22T9:30",
             "2026-11-22T09:30:00.",
-            "2026-11-22T09:30:00.1234",
+            "2026-11-22T09:30:00.1234567890",
+            "2026-11-22T09:30:00.12 4",
             "2026-11-22T09:30:00:00",
             "2026-11-22-01",
             "99999999999999999999999",
-            "2026-11-22T09:30+01:00",
+            "2026-11-22T09:30+24:00",
+            "2026-11-22T09:30+1:00",
+            "2026-11-22T09:30+0100",
+            "2026-11-22T09:30Z+01:00",
+            "2026-11-22T+01:00",
+            "é",
+            "2026-11-22T09:30+é1:00",
         ] {
             assert!(text.parse::<Moment>().is_err(), "{text}");
         }
