@@ -512,3 +512,39 @@ fn one_directory_has_a_volume_open_by_one_address() {
     ));
     assert!(said.err.is_empty() && said.out.contains("3 rows"), "{} {}", said.out, said.err);
 }
+
+/// SQLite gave an empty volume pages of its own size, and the first write was an I/O error.
+#[test]
+fn a_new_volume_has_pages_of_the_size_that_its_uri_says() {
+    let Some(shop) = Shop::open() else { return };
+    for size in [512, 4096, 65536] {
+        let name = format!("v{size}");
+        let uri = shop.uri(&name, &format!("&data={}&page_size={size}", shop.path("data")));
+        let made = shop.json(&format!(
+            "{uri}create table t(v); insert into t values(1); pragma page_size; select pushed from graft_push; select page_size from graft_info;"
+        ));
+        let size = json!([{ "page_size": size }]);
+        assert_eq!(made, [size.clone(), json!([{ "pushed": 2 }]), size.clone()]);
+        // A size that it does not have is no concern of who only opens it.
+        let read = shop.json(&format!("{}select v from t; pragma page_size;", shop.uri(&name, "")));
+        assert_eq!(read, [json!([{ "v": 1 }]), size]);
+    }
+    // Attached, it is told what to do.
+    let empty = shop.uri("empty", &format!("&data={}&page_size=512", shop.path("data")));
+    shop.json(&format!("{empty}select 1;"));
+    let file = format!("'file:empty?vfs=graft&remote={}&data={}'", shop.store(), shop.path("data"));
+    let first = shop.uri("v4096", &format!("&data={}", shop.path("data")));
+    let said = shop.json(&format!(
+        "{first}attach {file} as e; pragma e.page_size = 512; create table e.t(v); select name from e.sqlite_schema;"
+    ));
+    assert_eq!(said, [json!([{ "name": "t" }])]);
+}
+
+#[test]
+fn the_budget_on_disk_is_taken_from_the_uri() {
+    let Some(shop) = Shop::open() else { return };
+    let budget = |bytes: &str| shop.uri("v", &format!("&data={}&disk_bytes={bytes}", shop.path("data")));
+    let said = shop.run(&format!("{}select 1;", budget("much")));
+    assert!(said.err.contains("disk_bytes") && said.err.contains("`much`"), "{}", said.err);
+    shop.json(&format!("{}create table t(v);", budget("1000000")));
+}
