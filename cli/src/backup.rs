@@ -60,6 +60,7 @@ const LOST_MAX: u32 = 2;
 
 pub async fn run(args: BackupArgs) -> anyhow::Result<Outcome> {
     let name: VolumeName = args.volume.parse()?;
+    output::check_no_directory(&args.file)?;
     let remote = graft::remote::open(&args.store.store)?;
     let context = || format!("`{}` is not backed up to volume `{name}`", args.file.display());
     let (begun, first) = begin(&args, &name, &remote).await.with_context(context)?;

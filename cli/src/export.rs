@@ -26,7 +26,7 @@ pub struct Export {
     pub file: PathBuf,
     #[command(flatten)]
     pub store: Store,
-    /// The volume as it was: an LSN, or a time in UTC like 2026-11-22T09:30:00Z. [default: the newest]
+    /// The volume as it was: an LSN, or a time like 2026-11-22T09:30:00Z. [default: the newest]
     #[arg(long, value_name = "LSN|TIME")]
     pub at: Option<Moment>,
     /// Print JSON.
@@ -50,6 +50,7 @@ struct Line<'a> {
 
 pub async fn run(args: Export) -> anyhow::Result<Outcome> {
     let name: VolumeName = args.name.parse()?;
+    output::check_no_directory(&args.file)?;
     let remote = graft::remote::open(&args.store.store)?;
     let id = catalog::resolve(&*remote, &name).await?;
     let context = || format!("volume `{name}` was not exported");

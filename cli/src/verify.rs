@@ -56,6 +56,7 @@ pub async fn run(args: Verify) -> anyhow::Result<Outcome> {
     let progress = |step| {
         if let Ok(mut bars) = bars.lock() {
             match step {
+                Step::Commits(_, 0) => {}
                 Step::Commits(done, total) => bars.0.set(done, total),
                 Step::Frames(done, total) => bars.1.set(done, total),
             }

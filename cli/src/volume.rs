@@ -69,7 +69,10 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
             if json {
                 output::json(&json!({ "volumes": entries }))?;
             } else if entries.is_empty() {
-                output::line(&format!("no volumes in {}; `graft deploy` creates one", remote.url()))?;
+                output::line(&format!(
+                    "no volumes in {}; `graft import` and `graft deploy` make one",
+                    remote.url()
+                ))?;
             } else {
                 let rows: Vec<_> = entries.iter().map(|e| vec![json!(e.name), json!(e.id)]).collect();
                 output::line(&output::table(&["name".into(), "id".into()], &rows))?;

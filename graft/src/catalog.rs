@@ -22,7 +22,7 @@ use crate::remote::{Remote, RemoteError};
 pub enum CatalogError {
     /// No volume has this name.
     #[error(
-        "there is no volume `{name}` in {store}; `graft deploy` creates one, `graft volume ls` lists them"
+        "there is no volume `{name}` in {store}; `graft volume ls` lists them, `graft import` and `graft deploy` make one"
     )]
     NoSuchVolume {
         /// The name.
@@ -31,7 +31,7 @@ pub enum CatalogError {
         store: String,
     },
     /// The name is taken. `found` may be the caller's own from an unanswered try.
-    #[error("volume `{name}` exists already")]
+    #[error("volume `{name}` exists already; give another name")]
     Exists {
         /// The name.
         name: VolumeName,
