@@ -4,7 +4,6 @@
 mod common;
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::ops::Range;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +15,7 @@ use coordinator::Config;
 use graft::compact::Policy;
 use graft::gc::Retention;
 use graft::ids::key;
-use graft::remote::{DirectoryRemote, Listed, Remote, RemoteError, SharedRemote, Tag};
+use graft::remote::{DirectoryRemote, Layer, Remote, RemoteError, SharedRemote};
 use graft::{VolumeId, VolumeName, catalog, verify};
 use sqlsync_layer::protocol::ServerMessage;
 
@@ -112,12 +111,9 @@ struct Watched {
 }
 
 #[async_trait::async_trait]
-impl Remote for Watched {
-    async fn get(&self, key: &str) -> Result<Bytes, RemoteError> {
-        self.inner.get(key).await
-    }
-    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, RemoteError> {
-        self.inner.get_range(key, range).await
+impl Layer for Watched {
+    fn inner(&self) -> &dyn Remote {
+        &*self.inner
     }
     async fn create(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
         if key.contains("/horizon/") {
@@ -131,26 +127,6 @@ impl Remote for Watched {
             self.buried.notify_one();
         }
         Ok(())
-    }
-    async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError> {
-        self.inner.get_tagged(key).await
-    }
-    async fn update(&self, key: &str, body: Bytes, tag: &Tag) -> Result<Tag, RemoteError> {
-        self.inner.update(key, body, tag).await
-    }
-    async fn list(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<Listed>, RemoteError> {
-        self.inner.list(prefix, after, limit).await
-    }
-    async fn delete(&self, key: &str) -> Result<(), RemoteError> {
-        self.inner.delete(key).await
-    }
-    fn url(&self) -> String {
-        self.inner.url()
     }
 }
 

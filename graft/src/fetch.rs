@@ -404,7 +404,7 @@ impl Fetcher {
         Ok(())
     }
 
-    /// Starts the requests for `frames` that are not under way. Answers those that bring one of `wanted`,
+    /// Starts the requests for `frames` that are neither under way nor here by now. Answers those that bring one of `wanted`,
     /// under way or not, and the others that were started.
     fn launch(
         &self,
@@ -418,8 +418,9 @@ impl Fetcher {
         // Dropped after the lock: one that everybody else left meanwhile takes itself out of the table.
         let mut under_way: Vec<Flight> = Vec::new();
         let mut flights = cache.flights.lock();
-        frames.retain(|place, _| match flights.find(place) {
-            None => true,
+        frames.retain(|place, frame| match flights.find(place) {
+            // What landed since it was found missing left the table after its pages were cached.
+            None => !cache.holds(frame),
             Some(flight) => {
                 if wanted.contains_key(place) && flight.is_new_among(&waiting) {
                     cache.counters.shared.fetch_add(1, Relaxed);

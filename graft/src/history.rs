@@ -9,15 +9,20 @@
 //! begins with ([`History::early`]). Never the whole log. A fork that has no
 //! checkpoint of its own goes on in its parent, as far as the commit it was forked at.
 //!
-//! Catching up: as [`crate::pull`] where little is missing, otherwise a *jump* to a newer checkpoint.
+//! Catching up: as [`crate::pull`] where little is missing, otherwise a *jump* to a newer checkpoint. What
+//! was read before the store failed is not read again by the next try, so that a replica far behind comes
+//! up on a store that fails often.
 //!
 //! Invariants: the heads answered follow each other without gaps from the checkpoint on, each naming
 //! its predecessor's hash.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
+use parking_lot::Mutex;
 
 use crate::catalog::{self, CatalogError};
 use crate::chunks::{self, REWRITE_BYTES_MAX};
@@ -242,19 +247,44 @@ async fn older_checkpoint(remote: &dyn Remote, volume: VolumeId, seq: Seq) -> Re
     }
 }
 
-/// Reads the heads after `from` up to `to`, at the same time, and checks that they follow `hash`.
+/// The heads that catching up has read before the store failed: the next try goes on from them. Whether they
+/// belong to one history is checked once all are there.
+#[derive(Debug, Default)]
+pub(crate) struct ReadBefore(Mutex<BTreeMap<(VolumeId, Lsn), Head>>);
+
+impl ReadBefore {
+    async fn or_read(&self, remote: &dyn Remote, volume: VolumeId, lsn: Lsn) -> Result<Head, PullError> {
+        if let Some(head) = self.0.lock().get(&(volume, lsn)) {
+            return Ok(head.clone());
+        }
+        let head = read_present(remote, volume, lsn).await?;
+        self.0.lock().insert((volume, lsn), head.clone());
+        Ok(head)
+    }
+}
+
+/// Reads the heads after `from` up to `to`, at the same time, and checks that they follow `hash`. After a
+/// failure no more requests are made; those under way are waited for, and what they bring is kept.
 pub(crate) async fn read_heads(
     remote: &dyn Remote,
     spans: &[(VolumeId, Lsn, Lsn)],
     hash: ChainHash,
+    kept: &ReadBefore,
 ) -> Result<Vec<Head>, PullError> {
     // Never collected: a key that claims an LSN without end must cost no more than the first miss.
     let lsns = spans
         .iter()
         .copied()
         .flat_map(|(volume, from, to)| (from.0.saturating_add(1)..=to.0).map(move |lsn| (volume, Lsn(lsn))));
-    let reads = lsns.map(|(volume, lsn)| read_present(remote, volume, lsn));
-    let heads: Vec<Head> = futures::stream::iter(reads).buffered(CONCURRENT_READS).try_collect().await?;
+    let failed = &AtomicBool::new(false);
+    let reads = lsns.take_while(|_| !failed.load(Relaxed)).map(|(volume, lsn)| async move {
+        let read = kept.or_read(remote, volume, lsn).await;
+        failed.fetch_or(read.is_err(), Relaxed);
+        read
+    });
+    let read: Vec<Result<Head, PullError>> =
+        futures::stream::iter(reads).buffered(CONCURRENT_READS).collect().await;
+    let heads = read.into_iter().collect::<Result<Vec<Head>, PullError>>()?;
     let mut parent = hash;
     for head in &heads {
         if head.parent != parent {
@@ -364,7 +394,9 @@ async fn try_read(remote: &dyn Remote, id: VolumeId, upto: Option<Lsn>) -> Resul
         start.volumes = start.volumes.fork(at, child);
     }
     spans.reverse();
-    let (heads, early) = futures::join!(read_heads(remote, &spans, start.hash), early_frames(remote, &start));
+    let kept = ReadBefore::default();
+    let heads = read_heads(remote, &spans, start.hash, &kept);
+    let (heads, early) = futures::join!(heads, early_frames(remote, &start));
     let heads = heads?;
     let Some(meta) = meta else {
         return Err(Damaged::new(&key::meta(id), "it could not be read").into());
@@ -420,8 +452,21 @@ pub(crate) struct Standing {
 }
 
 /// Reads what came after `from`: its heads, or a newer checkpoint and the heads since where more than
-/// [`JUMP_COMMITS`] are missing or some are gone.
-pub(crate) async fn catch_up(remote: &dyn Remote, from: &Standing) -> Result<Pulled, PullError> {
+/// [`JUMP_COMMITS`] are missing or some are gone. `kept` is what earlier tries have read; it is empty after
+/// any end but a failure of the store.
+pub(crate) async fn catch_up(
+    remote: &dyn Remote,
+    from: &Standing,
+    kept: &ReadBefore,
+) -> Result<Pulled, PullError> {
+    let caught_up = try_catch_up(remote, from, kept).await;
+    if !matches!(caught_up, Err(PullError::Remote(_))) {
+        kept.0.lock().clear();
+    }
+    caught_up
+}
+
+async fn try_catch_up(remote: &dyn Remote, from: &Standing, kept: &ReadBefore) -> Result<Pulled, PullError> {
     let volume = from.volumes.own();
     let newest = newest_lsn(remote, volume).await?.max(from.volumes.forked_at());
     if newest < from.lsn {
@@ -438,7 +483,7 @@ pub(crate) async fn catch_up(remote: &dyn Remote, from: &Standing) -> Result<Pul
         }
     }
     if newest.0 - from.lsn.0 <= JUMP_COMMITS {
-        match read_heads(remote, &spans, from.hash).await {
+        match read_heads(remote, &spans, from.hash, kept).await {
             // Gone already: a checkpoint has what they said.
             Err(PullError::Expired { .. }) => {}
             read => return Ok(Pulled { from: from.lsn, jump: None, heads: read? }),
@@ -449,12 +494,13 @@ pub(crate) async fn catch_up(remote: &dyn Remote, from: &Standing) -> Result<Pul
         let mut start = read_checkpoint(remote, volume, seq).await?;
         if start.lsn > from.lsn {
             continues(remote, from).await?;
-            let heads = read_heads(remote, &[(volume, start.lsn, newest.max(start.lsn))], start.hash).await?;
+            let span = (volume, start.lsn, newest.max(start.lsn));
+            let heads = read_heads(remote, &[span], start.hash, kept).await?;
             start.volumes = from.volumes.clone();
             return Ok(Pulled { from: from.lsn, jump: Some(Box::new(start)), heads });
         }
     }
-    let heads = read_heads(remote, &spans, from.hash).await?;
+    let heads = read_heads(remote, &spans, from.hash, kept).await?;
     Ok(Pulled { from: from.lsn, jump: None, heads })
 }
 

@@ -265,6 +265,8 @@ pub struct Volume {
     cache: Arc<PageCache>,
     /// When the log's head was last seen.
     confirmed: Confirmed,
+    /// What pulls that failed have read.
+    read_before: history::ReadBefore,
     /// That no other replica is this volume's in the store; one aside has none, and writes nothing there.
     _claim: Option<Claim>,
 }
@@ -361,6 +363,7 @@ impl Volume {
             state: Mutex::new(state),
             cache,
             confirmed: Confirmed::default(),
+            read_before: history::ReadBefore::default(),
             _claim: claim,
         })
     }
@@ -668,7 +671,7 @@ impl Volume {
     pub async fn pull(&self, remote: &dyn Remote) -> Result<Pulled, PullError> {
         let (base, looked) = (self.base(), Moment::now());
         let standing = Standing { lsn: base.lsn(), hash: base.hash(), volumes: base.volumes().clone() };
-        let pulled = history::catch_up(remote, &standing).await?;
+        let pulled = history::catch_up(remote, &standing, &self.read_before).await?;
         self.confirmed.note(pulled.newest(), looked);
         Ok(pulled)
     }

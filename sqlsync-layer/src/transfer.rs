@@ -28,6 +28,7 @@ use bytes::{Bytes, BytesMut};
 use graft::catalog::{self, CatalogError};
 use graft::checkpoint::Policy;
 use graft::fetch::FetchError;
+use graft::format::commit::PREFIX_BYTES;
 use graft::format::meta::Meta;
 use graft::publish::{Builder, Draft, Prepared, PublishError, Published, Segment, publish};
 use graft::remote::{Remote, RemoteError};
@@ -45,8 +46,8 @@ const PAGES_MAX: u32 = 15_000_000;
 /// Views of a file that were torn by a restart of its WAL, in a row, before an operation gives up.
 const TORN_MAX: usize = 5;
 
-/// A head of so many bytes is read by everyone who opens the volume, without a checkpoint.
-const HEAD_BYTES_CHEAP: u64 = 64 << 10;
+/// A head of so many bytes is one request of everyone who opens the volume, as a checkpoint would be.
+const HEAD_BYTES_CHEAP: u64 = PREFIX_BYTES;
 
 /// How far a transfer has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

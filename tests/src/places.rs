@@ -92,3 +92,21 @@ pub fn sqllogictest_dir() -> Option<PathBuf> {
     }
     found
 }
+
+/// Copies a folder with all that is in it.
+///
+/// # Panics
+///
+/// If a file cannot be read or written.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}

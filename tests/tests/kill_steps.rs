@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use rusqlite::Connection;
 use sqlsync_layer::payload::Payload;
 use sqlsync_layer::vfs::Database;
-use tests::places;
+use tests::places::{self, copy_folder};
 use tests::process::{PATIENCE, clean, command};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Child;
@@ -290,19 +290,6 @@ fn store_of(objects: &[(String, Bytes)]) -> Arc<MemoryRemote> {
         truth.overwrite(key, body.clone());
     }
     truth
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_folder(&entry.path(), &to);
-        } else {
-            std::fs::copy(entry.path(), to).unwrap();
-        }
-    }
 }
 
 fn open(remote: &SharedRemote, options: Options) -> (Arc<Volume>, Connection) {

@@ -1,10 +1,8 @@
 //! Leases of readers: what they cost, what they keep, and what ends them.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures::executor::block_on;
 
@@ -14,7 +12,7 @@ use crate::format::meta::Meta;
 use crate::gc::{Plan, Retention, SKEW_MS, Why, collect};
 use crate::ids::{CommitId, PageIdx, PageSize};
 use crate::page_set::PageSet;
-use crate::remote::{Counting, Counts, Fault, Faulty, Listed, MemoryRemote, Request, Tag};
+use crate::remote::{Answer, Counting, Counts, Fault, Faulty, Layer, MemoryRemote, Request};
 use crate::time::At;
 use crate::volume::{Change, Options, Volume, push};
 use crate::{catalog, checkpoint};
@@ -292,36 +290,22 @@ fn refused(key: &str) -> RemoteError {
     RemoteError::Refused { key: key.into(), message: "you may not write here".into() }
 }
 
-#[async_trait]
-impl Remote for ReadOnly {
-    async fn get(&self, key: &str) -> Result<Bytes, RemoteError> {
-        self.0.get(key).await
+impl Layer for ReadOnly {
+    fn inner(&self) -> &dyn Remote {
+        &*self.0
     }
-    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, RemoteError> {
-        self.0.get_range(key, range).await
-    }
-    async fn create(&self, key: &str, _: Bytes) -> Result<(), RemoteError> {
-        Err(refused(key))
-    }
-    async fn put(&self, key: &str, _: Bytes) -> Result<(), RemoteError> {
-        Err(refused(key))
-    }
-    async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError> {
-        self.0.get_tagged(key).await
-    }
-    async fn update(&self, key: &str, _: Bytes, _: &Tag) -> Result<Tag, RemoteError> {
-        Err(refused(key))
-    }
-    async fn list(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<Listed>, RemoteError> {
-        self.0.list(prefix, after, limit).await
-    }
-    async fn delete(&self, key: &str) -> Result<(), RemoteError> {
-        Err(refused(key))
+    fn around<'a, T: Send + 'a>(
+        &'a self,
+        request: Request,
+        key: &'a str,
+        sent: Answer<'a, T>,
+    ) -> Answer<'a, T> {
+        match request {
+            Request::Get | Request::GetRange | Request::List => sent,
+            Request::Create | Request::Put | Request::Update | Request::Delete => {
+                Box::pin(async move { Err(refused(key)) })
+            }
+        }
     }
     fn url(&self) -> String {
         "readonly:".into()

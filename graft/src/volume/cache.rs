@@ -422,11 +422,7 @@ impl PageCache {
             match snapshot.location(page) {
                 Location::Zero | Location::Local(_) => {}
                 Location::Frame(_, slot) => {
-                    let version = (page, slot.lsn);
-                    let here = memory.clock.find(version).is_some()
-                        || self.disk.as_ref().is_some_and(|disk| disk.contains(version))
-                        || self.inherited().iter().any(|ancestor| ancestor.contains(version));
-                    if !here {
+                    if !self.is_here(&memory, (page, slot.lsn)) {
                         missing.insert(page);
                     }
                 }
@@ -436,6 +432,18 @@ impl PageCache {
             }
         }
         missing
+    }
+
+    fn is_here(&self, memory: &Memory, version: Version) -> bool {
+        memory.clock.find(version).is_some()
+            || self.disk.as_ref().is_some_and(|disk| disk.contains(version))
+            || self.inherited().iter().any(|ancestor| ancestor.contains(version))
+    }
+
+    /// Whether every page of a frame is here.
+    pub(crate) fn holds(&self, frame: &FrameRef) -> bool {
+        let memory = self.memory.lock();
+        frame.slots.iter().all(|slot| self.is_here(&memory, (slot.page, slot.lsn)))
     }
 
     /// How many pages fit into memory.

@@ -202,6 +202,7 @@ impl Volume {
             writer: Mutex::default(),
             state: Mutex::new(state),
             cache: Arc::clone(&self.cache),
+            read_before: crate::history::ReadBefore::default(),
             confirmed: self.confirmed.clone(),
             _claim: None,
         }

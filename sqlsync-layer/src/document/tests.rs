@@ -1,14 +1,15 @@
 //! Documents against a store in memory, one step at a time: no sockets, no clock, no threads.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use futures::executor::block_on;
 use graft::catalog;
 use graft::fetch::RemoteFetch;
 use graft::format::meta::Meta;
 use graft::publish::{PublishError, publish};
-use graft::remote::SharedRemote;
 use graft::remote::memory::MemoryRemote;
+use graft::remote::{Answer, Layer, Remote, RemoteError, Request, SharedRemote};
 use graft::store::{MemoryStore, SharedStore};
 use graft::volume::{Options, Volume};
 use graft::{CommitId, ModuleHash, PageSize, VolumeId, VolumeName};
@@ -110,6 +111,43 @@ impl Modules for TestModules {
 }
 
 const MODULE: ModuleHash = ModuleHash([1; 32]);
+
+/// A store that carries out so many requests and is gone then. With `done` the next one is carried out, too,
+/// and not answered.
+#[derive(Debug)]
+struct Cut {
+    inner: SharedRemote,
+    left: AtomicI64,
+    done: bool,
+}
+
+impl Cut {
+    /// Whether this request is carried out, and whether it is answered.
+    fn next(&self) -> (bool, bool) {
+        let left = self.left.fetch_sub(1, Ordering::Relaxed);
+        (left > 0 || (left == 0 && self.done), left > 0)
+    }
+}
+
+impl Layer for Cut {
+    fn inner(&self) -> &dyn Remote {
+        &*self.inner
+    }
+
+    fn around<'a, T: Send + 'a>(
+        &'a self,
+        _request: Request,
+        key: &'a str,
+        sent: Answer<'a, T>,
+    ) -> Answer<'a, T> {
+        Box::pin(async move {
+            let (carried_out, answered) = self.next();
+            let gone = || RemoteError::Unavailable { key: key.into(), message: "cut off".into() };
+            let result = if carried_out { sent.await } else { Err(gone()) };
+            if answered { result } else { Err(gone()) }
+        })
+    }
+}
 
 /// One store that everybody shares, and random ids.
 struct World {

@@ -533,8 +533,9 @@ async fn whatever_the_order_and_the_faults_the_log_obeys_the_rules() {
     }
     let turned = told.values().flatten().filter(|told| told.turned).count();
     println!("{} commits, {turned} accepted and then rejected; refused: {reasons:#?}", log.len());
-    for reason in ["the task was deleted", "the list is full: # of #", "ada has claimed it", UNSEEN] {
-        assert!(reasons.contains_key(reason), "seed {seed}: nobody heard `{reason}`: {reasons:?}");
+    for reason in ["the task was deleted", "the list is full: # of #", "has claimed it", UNSEEN] {
+        let heard = reasons.keys().any(|heard| heard.ends_with(reason));
+        assert!(heard, "seed {seed}: nobody heard `{reason}`: {reasons:?}");
     }
     let [one, other] = running;
     assert!(one.shutdown().await && other.shutdown().await);

@@ -1,9 +1,12 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::*;
 use crate::fetch::fetch;
 use crate::ids::key;
-use crate::remote::{Counting, Counts, Fault, Faulty, Request};
+use crate::pull::PullError;
+use crate::remote::{Answer, Counting, Counts, Fault, Faulty, Layer, RemoteError, Request};
 use crate::store::{Batch, FjallStore, MemoryStore, ReplicaStore, Space};
 
 fn random_bytes(seed: u64, len: usize) -> Bytes {
@@ -480,4 +483,67 @@ fn large_local_commits_and_pushes_are_kept_in_parts() {
     assert!(store.scan(Space::Local, b"").unwrap().is_empty());
     let left = store.scan(Space::State, &id.0).unwrap();
     assert!(left.iter().all(|(key, _)| !matches!(key[16], b'p' | b'q' | b'u')), "parts of the push are left");
+}
+
+/// A store that fails every tenth read of a head.
+#[derive(Debug)]
+struct Tenth {
+    inner: Arc<MemoryRemote>,
+    asked: AtomicU64,
+    answered: AtomicU64,
+}
+
+impl Layer for Tenth {
+    fn inner(&self) -> &dyn Remote {
+        &*self.inner
+    }
+
+    fn around<'a, T: Send + 'a>(
+        &'a self,
+        request: Request,
+        key: &'a str,
+        sent: Answer<'a, T>,
+    ) -> Answer<'a, T> {
+        Box::pin(async move {
+            if request == Request::GetRange {
+                if self.asked.fetch_add(1, Ordering::Relaxed) % 10 == 9 {
+                    return Err(RemoteError::Unavailable { key: key.into(), message: "the tenth".into() });
+                }
+                self.answered.fetch_add(1, Ordering::Relaxed);
+            }
+            sent.await
+        })
+    }
+}
+
+/// A test of two coordinators on a store that failed one request of ten stood still: a pull of fifty commits
+/// never came through, and each try began anew.
+#[test]
+fn a_pull_goes_on_where_the_last_one_failed() {
+    const COMMITS: u64 = 100;
+    let store = created(512);
+    let (a, b) = (open(&*store, in_memory()), open(&*store, in_memory()));
+    for n in 1..=COMMITS {
+        write(&a, 1, &[(1, n as u8)]);
+        push_all(&*store, &a, 1).unwrap();
+    }
+    let failing = Tenth { inner: store, asked: AtomicU64::new(0), answered: AtomicU64::new(0) };
+    let mut failed = 0;
+    let pulled = loop {
+        match block_on(b.pull(&failing)) {
+            Ok(pulled) => break pulled,
+            Err(PullError::Remote(_)) => failed += 1,
+            Err(error) => panic!("{error}"),
+        }
+        assert!(failed <= 4, "what is under way with one that fails is not given up");
+    };
+    assert!(failed > 1, "it was to fail");
+    assert_eq!(failing.answered.load(Ordering::Relaxed), COMMITS, "each head is read once");
+    b.absorb(pulled).unwrap();
+    assert_eq!(b.status().lsn, Lsn(COMMITS));
+    // Nothing is kept of it.
+    write(&a, 1, &[(1, 0)]);
+    push_all(&failing, &a, 1).unwrap();
+    assert_eq!(catch_up(&failing, &b), PageSet::from_ranges([1..=1]));
+    assert_eq!(failing.answered.load(Ordering::Relaxed), COMMITS + 1);
 }

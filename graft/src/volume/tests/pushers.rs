@@ -10,7 +10,7 @@ use super::*;
 use crate::history;
 use crate::ids::key;
 use crate::publish::publish;
-use crate::remote::{Listed, RemoteError, Tag};
+use crate::remote::{Layer, RemoteError};
 use crate::store::{Batch, MemoryStore, Space};
 
 const PAGE: usize = 65536;
@@ -43,7 +43,10 @@ struct Overtaken {
 }
 
 #[async_trait]
-impl Remote for Overtaken {
+impl Layer for Overtaken {
+    fn inner(&self) -> &dyn Remote {
+        &*self.inner
+    }
     async fn create(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
         if let Some(pending) = self.volume.pending().filter(|_| !self.happened.swap(true, Ordering::Relaxed))
         {
@@ -56,32 +59,6 @@ impl Remote for Overtaken {
             return Err(RemoteError::Unavailable { key: key.into(), message: "away".into() });
         }
         self.inner.get_range(key, range).await
-    }
-    async fn get(&self, key: &str) -> Result<Bytes, RemoteError> {
-        self.inner.get(key).await
-    }
-    async fn put(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
-        self.inner.put(key, body).await
-    }
-    async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError> {
-        self.inner.get_tagged(key).await
-    }
-    async fn update(&self, key: &str, body: Bytes, tag: &Tag) -> Result<Tag, RemoteError> {
-        self.inner.update(key, body, tag).await
-    }
-    async fn list(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<Listed>, RemoteError> {
-        self.inner.list(prefix, after, limit).await
-    }
-    async fn delete(&self, key: &str) -> Result<(), RemoteError> {
-        self.inner.delete(key).await
-    }
-    fn url(&self) -> String {
-        self.inner.url()
     }
 }
 

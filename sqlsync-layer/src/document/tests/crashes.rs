@@ -1,12 +1,12 @@
 //! What the whole-system simulation found in documents, each as a test of its own.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use bytes::Bytes;
 use graft::checkpoint::Policy as Checkpoints;
 use graft::fork::ForkError;
 use graft::gc::{self, Retention};
-use graft::remote::{Fault, Faulty, Listed, Remote, RemoteError, Request, Tag};
+use graft::remote::{Fault, Faulty};
 use graft::store::{Batch, Durability, ReplicaStore, Space, StoreError};
 
 use super::*;
@@ -151,61 +151,6 @@ fn a_deploy_whose_module_cannot_be_fetched_is_not_taken() {
     assert_eq!(number(&b, "select count(*) from counter"), 40, "the migrations have run once");
 }
 
-/// A store that carries out so many requests and is gone then.
-#[derive(Debug)]
-struct CutOff(SharedRemote, AtomicUsize);
-
-impl CutOff {
-    fn next(&self, key: &str) -> Result<(), RemoteError> {
-        let left = self.1.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
-        left.map(drop).map_err(|_| RemoteError::Unavailable { key: key.into(), message: "cut off".into() })
-    }
-}
-
-#[async_trait::async_trait]
-impl Remote for CutOff {
-    async fn get(&self, key: &str) -> Result<Bytes, RemoteError> {
-        self.next(key)?;
-        self.0.get(key).await
-    }
-    async fn get_range(&self, key: &str, range: std::ops::Range<u64>) -> Result<Bytes, RemoteError> {
-        self.next(key)?;
-        self.0.get_range(key, range).await
-    }
-    async fn create(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
-        self.next(key)?;
-        self.0.create(key, body).await
-    }
-    async fn put(&self, key: &str, body: Bytes) -> Result<(), RemoteError> {
-        self.next(key)?;
-        self.0.put(key, body).await
-    }
-    async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError> {
-        self.next(key)?;
-        self.0.get_tagged(key).await
-    }
-    async fn update(&self, key: &str, body: Bytes, tag: &Tag) -> Result<Tag, RemoteError> {
-        self.next(key)?;
-        self.0.update(key, body, tag).await
-    }
-    async fn list(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<Listed>, RemoteError> {
-        self.next(prefix)?;
-        self.0.list(prefix, after, limit).await
-    }
-    async fn delete(&self, key: &str) -> Result<(), RemoteError> {
-        self.next(key)?;
-        self.0.delete(key).await
-    }
-    fn url(&self) -> String {
-        self.0.url()
-    }
-}
-
 /// Simulation, seed 306: a publication was cut off, and for longer than the grace. Its fork's pin was given
 /// up, and every later try used the same id again, for ever.
 #[test]
@@ -220,7 +165,7 @@ fn a_publication_that_was_cut_off_for_too_long_begins_anew() {
         bump(&mut b, 2);
         world.sync(&mut b);
         world.sync(&mut a);
-        let cut = CutOff(world.remote.clone(), AtomicUsize::new(requests));
+        let cut = Cut { inner: world.remote.clone(), left: AtomicI64::new(requests), done: false };
         let mut publish = |child: u8, remote: &dyn Remote| {
             let name: VolumeName = format!("kept-{child}").parse().unwrap();
             let publication = a.begin_publication(1, &name, VolumeId([child; 16]), 5_000).unwrap();

@@ -1,11 +1,10 @@
 //! Branches that become volumes: what is in them, and that nothing is lost wherever it stops.
 
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use graft::fork::ForkError;
-use graft::remote::{Answer, Faulty, Layer, Remote, RemoteError, Request};
+use graft::remote::Faulty;
 use graft::store::{Batch, Durability, ReplicaStore, Space};
 use graft::volume::{Change, push};
 
@@ -306,43 +305,6 @@ fn a_branch_of_many_megabytes_becomes_several_commits_wherever_it_stops() {
 fn publication_base(world: &World, child: VolumeId) -> Option<graft::Lsn> {
     let meta = block_on(catalog::meta(&*world.remote, child)).ok()?;
     meta.parent.map(|(_, lsn)| lsn)
-}
-
-/// A store that carries out so many requests and is gone then. With `done` the next one is carried out, too,
-/// and not answered.
-#[derive(Debug)]
-struct Cut {
-    inner: SharedRemote,
-    left: AtomicI64,
-    done: bool,
-}
-
-impl Cut {
-    /// Whether this request is carried out, and whether it is answered.
-    fn next(&self) -> (bool, bool) {
-        let left = self.left.fetch_sub(1, Ordering::Relaxed);
-        (left > 0 || (left == 0 && self.done), left > 0)
-    }
-}
-
-impl Layer for Cut {
-    fn inner(&self) -> &dyn Remote {
-        &*self.inner
-    }
-
-    fn around<'a, T: Send + 'a>(
-        &'a self,
-        _request: Request,
-        key: &'a str,
-        sent: Answer<'a, T>,
-    ) -> Answer<'a, T> {
-        Box::pin(async move {
-            let (carried_out, answered) = self.next();
-            let gone = || RemoteError::Unavailable { key: key.into(), message: "cut off".into() };
-            let result = if carried_out { sent.await } else { Err(gone()) };
-            if answered { result } else { Err(gone()) }
-        })
-    }
 }
 
 /// A name that another volume has, and a fork that somebody else wrote to first: nothing of theirs is
