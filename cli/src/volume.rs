@@ -57,18 +57,23 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
     match args.command {
         VolumeCommand::Ls { store, json } => {
             let remote = graft::remote::open(&store.store)?;
-            let mut entries = Vec::new();
+            let (mut entries, mut outcome) = (Vec::new(), Outcome::Done);
             for name in catalog::list(&*remote).await? {
                 match catalog::resolve(&*remote, &name).await {
                     Ok(id) => entries.push(Entry { name: name.to_string(), id }),
                     // It was removed since it was listed.
                     Err(CatalogError::NoSuchVolume { .. }) => {}
+                    // The others are there all the same.
+                    Err(error @ CatalogError::Damaged(_)) => {
+                        say!("error: {error}");
+                        outcome = Outcome::Damaged;
+                    }
                     Err(error) => return Err(error.into()),
                 }
             }
             if json {
                 output::json(&json!({ "volumes": entries }))?;
-            } else if entries.is_empty() {
+            } else if entries.is_empty() && outcome == Outcome::Done {
                 output::line(&format!(
                     "no volumes in {}; `graft import` and `graft deploy` make one",
                     remote.url()
@@ -77,6 +82,7 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
                 let rows: Vec<_> = entries.iter().map(|e| vec![json!(e.name), json!(e.id)]).collect();
                 output::line(&output::table(&["name".into(), "id".into()], &rows))?;
             }
+            return Ok(outcome);
         }
         VolumeCommand::Info { name, store, json } => {
             let remote = graft::remote::open(&store.store)?;

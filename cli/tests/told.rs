@@ -139,3 +139,17 @@ fn a_removal_that_was_killed_is_finished_by_the_same_command() {
     let said = fails(&["volume", "rm", "shop", "--store", &store]);
     assert!(said.contains("no volume `shop`"), "{said}");
 }
+
+/// It hid every other volume of the store.
+#[test]
+fn a_damaged_name_is_told_beside_the_volumes_that_are_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    ok(&["volume", "fork", "other", "--from", "shop", "--store", &store, "--json"]);
+    std::fs::write(Path::new(&store).join("names/other"), "").unwrap();
+    let output = common::run(&["volume", "ls", "--store", &store, "--json"]);
+    let line: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((line["volumes"][0]["name"].as_str(), line["volumes"].get(1)), (Some("shop"), None));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && said.contains("names/other"), "{said}");
+}
