@@ -540,6 +540,19 @@ fn a_new_volume_has_pages_of_the_size_that_its_uri_says() {
     assert_eq!(said, [json!([{ "name": "t" }])]);
 }
 
+/// In a connection to a volume a plain name is a volume's. Who means a file is told how to say so.
+#[test]
+fn files_are_attached_and_vacuumed_into_by_their_own_vfs() {
+    let Some(shop) = Shop::open() else { return };
+    let here = shop.uri("v", &format!("&data={}", shop.path("data")));
+    let said = shop.run(&format!("{here}create table t(v); insert into t values(7); vacuum into 'out.db';"));
+    assert!(said.err.contains("file:PATH?vfs=unix"), "{}", said.err);
+    let found = shop.json(&format!(
+        "{here}vacuum into 'file:out.db?vfs=unix'; attach 'file:out.db?vfs=unix' as o; select v from o.t;"
+    ));
+    assert_eq!(found, [json!([{ "v": 7 }])]);
+}
+
 #[test]
 fn the_budget_on_disk_is_taken_from_the_uri() {
     let Some(shop) = Shop::open() else { return };
