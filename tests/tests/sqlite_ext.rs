@@ -559,5 +559,17 @@ fn the_budget_on_disk_is_taken_from_the_uri() {
     let budget = |bytes: &str| shop.uri("v", &format!("&data={}&disk_bytes={bytes}", shop.path("data")));
     let said = shop.run(&format!("{}select 1;", budget("much")));
     assert!(said.err.contains("disk_bytes") && said.err.contains("`much`"), "{}", said.err);
-    shop.json(&format!("{}create table t(v);", budget("1000000")));
+    // It said that all of it was there, whatever there was room for.
+    let fill = "create table t(v); with recursive n(i) as (select 1 union all select i + 1 from n where i < 3000)\n\
+                insert into t select randomblob(900) from n; select pushed from graft_push;";
+    shop.json(&format!("{}{fill}", budget("1000000")));
+    let here = |bytes| {
+        let there = shop.path(&format!("data {bytes}")).replace(' ', "%20");
+        shop.uri("v", &format!("&data={there}&disk_bytes={bytes}"))
+    };
+    let said = shop.run(&format!("{}select * from graft_hydrate;", here("1000000")));
+    assert!(said.err.contains("give a larger budget"), "{}\n{}", said.out, said.err);
+    let hydrate = "select pages - pages_fetched < 100 as most from graft_hydrate; select pages_fetched from graft_hydrate;";
+    let said = shop.json(&format!("{}{hydrate}", here("9000000")));
+    assert_eq!(said, [json!([{ "most": 1 }]), json!([{ "pages_fetched": 0 }])]);
 }
