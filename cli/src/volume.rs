@@ -38,6 +38,14 @@ struct Info {
     mutations: u64,
     /// The commit of the newest checkpoint.
     checkpoint: Option<Lsn>,
+    /// What it was forked from.
+    parent: Option<Parent>,
+}
+
+#[derive(Serialize)]
+struct Parent {
+    id: VolumeId,
+    lsn: Lsn,
 }
 
 #[derive(Serialize)]
@@ -90,6 +98,8 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
             if json {
                 output::json(&info)?;
             } else {
+                let parent =
+                    info.parent.as_ref().map(|parent| format!("{} at lsn {}", parent.id, parent.lsn));
                 let module = info.module.map_or("none".into(), |module| module.to_string());
                 for (what, value) in [
                     ("name", info.name),
@@ -102,6 +112,7 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
                     ("schema", info.schema.to_string()),
                     ("mutations", info.mutations.to_string()),
                     ("checkpoint", info.checkpoint.map_or("none".into(), |lsn| format!("lsn {lsn}"))),
+                    ("fork of", parent.unwrap_or_else(|| "none".into())),
                 ] {
                     output::line(&format!("{what:<10} {value}"))?;
                 }
@@ -212,6 +223,7 @@ async fn info(remote: &dyn Remote, name: &VolumeName) -> anyhow::Result<Info> {
         schema: ledger.schema(),
         mutations: ledger.mutations(),
         checkpoint: opened.start.checkpoint.as_ref().map(|root| root.lsn),
+        parent: catalog::meta(remote, id).await?.parent.map(|(id, lsn)| Parent { id, lsn }),
     })
 }
 

@@ -153,3 +153,13 @@ fn a_damaged_name_is_told_beside_the_volumes_that_are_there() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(1) && said.contains("names/other"), "{said}");
 }
+
+#[test]
+fn a_fork_says_what_it_is_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    ok(&["volume", "fork", "new", "--from", "shop", "--at", "2", "--store", &store, "--json"]);
+    let info = |name| ok(&["volume", "info", name, "--store", &store, "--json"]);
+    assert_eq!(info("new")["parent"], serde_json::json!({ "id": id(&store), "lsn": 2 }));
+    assert_eq!(info("shop")["parent"], serde_json::Value::Null);
+}
