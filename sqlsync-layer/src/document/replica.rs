@@ -711,6 +711,11 @@ impl Replica {
         }
     }
 
+    /// Whether a live query is behind, because what it reads could not be had.
+    pub fn has_stale(&self) -> bool {
+        !self.live.stale().is_empty()
+    }
+
     /// Runs the live queries that commits have touched; answers the subscriptions whose rows changed, or
     /// that failed. One that cannot be read now is tried again by the next call.
     pub fn refresh(&mut self) -> Vec<(u64, Result<Rows, QueryError>)> {
