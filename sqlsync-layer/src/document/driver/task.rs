@@ -89,6 +89,10 @@ pub(super) async fn keep_in_sync(
     loop {
         // What happens from here on is not in the round, and ends the wait.
         let live = told.as_ref().is_some_and(Told::is_live);
+        if let Some(told) = &told {
+            let head = *told.heads.borrow();
+            inner.with(move |replica| replica.heard_of(head)).await;
+        }
         let round = tokio::select! {
             round = inner.round() => round,
             _ = closed.changed() => return,

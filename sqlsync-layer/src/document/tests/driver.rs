@@ -233,6 +233,33 @@ async fn a_document_that_is_told_does_not_poll() {
     connection.send_replace(live);
 }
 
+/// What the coordinator says of the log is in the status at once, also where the log itself cannot be read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_document_says_how_far_behind_it_is_when_it_is_told() {
+    let inner: SharedRemote = Arc::new(MemoryRemote::new());
+    deployed(&inner).await;
+    let shut = Shut::of(&inner);
+    let options = Options { background: false, poll: Duration::from_secs(3600), ..Options::default() };
+    let a = open(&(shut.clone() as SharedRemote), None, options.clone()).await;
+    let b = open(&inner, None, options.clone()).await;
+    let (heads, connection) = (watch::Sender::new(Lsn::ZERO), watch::Sender::new(Connection::Connecting));
+    let told = Told { heads: heads.subscribe(), connection: connection.subscribe() };
+    shut.all.store(true, Ordering::Relaxed);
+    a.mutate("bump", json!({"id": 1})).await.unwrap();
+    let _alive = a.keep_in_sync(told, &options);
+    for behind in 1..=2 {
+        b.mutate("bump", json!({"id": 20})).await.unwrap();
+        b.sync().await.unwrap();
+        heads.send_replace(b.status().borrow().standing.lsn);
+        until(&a, |status| status.standing.behind == behind && status.error.is_some()).await;
+    }
+    let shown = a.status().borrow().to_string();
+    assert!(shown.starts_with("ahead 1, behind 2, offline: "), "{shown}");
+    shut.all.store(false, Ordering::Relaxed);
+    until(&a, |status| status.standing.ahead == 0 && status.error.is_none()).await;
+    assert_eq!(a.status().borrow().standing.behind, 0);
+}
+
 /// A rebase lets the app in every few milliseconds, however long each mutation takes to run again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_app_comes_in_while_slow_mutations_run_again() {
