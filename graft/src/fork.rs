@@ -10,7 +10,8 @@
 //!
 //! Invariants: the *pin* under the parent is stored before the child's metadata, so that garbage
 //! collection, which announces its horizon before it lists pins, either sees the pin or was announced
-//! before it: then the forker sees the horizon and gives up. A child names the volume in whose log the
+//! before it: then the forker sees the horizon and gives up. A removal announces itself in the same way, and
+//! takes its mark away after the volume's metadata: the forker looks for the one and then for the other. A child names the volume in whose log the
 //! commit is, so that each pin is under the volume that it keeps. A name is created after the fork that it
 //! names is whole, and nothing of a fork is deleted while a try may still name it. Tries that meant states of
 //! different volumes may leave a pin under each; the one under the volume that the metadata does not name
@@ -130,8 +131,6 @@ pub async fn create(
         Err(error) => return Err(error.into()),
     }
     let Found { mut lsn, mut origin } = find(remote, parent, at).await?;
-    let mut meta =
-        Meta { page_size: catalog::meta(remote, origin).await?.page_size, parent: Some((origin, lsn)) };
     let key = key::fork_pin(origin, child);
     let pinned = Pin { lsn, seq: None, until_ms: Pin::FOR_EVER };
     let mut made = None;
@@ -144,7 +143,6 @@ pub async fn create(
                 let kept = Pin::decode(&key, &remote.get(&key).await?)?.lsn;
                 is_meant(child, kept, at)?;
                 lsn = kept;
-                meta.parent = Some((origin, lsn));
             }
         }
         Err(error) => return Err(error.into()),
@@ -157,6 +155,15 @@ pub async fn create(
         if lsn < horizon {
             return Err(ForkError::Expired { volume: origin, lsn, horizon });
         }
+        // Not sooner: a removal takes its mark away last, after the metadata.
+        let page_size = match catalog::meta(remote, origin).await {
+            Ok(meta) => meta.page_size,
+            Err(CatalogError::Remote(RemoteError::NotFound { .. })) => {
+                return Err(ForkError::Removed { volume: origin });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let meta = Meta { page_size, parent: Some((origin, lsn)) };
         match remote.create(&key::meta(child), meta.encode(child)).await {
             Ok(()) => {}
             // An earlier try's, also one that meant a commit of another volume: or gc's.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures::executor::block_on;
@@ -13,7 +14,7 @@ use crate::checkpoint::{self, Written};
 use crate::fetch::fetch;
 use crate::ids::{CommitId, PageIdx, PageSize};
 use crate::pull::PullError;
-use crate::remote::{Counting, Faults, Faulty, MemoryRemote};
+use crate::remote::{Answer, Counting, Faults, Faulty, Layer, MemoryRemote, Request};
 use crate::store::{Durability, MemoryStore};
 use crate::volume::{Change, CommitError, Options, ReadError, Volume, push};
 
@@ -201,6 +202,70 @@ fn a_volume_with_forks_is_not_removed_and_then_it_is() {
         ));
     }
     assert!(remote.objects().is_empty());
+}
+
+/// A store in which a volume is removed, from beginning to end, just before the nth request of a forker.
+#[derive(Debug)]
+struct RemovedBefore {
+    inner: MemoryRemote,
+    request: usize,
+    seen: AtomicUsize,
+}
+
+#[async_trait::async_trait]
+impl Layer for RemovedBefore {
+    fn inner(&self) -> &dyn Remote {
+        &self.inner
+    }
+    fn around<'a, T: Send + 'a>(&'a self, _: Request, _: &'a str, sent: Answer<'a, T>) -> Answer<'a, T> {
+        Box::pin(async move {
+            if self.seen.fetch_add(1, Ordering::Relaxed) + 1 == self.request {
+                match catalog::remove(&self.inner, &name(1)).await {
+                    Ok(_) | Err(CatalogError::HasForks { .. }) => {}
+                    Err(other) => panic!("{other}"),
+                }
+            }
+            sent.await
+        })
+    }
+}
+
+/// Simulation, seed 6300: a forker had read the metadata of a volume and stood still while that was removed,
+/// with the mark that it takes no forks. Its fork was acknowledged, and read through nothing.
+#[test]
+fn a_removal_between_any_two_steps_of_a_fork_leaves_one_of_the_two() {
+    let (mut forked, mut refused) = (0, 0);
+    for request in 1.. {
+        let inner = MemoryRemote::new();
+        created(&inner);
+        let parent = open(&inner, FIRST);
+        commit(&inner, &parent, 1, &[(1, 1)], 1);
+        let remote = RemovedBefore { inner, request, seen: 0.into() };
+        let made = block_on(create_once(&remote, FIRST, At::Newest, id(2), &name(2)));
+        let volume = block_on(catalog::resolve(&remote.inner, &name(1)));
+        match made {
+            Ok(_) => {
+                assert_eq!(volume.unwrap(), FIRST, "before request {request}");
+                assert_eq!(
+                    bytes_of(&remote.inner, &open(&remote.inner, id(2))),
+                    [1],
+                    "before request {request}"
+                );
+                forked += 1;
+            }
+            Err(error) => {
+                assert!(matches!(volume, Err(CatalogError::NoSuchVolume { .. })), "{request}: {error}");
+                let left = remote.inner.objects();
+                assert!(left.is_empty(), "before request {request}, {error}: {left:?}");
+                refused += 1;
+            }
+        }
+        if remote.seen.load(Ordering::Relaxed) < request {
+            break;
+        }
+    }
+    println!("{forked} forks, {refused} refused");
+    assert!(forked > 1 && refused > 3, "{forked} {refused}");
 }
 
 #[test]
