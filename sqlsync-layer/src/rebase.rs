@@ -136,6 +136,8 @@ pub struct Dispute<'a> {
     pub theirs: &'a Writes,
     /// How many local commits are behind it.
     pub behind: usize,
+    /// Every mutation without a final answer as the app made it, oldest first, this one among them.
+    pub waiting: &'a [crate::payload::Mutation],
     /// Rows that the others changed, and rows that all local commits changed.
     pub rows: &'a dyn DisputedRows,
 }

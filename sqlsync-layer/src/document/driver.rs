@@ -2,7 +2,13 @@
 //!
 //! SQLite runs on tokio's blocking threads, under one lock; a rebase lets go of the lock between slices.
 //! One task pushes and pulls. It is woken by local work and by the coordinator's `head` messages, and
-//! else looks at the log every [`Options::poll`]. After a failure it waits, longer each time.
+//! else looks at the log every [`Options::poll`], or every [`Options::backstop`] while a coordinator is
+//! connected. After a failure it waits, longer each time.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `task` | the task, and what it waits for |
+//! | `follow` | fetching what a pull changed |
 //!
 //! Invariants: no call of the app waits for the network but [`Document::open`] on a fresh directory, and
 //! queries of pages that are not here; every channel is bounded.
@@ -10,20 +16,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use graft::fetch::{Fetch, RemoteFetch};
+use graft::fetch::RemoteFetch;
 use graft::publish::{PublishError, publish};
 use graft::pull::PullError;
 use graft::remote::SharedRemote;
 use graft::store::{SharedStore, StoreError};
 use graft::volume::Volume;
-use graft::{CommitId, Lsn, PageSet, VolumeId, VolumeName, catalog};
+use graft::{CommitId, VolumeId, VolumeName, catalog};
 use parking_lot::Mutex;
 use rand::Rng as _;
 use reducers_abi::Rows;
 use tokio::sync::{Notify, broadcast, watch};
 
+use self::follow::Follow;
+use self::task::{Told, Waits, keep_in_sync};
 use super::replica::publishing::{self, BranchError, branch_name};
 use super::replica::{
     self, Event, MutateError, Progress, PushError, QueryError, RebaseError, Replica, Route,
@@ -37,14 +45,14 @@ use crate::rebase::{Handler, Policy};
 use crate::session::client::{ClientSession, SessionConfig, Status as Connection};
 use crate::value::Params;
 
-/// Mutations that run again in one slice of a rebase, while the app waits for at most that.
-const SLICE: u64 = 64;
+mod follow;
+pub(super) mod task;
+
+/// How long a rebase runs mutations again before the app may come in. One that is under way is finished.
+const SLICE: Duration = Duration::from_millis(20);
 
 /// Events that an app may be behind before it misses some.
 const EVENTS_MAX: usize = 1024;
-
-/// The first wait after a failure.
-const RETRY: Duration = Duration::from_millis(100);
 
 /// How a document is opened and kept in sync.
 #[derive(Clone)]
@@ -68,6 +76,9 @@ pub struct Options {
     pub follow: bool,
     /// How often the log is looked at where nobody says that it has grown.
     pub poll: Duration,
+    /// How often it is looked at, if that is longer, while the coordinator is connected, which says so. A
+    /// coordinator learns only by its own next commit what others put straight into the bucket.
+    pub backstop: Duration,
     /// Whether to sync in the background; otherwise [`Document::sync`] does.
     pub background: bool,
     /// Bytes of pages kept in memory.
@@ -87,6 +98,7 @@ impl Default for Options {
             branch_names: None,
             follow: false,
             poll: Duration::from_secs(5),
+            backstop: Duration::from_secs(30),
             background: true,
             cache_bytes: 64 << 20,
             disk_bytes: 16 << 30,
@@ -209,8 +221,7 @@ struct Inner {
     /// Branches that cannot be published, ever: they are not tried again.
     stuck: Mutex<BTreeSet<u64>>,
     remote: SharedRemote,
-    fetch: Arc<dyn Fetch>,
-    follow: bool,
+    follow: Option<Follow>,
     route: Route,
     /// Mutations to be sent, and what the server says.
     client: Option<Client>,
@@ -285,12 +296,12 @@ impl Document {
             handler: options.handler.clone(),
             ..replica::Config::default()
         };
-        let fetch: Arc<dyn Fetch> = Arc::new(RemoteFetch::new(remote.clone()));
-        let (fresh, fetching) = (random_id(), fetch.clone());
-        let replica =
-            blocking(move || Replica::open(opened, &kept, fetching, modules, fresh, config)).await??;
+        let fetch = Arc::new(RemoteFetch::new(remote.clone()));
+        let follow = options.follow.then(|| Follow::new(fetch.fetcher().clone()));
+        let fresh = random_id();
+        let replica = blocking(move || Replica::open(opened, &kept, fetch, modules, fresh, config)).await??;
 
-        let mut heads = None;
+        let mut told = None;
         let mut client = None;
         if let Some(url) = &options.coordinator {
             let session = SessionConfig { heads: true, ..SessionConfig::default() };
@@ -299,8 +310,8 @@ impl Document {
                 // Only to hear of commits.
                 Route::Direct => ClientSession::new(random_id(), session),
             };
-            let (connected, told) = Client::go_on(url, volume, session)?;
-            heads = Some(told);
+            let (connected, heads) = Client::go_on(url, volume, session)?;
+            told = Some(Told { heads, connection: connected.status() });
             client = Some(connected);
         }
         let status =
@@ -313,8 +324,7 @@ impl Document {
             branch_names: options.branch_names.clone(),
             stuck: Mutex::default(),
             remote,
-            fetch,
-            follow: options.follow,
+            follow,
             route: options.route,
             client,
             woken: Notify::new(),
@@ -324,7 +334,7 @@ impl Document {
             syncing: tokio::sync::Mutex::default(),
         });
         if options.background {
-            tokio::spawn(keep_in_sync(inner.clone(), closed, heads, options.poll));
+            tokio::spawn(keep_in_sync(inner.clone(), closed, told, Waits::of(&options)));
         }
         Ok(Document { inner, _alive: Arc::new(alive) })
     }
@@ -416,6 +426,14 @@ impl Document {
         Ok(())
     }
 
+    /// The task, with a coordinator's word that is the caller's. It ends with the sender that is answered.
+    #[cfg(test)]
+    pub(in crate::document) fn keep_in_sync(&self, told: Told, options: &Options) -> watch::Sender<()> {
+        let (alive, closed) = watch::channel(());
+        tokio::spawn(keep_in_sync(self.inner.clone(), closed, Some(told), Waits::of(options)));
+        alive
+    }
+
     /// Makes a volume called `name` of a branch: a fork at the commit that its work was made on, with
     /// that work on it. Then, and only then, the branch is dropped here. Answers the volume's name, which
     /// is another where the branch's publication was begun before under that one. May be called again
@@ -497,20 +515,15 @@ impl Inner {
             }
         }
         let pulled = self.volume.pull(&*self.remote).await?;
-        let changed = pulled.heads.iter().fold(PageSet::new(), |mut changed, head| {
-            changed.union_with(&head.set.to_set());
-            changed
-        });
+        if let Some(follow) = &self.follow {
+            follow.note(&self.volume, &pulled)?;
+        }
         let mut progress = self.with(move |replica| replica.pulled(pulled)).await?;
         while progress != Progress::Done {
-            progress = self.with(|replica| replica.step(SLICE)).await?;
+            progress = self.with(slice).await?;
         }
-        if self.follow && !changed.is_empty() {
-            let base = self.volume.base();
-            let mut changed = changed;
-            changed.clip(base.pages());
-            let (fetch, volume) = (self.fetch.clone(), self.volume.clone());
-            blocking(move || fetch.fetch(&volume, &base, &changed)).await??;
+        if let Some(follow) = &self.follow {
+            follow.bring(&self.volume).await?;
         }
         self.publish_branches().await?;
         let (ended, ahead) = self.with(|replica| (replica.ended().cloned(), replica.status().ahead)).await;
@@ -614,56 +627,14 @@ impl Inner {
     }
 }
 
-/// Pushes and pulls until the last handle is gone.
-async fn keep_in_sync(
-    inner: Arc<Inner>,
-    mut closed: watch::Receiver<()>,
-    mut heads: Option<watch::Receiver<Lsn>>,
-    poll: Duration,
-) {
-    let mut failures = 0u32;
+/// Goes on with a rebase for as long as the app is to wait.
+#[allow(clippy::disallowed_methods, reason = "a driver: it says how long the app has waited")]
+fn slice(replica: &mut Replica) -> Result<Progress, RebaseError> {
+    let begun = Instant::now();
     loop {
-        let round = tokio::select! {
-            round = inner.round() => round,
-            _ = closed.changed() => return,
-        };
-        let wait = match &round {
-            Ok(true) => Duration::ZERO,
-            Ok(false) => poll,
-            Err(_) => poll.min(RETRY * 2u32.saturating_pow(failures.min(16))),
-        };
-        failures = if round.is_ok() { 0 } else { failures + 1 };
-        let error = round.err().map(|error| error.to_string());
-        if let Some(error) = &error {
-            tracing::warn!(volume = %inner.volume.id(), error, "a sync failed and is tried again");
-        }
-        inner.status.send_if_modified(|status| {
-            let changed = status.error != error;
-            status.error.clone_from(&error);
-            changed
-        });
-        if wait.is_zero() {
-            continue;
-        }
-        // After a failure local work does not wake: it would only fail again.
-        let told = async {
-            match heads.as_mut() {
-                Some(heads) => {
-                    if heads.changed().await.is_err() {
-                        std::future::pending().await
-                    }
-                }
-                None => std::future::pending().await,
-            }
-        };
-        let failed = error.is_some();
-        #[allow(clippy::disallowed_methods, reason = "a driver: it waits between looks at the log")]
-        let sleep = tokio::time::sleep(wait);
-        tokio::select! {
-            () = sleep => {}
-            () = inner.woken.notified(), if !failed => {}
-            () = told => {}
-            _ = closed.changed() => return,
+        let progress = replica.step(1)?;
+        if progress == Progress::Done || begun.elapsed() >= SLICE {
+            return Ok(progress);
         }
     }
 }

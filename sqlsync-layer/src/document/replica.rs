@@ -296,6 +296,8 @@ pub struct Replica {
     events: VecDeque<Event>,
     counts: Counts,
     behind: u64,
+    /// The newest commit that anybody spoke of.
+    heard: Lsn,
     rebase: Option<rebasing::Rebasing>,
     /// Mutations from this seq on were not given to the session yet.
     unsent: u64,
@@ -421,6 +423,7 @@ impl Replica {
             events: VecDeque::new(),
             counts: Counts::default(),
             behind: 0,
+            heard: Lsn::ZERO,
             rebase: None,
             // What the timeline holds now, the session begins with.
             unsent: me_next,
@@ -472,7 +475,13 @@ impl Replica {
     /// How it stands.
     pub fn status(&self) -> Status {
         let status = self.volume.status();
-        Status { lsn: status.lsn, ahead: status.ahead, behind: self.behind, pushing: status.pending }
+        let behind = self.behind.max(self.heard.0.saturating_sub(status.lsn.0));
+        Status { lsn: status.lsn, ahead: status.ahead, behind, pushing: status.pending }
+    }
+
+    /// Somebody says that the log has commits up to this one.
+    pub fn heard_of(&mut self, head: Lsn) {
+        self.heard = self.heard.max(head);
     }
 
     /// What happened, oldest first, since this was last asked.
@@ -709,6 +718,11 @@ impl Replica {
         for query in self.live.ids() {
             self.live.leave(query, &subscription);
         }
+    }
+
+    /// Whether a live query is behind, because what it reads could not be had.
+    pub fn has_stale(&self) -> bool {
+        !self.live.stale().is_empty()
     }
 
     /// Runs the live queries that commits have touched; answers the subscriptions whose rows changed, or

@@ -353,9 +353,12 @@ impl Papers {
         let theirs: BTreeSet<u64> = replica.branches().keys().copied().collect();
         let ours: BTreeSet<u64> = self.branches.keys().copied().collect();
         let same = (found == self.prints, theirs == ours);
+        let waiting = self.waiting();
         if self.crashed.take() == Some(Crash::PowerCut) {
-            // What was not synced may be undone: settled work is settled again, by the log.
+            // What was not synced may be undone: settled work is settled again, by the log, and the app is
+            // asked again about what was rejected.
             self.newest = Lsn::ZERO;
+            self.dealt.retain(|seq| !waiting.contains(seq));
             self.undone(&theirs);
         } else if same != (true, true) {
             let (found, expected) = (found.len(), self.prints.len());
@@ -364,6 +367,15 @@ impl Papers {
             ));
         }
         self.look(None);
+        self.stays_dealt_with();
+    }
+
+    /// What the app dealt with does not wait for it again.
+    fn stays_dealt_with(&mut self) {
+        let again = self.waiting().intersection(&self.dealt).copied().next();
+        if let Some(seq) = again {
+            self.wrong(format!("rejected mutation {seq} waits for the app, which has dealt with it"));
+        }
     }
 
     /// After a power cut these branches are here.
@@ -637,6 +649,7 @@ impl Papers {
         };
         if let Ok(Some(_)) = answer {
             self.dealt.insert(one.seq);
+            self.stays_dealt_with();
         }
         // 0 is no seq: it was given up.
         answer.map(|seq| seq.filter(|seq| *seq > 0))

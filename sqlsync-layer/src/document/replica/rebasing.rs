@@ -25,7 +25,7 @@ use crate::actor::batch::{Blocked, Writer};
 use crate::actor::core::apply_payload;
 use crate::ledger::{Ledger, Standing};
 use crate::merge::{Writes, needs_first, transplant};
-use crate::payload::{Op, Outcome, Payload, Record};
+use crate::payload::{Mutation, Op, Outcome, Payload, Record};
 use crate::protocol::{Reason, codes};
 use crate::rebase::{Dispute, Policy, Rebase, Resolution, Step, Work};
 use crate::vfs::{ConnectError, Database, IoFailure, Marks, Note};
@@ -95,6 +95,8 @@ pub(super) struct Rebasing {
     replayed: u64,
     confirmed: u64,
     kept: Vec<Kept>,
+    /// For the app that decides: the mutations of `old`.
+    waiting: Vec<Mutation>,
     /// How many of the old stack the branch holds, and why.
     branch: Option<(usize, usize, String)>,
 }
@@ -137,6 +139,7 @@ impl Replica {
             Route::Coordinator if self.config.policy == Policy::Replay => (Policy::Replay, false),
             Route::Coordinator => (Policy::Merge, false),
         };
+        let waiting = if asks { self.waiting_after(&ledger) } else { Vec::new() };
         self.known.follow(&old);
         let plan = Rebase::new(
             policy,
@@ -168,6 +171,7 @@ impl Replica {
             replayed: 0,
             confirmed: 0,
             kept: Vec::new(),
+            waiting,
             branch: None,
         });
         Ok(Progress::Left(self.rebase.as_ref().map_or(0, |rebase| rebase.plan.left())))
@@ -203,6 +207,9 @@ impl Replica {
             if grown {
                 self.known.follow(&now);
                 rebase.plan.extend(self.known.pending().skip(rebase.old.len()).cloned());
+                if self.config.handler.is_some() {
+                    rebase.waiting = self.waiting_after(&rebase.ledger);
+                }
                 rebase.old = now;
                 continue;
             }
@@ -217,6 +224,12 @@ impl Replica {
                 }
             };
         }
+    }
+
+    /// Mutations that have no final answer in `ledger` either.
+    fn waiting_after(&self, ledger: &Ledger) -> Vec<Mutation> {
+        let settled = ledger.last_seq(&self.me.client);
+        self.pending().filter(|mutation| mutation.seq > settled).cloned().collect()
     }
 
     fn carry_out(&self, rebase: &mut Rebasing, step: Step) -> Result<(), RebaseError> {
@@ -267,6 +280,7 @@ impl Replica {
                     conflict: &conflict,
                     theirs: rebase.plan.touched(),
                     behind: rebase.plan.left(),
+                    waiting: &rebase.waiting,
                     rows: &sides,
                 };
                 let resolution = self

@@ -2,11 +2,19 @@
 
 use std::time::Duration;
 
-use graft::remote::Faulty;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use graft::Lsn;
+use graft::checkpoint::Policy as Checkpoints;
+use graft::remote::{Answer, Counting, Faulty, Layer, Remote, RemoteError, Request};
 use graft::store::Space;
+use tokio::sync::watch;
 
 use super::*;
-use crate::document::{Document, DocumentStatus, Options};
+use crate::document::driver::task::Told;
+use crate::document::{Document, DocumentError, DocumentStatus, Options};
+use crate::session::client::Status as Connection;
+use crate::transfer::checkpoint_if_due;
 
 fn quick() -> Options {
     Options { poll: Duration::from_millis(5), ..Options::default() }
@@ -81,4 +89,231 @@ async fn a_kept_document_opens_and_works_offline_and_says_how_it_stands() {
     b.sync().await.unwrap();
     let sum = b.query("select sum(n) from counter", Params::default()).await.unwrap();
     assert_eq!(sum.rows, [[Value::Integer(3)]]);
+}
+
+/// A volume with the module in force, behind this remote.
+async fn deployed(remote: &SharedRemote) {
+    let remote = remote.clone();
+    let deploying = tokio::task::spawn_blocking(move || {
+        let world = World::with(remote);
+        let mut first = world.document("deployer", Config::default());
+        first.deploy(MODULE, 1, 1).unwrap();
+        world.sync(&mut first);
+    });
+    deploying.await.unwrap();
+}
+
+/// A store whose page frames cannot be had, or nothing at all; everything else goes on.
+#[derive(Debug)]
+struct Shut {
+    inner: SharedRemote,
+    frames: AtomicBool,
+    all: AtomicBool,
+    refused: AtomicU32,
+}
+
+impl Shut {
+    fn of(inner: &SharedRemote) -> Arc<Shut> {
+        let (frames, all, refused) = Default::default();
+        Arc::new(Shut { inner: inner.clone(), frames, all, refused })
+    }
+}
+
+#[async_trait::async_trait]
+impl Layer for Shut {
+    fn inner(&self) -> &dyn Remote {
+        &*self.inner
+    }
+    fn around<'a, T: Send + 'a>(&'a self, _: Request, key: &'a str, sent: Answer<'a, T>) -> Answer<'a, T> {
+        match self.all.load(Ordering::Relaxed) {
+            true => {
+                Box::pin(async { Err(RemoteError::Unavailable { key: key.into(), message: "shut".into() }) })
+            }
+            false => sent,
+        }
+    }
+    async fn get_range(&self, key: &str, range: std::ops::Range<u64>) -> Result<bytes::Bytes, RemoteError> {
+        // A head is read from the beginning of its object.
+        if self.frames.load(Ordering::Relaxed) && range.start > 0 {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(RemoteError::Unavailable { key: key.into(), message: "shut".into() });
+        }
+        self.around(Request::GetRange, key, self.inner.get_range(key, range)).await
+    }
+}
+
+/// Does what `bump` does to counter 20, and takes some ten milliseconds.
+const SLOW: &str = "update counter set n = n + 1 where id = (with recursive i(n) as (select 1 union all \
+                    select n + 1 from i where n < 100000) select count(*) - 99980 from i)";
+const SUM: &str = "select sum(n) from counter";
+
+/// What others changed is here after a round, without a look at it, and can be read offline: also what an
+/// earlier round could not fetch, and also where the round passed over so many commits that none of them says
+/// what it changed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_reads_offline_what_others_changed() {
+    let inner: SharedRemote = Arc::new(MemoryRemote::new());
+    deployed(&inner).await;
+    let shut = Shut::of(&inner);
+    let by_hand = Options { background: false, follow: true, ..quick() };
+    let a = open(&(shut.clone() as SharedRemote), None, by_hand.clone()).await;
+    let b = open(&inner, None, Options { follow: false, ..by_hand }).await;
+    // All of it is here once; from then on it follows.
+    a.query(SUM, Params::default()).await.unwrap();
+    let offline = async |expected: i64| {
+        shut.all.store(true, Ordering::Relaxed);
+        let sum = a.query(SUM, Params::default()).await;
+        assert_eq!(sum.map(|sum| sum.rows), Ok(vec![vec![Value::Integer(expected)]]));
+        shut.all.store(false, Ordering::Relaxed);
+    };
+    b.mutate("bump", json!({"id": 20})).await.unwrap();
+    b.sync().await.unwrap();
+    a.sync().await.unwrap();
+    offline(1).await;
+
+    b.mutate("bump", json!({"id": 30})).await.unwrap();
+    b.sync().await.unwrap();
+    shut.frames.store(true, Ordering::Relaxed);
+    assert!(matches!(a.sync().await, Err(DocumentError::Fetch(_))));
+    shut.frames.store(false, Ordering::Relaxed);
+    b.execute("insert into t values(1, 'elsewhere')").await.unwrap();
+    b.sync().await.unwrap();
+    a.sync().await.unwrap();
+    offline(2).await;
+
+    for id in 0..150 {
+        b.mutate("bump", json!({"id": 1 + id % 3})).await.unwrap();
+        b.sync().await.unwrap();
+    }
+    checkpoint_if_due(&*inner, VOLUME, &Checkpoints { commits: 1, bytes: 0 }).await;
+    let pulled = a.with(|replica| replica.volume().clone()).await.pull(&*inner).await.unwrap();
+    assert!(pulled.jump.is_some(), "it is not far enough behind");
+    a.sync().await.unwrap();
+    offline(152).await;
+}
+
+/// While a coordinator is connected, which says when the log has grown, nobody looks at the log but when it
+/// says so; where it is not, the document looks by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_document_that_is_told_does_not_poll() {
+    let remote: SharedRemote = Arc::new(MemoryRemote::new());
+    deployed(&remote).await;
+    let b = open(&remote, None, Options { background: false, ..quick() }).await;
+    let counting = Counting::new(remote.clone());
+    let options = Options { poll: Duration::from_micros(10), background: false, ..Options::default() };
+    let options = Options { backstop: Duration::from_secs(3600), ..options };
+    let a = open(&(counting.clone() as SharedRemote), None, options.clone()).await;
+    let live = Connection::Live { volume: VOLUME, module: None };
+    let (heads, connection) = (watch::Sender::new(Lsn::ZERO), watch::Sender::new(live.clone()));
+    let told = Told { heads: heads.subscribe(), connection: connection.subscribe() };
+    let before = counting.snapshot().lists;
+    let _alive = a.keep_in_sync(told, &options);
+    let mut rows = a.subscribe(SUM, Params::default(), None).await.unwrap();
+    rows.next().await.unwrap();
+    const TOLD: u64 = 5;
+    for sum in 1..=TOLD as i64 {
+        // Takes longer than many polls.
+        b.mutate("sql", json!({"sql": SLOW})).await.unwrap();
+        b.sync().await.unwrap();
+        heads.send_replace(b.status().borrow().standing.lsn);
+        let shown = tokio::time::timeout(Duration::from_secs(20), rows.next()).await;
+        assert_eq!(shown.unwrap().unwrap().rows, [[Value::Integer(sum)]]);
+    }
+    // The first round of all, and one each time it was told; two words may be one.
+    let lists = counting.snapshot().lists - before;
+    assert!(lists <= 1 + TOLD, "{lists} looks");
+
+    // What happened while the connection was down is looked at, nobody being there to say it; and so is what
+    // happened before it was up again.
+    connection.send_replace(Connection::Connecting);
+    b.mutate("bump", json!({"id": 20})).await.unwrap();
+    b.sync().await.unwrap();
+    let shown = tokio::time::timeout(Duration::from_secs(20), rows.next()).await;
+    assert_eq!(shown.unwrap().unwrap().rows, [[Value::Integer(6)]]);
+    connection.send_replace(live);
+}
+
+/// What the coordinator says of the log is in the status at once, also where the log itself cannot be read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_document_says_how_far_behind_it_is_when_it_is_told() {
+    let inner: SharedRemote = Arc::new(MemoryRemote::new());
+    deployed(&inner).await;
+    let shut = Shut::of(&inner);
+    let options = Options { background: false, poll: Duration::from_secs(3600), ..Options::default() };
+    let a = open(&(shut.clone() as SharedRemote), None, options.clone()).await;
+    let b = open(&inner, None, options.clone()).await;
+    let (heads, connection) = (watch::Sender::new(Lsn::ZERO), watch::Sender::new(Connection::Connecting));
+    let told = Told { heads: heads.subscribe(), connection: connection.subscribe() };
+    shut.all.store(true, Ordering::Relaxed);
+    a.mutate("bump", json!({"id": 1})).await.unwrap();
+    let _alive = a.keep_in_sync(told, &options);
+    for behind in 1..=2 {
+        b.mutate("bump", json!({"id": 20})).await.unwrap();
+        b.sync().await.unwrap();
+        heads.send_replace(b.status().borrow().standing.lsn);
+        until(&a, |status| status.standing.behind == behind && status.error.is_some()).await;
+    }
+    let shown = a.status().borrow().to_string();
+    assert!(shown.starts_with("ahead 1, behind 2, offline: "), "{shown}");
+    shut.all.store(false, Ordering::Relaxed);
+    until(&a, |status| status.standing.ahead == 0 && status.error.is_none()).await;
+    assert_eq!(a.status().borrow().standing.behind, 0);
+}
+
+/// A rebase lets the app in every few milliseconds, however long each mutation takes to run again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_app_comes_in_while_slow_mutations_run_again() {
+    let remote: SharedRemote = Arc::new(MemoryRemote::new());
+    deployed(&remote).await;
+    let by_hand = Options { background: false, policy: Policy::Replay, ..quick() };
+    let (a, b) = (open(&remote, None, by_hand.clone()).await, open(&remote, None, by_hand).await);
+    for _ in 0..50 {
+        a.mutate("sql", json!({"sql": SLOW})).await.unwrap();
+    }
+    b.mutate("bump", json!({"id": 20})).await.unwrap();
+    b.sync().await.unwrap();
+    let syncing = tokio::spawn({
+        let a = a.clone();
+        async move { a.sync().await }
+    });
+    let mut came_in = 0;
+    while !syncing.is_finished() {
+        came_in += u32::from(a.with(|replica| replica.status().behind > 0).await);
+    }
+    syncing.await.unwrap().unwrap();
+    assert_eq!(a.query(SUM, Params::default()).await.unwrap().rows, [[Value::Integer(51)]]);
+    println!("the app came in {came_in} times");
+    assert!(came_in > 3, "{came_in}");
+}
+
+/// A live query whose pages could not be had after a round is tried again soon, although nothing else happens.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_live_query_that_lacks_pages_is_tried_again_by_itself() {
+    let inner: SharedRemote = Arc::new(MemoryRemote::new());
+    deployed(&inner).await;
+    let shut = Shut::of(&inner);
+    let options = Options { background: false, poll: Duration::from_secs(3600), ..Options::default() };
+    let a = open(&(shut.clone() as SharedRemote), None, options.clone()).await;
+    let b = open(&inner, None, options.clone()).await;
+    let mut rows = a.subscribe(SUM, Params::default(), None).await.unwrap();
+    rows.next().await.unwrap();
+    b.mutate("bump", json!({"id": 20})).await.unwrap();
+    b.sync().await.unwrap();
+    shut.frames.store(true, Ordering::Relaxed);
+    a.sync().await.unwrap();
+    assert!(a.with(|replica| replica.has_stale()).await, "its pages were here");
+    let (_heads, heads) = watch::channel(Lsn::ZERO);
+    let (_connection, connection) = watch::channel(Connection::Connecting);
+    let _alive = a.keep_in_sync(Told { heads, connection }, &options);
+    // More often than one round asks.
+    let before = shut.refused.load(Ordering::Relaxed);
+    let tries = tokio::time::timeout(Duration::from_secs(20), async {
+        while shut.refused.load(Ordering::Relaxed) < before + 20 {
+            tokio::task::yield_now().await;
+        }
+    });
+    tries.await.unwrap();
+    shut.frames.store(false, Ordering::Relaxed);
+    let shown = tokio::time::timeout(Duration::from_secs(20), rows.next()).await;
+    assert_eq!(shown.unwrap().unwrap().rows, [[Value::Integer(1)]]);
 }

@@ -197,6 +197,49 @@ fn a_replay_that_fails_is_told_with_both_outcomes_and_can_be_retried_edited_or_d
     assert!(a.discard(lost).is_err());
 }
 
+/// What was rejected waits for the app, also after a restart. Tried again it is a new mutation; given up it is
+/// gone for good.
+#[test]
+fn what_was_rejected_is_tried_again_once_it_can_be_or_given_up_for_good() {
+    let world = World::deployed();
+    let store: SharedStore = Arc::new(MemoryStore::default());
+    let open = || world.open("a", Config::default(), Some(store.clone())).unwrap();
+    let waiting = |document: &Replica| document.rejected().map(|(it, _)| it.seq).collect::<Vec<_>>();
+    let spend = |document: &mut Replica, from: i64, to: i64| {
+        document.mutate("move", args(json!({"from": from, "to": to, "amount": 8})), 3, 4).unwrap()
+    };
+    let (mut a, mut b) = (open(), world.document("b", Config::default()));
+    let (again, never) = (spend(&mut a, 1, 2), spend(&mut a, 3, 4));
+    spend(&mut b, 1, 40);
+    spend(&mut b, 3, 40);
+    world.sync(&mut b);
+    world.sync(&mut a);
+    drop(a);
+
+    let mut a = open();
+    assert_eq!(waiting(&a), [again, never]);
+    assert!(matches!(a.retry(again, 3, 4), Err(MutateError::Rejected(_))), "it still cannot be");
+    assert_eq!(waiting(&a), [again, never]);
+    a.discard(never).unwrap();
+    assert!(a.discard(never).is_err() && a.retry(never, 3, 4).is_err());
+    spend(&mut b, 40, 1);
+    world.sync(&mut b);
+    world.sync(&mut a);
+    let retried = a.retry(again, 5, 6).unwrap();
+    assert_eq!((retried, waiting(&a)), (never + 1, vec![]));
+    assert_eq!(number(&a, "select balance from account where id = 2"), 18, "shown at once");
+    drop(a);
+
+    let mut a = open();
+    assert_eq!((waiting(&a), a.pending().map(|it| it.seq).collect::<Vec<_>>()), (vec![], vec![retried]));
+    world.sync(&mut a);
+    let balances = "select group_concat(balance) from account where id in (1, 2, 3, 4)";
+    assert_eq!(rows(&a, balances), [[Value::Text("2,18,2,10".into())]]);
+    assert!(
+        a.take_events().iter().any(|event| matches!(event, Event::Durable { seq, .. } if *seq == retried))
+    );
+}
+
 /// Plain SQL has nothing to run again: it merges, or it is kept as a branch and reported.
 #[test]
 fn plain_sql_that_cannot_merge_is_kept_as_a_branch() {
@@ -246,8 +289,8 @@ fn the_fork_policy_takes_all_local_work_aside() {
     assert_eq!(number(&a, "select sum(n) from counter"), 2);
 }
 
-/// A mutation's seq, what others changed, what we did.
-type Seen = (u64, Vec<RowChange>, Vec<RowChange>);
+/// A mutation's seq, those that wait, what others changed, what we did.
+type Seen = (u64, Vec<u64>, Vec<RowChange>, Vec<RowChange>);
 
 /// An app that decides: it sees rows on both sides, edits one mutation, gives up another, branches a third.
 #[derive(Default)]
@@ -260,7 +303,12 @@ impl Handler for App {
         let Some(mutation) = dispute.mutation else { return Resolution::Default };
         let (theirs, ours) = (dispute.rows.theirs().unwrap(), dispute.rows.ours().unwrap());
         assert!(!dispute.theirs.is_empty() && !theirs.truncated);
-        self.seen.lock().unwrap().push((mutation.seq, theirs.rows, ours.rows));
+        let (own, both) = (&dispute.pending.footprint, &dispute.theirs.pages);
+        assert!(own.reads.as_ref().is_some_and(|reads| reads.intersects(both)), "it sees both page sets");
+        assert!(own.writes.pages.intersects(both));
+        assert!(dispute.waiting.contains(mutation));
+        let waiting = dispute.waiting.iter().map(|waiting| waiting.seq).collect();
+        self.seen.lock().unwrap().push((mutation.seq, waiting, theirs.rows, ours.rows));
         match mutation.seq {
             1 => Resolution::Edit { reducer: "bump".into(), args: args(json!({"id": 30})) },
             2 => Resolution::Discard,
@@ -279,6 +327,7 @@ fn an_apps_handler_sees_both_sides_and_decides() {
     for _ in 0..4 {
         bump(&mut a, 1);
     }
+    bump(&mut a, 40);
     bump(&mut b, 1);
     world.sync(&mut b);
     world.sync(&mut a);
@@ -287,7 +336,10 @@ fn an_apps_handler_sees_both_sides_and_decides() {
     assert_eq!((n(1), n(30)), (2, 1));
     let seen = app.seen.lock().unwrap();
     assert_eq!(seen.iter().map(|(seq, ..)| *seq).collect::<Vec<_>>(), [1, 2, 3, 4]);
-    let (_, theirs, ours) = &seen[0];
+    // Also the fifth, about which there is no dispute.
+    assert!(seen.iter().all(|(_, waiting, ..)| *waiting == [1, 2, 3, 4, 5]), "{seen:?}");
+    assert_eq!(a.counts().transplanted, 1);
+    let (_, _, theirs, ours) = &seen[0];
     let count = |row: &Option<Vec<Value>>| row.as_ref().map(|row| row[1].clone());
     assert_eq!(theirs.len(), 1);
     assert_eq!((theirs[0].table.as_str(), &theirs[0].key[..]), ("counter", &[Value::Integer(1)][..]));
@@ -298,7 +350,7 @@ fn an_apps_handler_sees_both_sides_and_decides() {
         a.rejected().map(|(mutation, reason)| (mutation.seq, reason.code.clone())).collect();
     assert_eq!(codes, [(2, codes::DISCARDED.to_string()), (3, codes::DISCARDED.to_string())]);
     assert_eq!(a.branches().len(), 1);
-    assert_eq!(a.settled(), 4);
+    assert_eq!(a.settled(), 5);
 }
 
 /// In mid-replay the old stack is in place, whole; afterwards the new one is. Also for a process that dies.
