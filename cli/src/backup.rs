@@ -32,7 +32,8 @@ pub struct BackupArgs {
     pub volume: String,
     #[command(flatten)]
     pub store: Store,
-    /// Go on until Ctrl-C, and ship every change. [default: ship what there is now]
+    /// Go on until Ctrl-C, and ship every change; where the store is away, wait for it. [default: ship what
+    /// there is now]
     #[arg(long)]
     pub watch: bool,
     /// Milliseconds between looks at the file, with --watch.
