@@ -12,7 +12,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use serde_json::Value;
 
-use common::{graft, ok};
+use common::{fails, graft, ok};
 
 /// A backup that watches. Killed when dropped.
 struct Watching {
@@ -142,4 +142,20 @@ fn a_file_that_is_replaced_is_read_anew_and_one_that_is_gone_is_told() {
     let said = watching.said();
     assert!(said.contains("live.db") && said.contains("No such file"), "{said}");
     assert_eq!(watching.child.wait().unwrap().code(), Some(1));
+}
+
+/// A file that was stored with put was overwritten by a backup that was given the wrong name.
+#[test]
+fn a_volume_that_holds_a_file_takes_no_backup() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, _connection) = live(dir.path());
+    let (store, kept) = (dir.path().join("store"), dir.path().join("kept.txt"));
+    std::fs::write(&kept, "kept").unwrap();
+    let store = ["--store", store.to_str().unwrap()];
+    ok(&[&["volume", "put", "v", kept.to_str().unwrap(), "--json"][..], &store].concat());
+    let said = fails(&[&["backup", file.to_str().unwrap(), "--volume", "v"][..], &store].concat());
+    assert!(said.contains("holds no SQLite database"), "{said}");
+    let out = dir.path().join("out.txt");
+    ok(&[&["volume", "get", "v", out.to_str().unwrap(), "--json"][..], &store].concat());
+    assert_eq!(std::fs::read(out).unwrap(), b"kept");
 }
