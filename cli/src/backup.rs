@@ -1,6 +1,6 @@
 //! `graft backup`: ships what another process commits to a SQLite file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -32,7 +32,8 @@ pub struct BackupArgs {
     pub volume: String,
     #[command(flatten)]
     pub store: Store,
-    /// Go on until Ctrl-C, and ship every change. [default: ship what there is now]
+    /// Go on until Ctrl-C, and ship every change; where the store is away, wait for it. [default: ship what
+    /// there is now]
     #[arg(long)]
     pub watch: bool,
     /// Milliseconds between looks at the file, with --watch.
@@ -63,6 +64,7 @@ pub async fn run(args: BackupArgs) -> anyhow::Result<Outcome> {
     output::check_no_directory(&args.file)?;
     let remote = graft::remote::open(&args.store.store)?;
     let context = || format!("`{}` is not backed up to volume `{name}`", args.file.display());
+    let mut identity = Identity::of(&args.file).with_context(context)?;
     let (begun, first) = begin(&args, &name, &remote).await.with_context(context)?;
     if let Some(ship) = first {
         print(&ship, args.json)?;
@@ -72,6 +74,12 @@ pub async fn run(args: BackupArgs) -> anyhow::Result<Outcome> {
     tokio::pin!(stop);
     let (mut pause, mut lost, mut stopping) = (PAUSE.0, 0, false);
     loop {
+        let now = Identity::of(&args.file).with_context(context)?;
+        if now != identity {
+            // What is open here is a file that nobody writes any more. It must be gone before another is opened.
+            say!("note: `{}` is another file now; reading that", args.file.display());
+            (backup, identity) = (None, now);
+        }
         let done = match &mut backup {
             Some(backup) => ship(backup, &remote).await,
             None => match begin(&args, &name, &remote).await {
@@ -124,6 +132,21 @@ pub async fn run(args: BackupArgs) -> anyhow::Result<Outcome> {
             }
             () = tokio::time::sleep(wait) => {}
         }
+    }
+}
+
+/// Which file it is that has a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    file: u64,
+}
+
+impl Identity {
+    fn of(path: &Path) -> anyhow::Result<Identity> {
+        use std::os::unix::fs::MetadataExt as _;
+        let found = std::fs::metadata(path).with_context(|| format!("{}", path.display()))?;
+        Ok(Identity { device: found.dev(), file: found.ino() })
     }
 }
 

@@ -3,20 +3,36 @@
 
 mod common;
 
-use std::io::{BufRead as _, BufReader, Lines};
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use rusqlite::Connection;
 use serde_json::Value;
 
-use common::{graft, ok};
+use common::{fails, graft, ok};
 
 /// A backup that watches. Killed when dropped.
 struct Watching {
     child: Child,
-    out: Lines<BufReader<ChildStdout>>,
-    err: Lines<BufReader<ChildStderr>>,
+    out: Receiver<String>,
+    err: Receiver<String>,
+}
+
+/// What comes, line by line.
+fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        BufReader::new(from).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+    });
+    receiver
+}
+
+/// The next of them, which must come.
+fn next(lines: &Receiver<String>) -> String {
+    lines.recv_timeout(Duration::from_secs(60)).expect("it ended, or says nothing")
 }
 
 impl Watching {
@@ -25,18 +41,17 @@ impl Watching {
         let args =
             ["backup", file, "--volume", "v", "--store", store, "--watch", "--interval", "5", "--json"];
         let mut child = graft(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let out = BufReader::new(child.stdout.take().unwrap()).lines();
-        let err = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (out, err) = (lines(child.stdout.take().unwrap()), lines(child.stderr.take().unwrap()));
         Watching { child, out, err }
     }
     /// The next commit.
-    fn shipped(&mut self) -> Value {
-        serde_json::from_str(&self.out.next().expect("it ended").unwrap()).unwrap()
+    fn shipped(&self) -> Value {
+        serde_json::from_str(&next(&self.out)).unwrap()
     }
     /// The next thing said that is no progress.
-    fn said(&mut self) -> String {
+    fn said(&self) -> String {
         loop {
-            let line = self.err.next().expect("it ended").unwrap();
+            let line = next(&self.err);
             if !line.contains(" % of ") {
                 return line;
             }
@@ -96,4 +111,51 @@ fn another_writer_ends_a_backup() {
     let said = watching.said();
     assert!(said.starts_with("error: ") && said.contains("lsn 2 went to another writer"), "{said}");
     assert_eq!(watching.child.wait().unwrap().code(), Some(1));
+}
+
+/// It went on with the file that was there before, which nobody writes any more, and said nothing.
+#[test]
+fn a_file_that_is_replaced_is_read_anew_and_one_that_is_gone_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, connection) = live(dir.path());
+    let store = dir.path().join("store");
+    let mut watching = Watching::start(&file, &store);
+    assert_eq!(watching.shipped()["lsn"], 1);
+    let other = dir.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let (restored, second) = live(&other);
+    second.execute_batch("INSERT INTO t VALUES(70)").unwrap();
+    drop((connection, second));
+    // As whoever puts a database in another's place must: a WAL that stays is taken for its own.
+    for beside in ["live.db-wal", "live.db-shm"] {
+        std::fs::remove_file(dir.path().join(beside)).unwrap();
+    }
+    std::fs::rename(restored, &file).unwrap();
+    let said = watching.said();
+    assert!(said.contains("is another file now"), "{said}");
+    assert_eq!(watching.shipped()["lsn"], 2);
+    Connection::open(&file).unwrap().execute_batch("INSERT INTO t VALUES(500)").unwrap();
+    assert_eq!(watching.shipped()["lsn"], 3);
+    let sum = ["sql", "SELECT sum(v) FROM t", "--volume", "v", "--store", store.to_str().unwrap(), "--json"];
+    assert_eq!(ok(&sum)["rows"][0][0], 571);
+    std::fs::remove_file(&file).unwrap();
+    let said = watching.said();
+    assert!(said.contains("live.db") && said.contains("No such file"), "{said}");
+    assert_eq!(watching.child.wait().unwrap().code(), Some(1));
+}
+
+/// A file that was stored with put was overwritten by a backup that was given the wrong name.
+#[test]
+fn a_volume_that_holds_a_file_takes_no_backup() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, _connection) = live(dir.path());
+    let (store, kept) = (dir.path().join("store"), dir.path().join("kept.txt"));
+    std::fs::write(&kept, "kept").unwrap();
+    let store = ["--store", store.to_str().unwrap()];
+    ok(&[&["volume", "put", "v", kept.to_str().unwrap(), "--json"][..], &store].concat());
+    let said = fails(&[&["backup", file.to_str().unwrap(), "--volume", "v"][..], &store].concat());
+    assert!(said.contains("holds no SQLite database"), "{said}");
+    let out = dir.path().join("out.txt");
+    ok(&[&["volume", "get", "v", out.to_str().unwrap(), "--json"][..], &store].concat());
+    assert_eq!(std::fs::read(out).unwrap(), b"kept");
 }

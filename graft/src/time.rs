@@ -14,7 +14,11 @@ use crate::pull::{PullError, read_head};
 use crate::remote::{Remote, RemoteError};
 use crate::store::StoreError;
 
-/// A state of a volume.
+mod typed;
+
+pub use typed::NotAMoment;
+
+/// A state of a volume. Parsed from what a person types: an LSN or a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum At {
     /// The newest one.

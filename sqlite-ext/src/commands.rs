@@ -405,11 +405,11 @@ fn fork_here(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
     let session = &volume(open)?.session;
     let name: VolumeName =
         required(arguments, 0, "the new volume's name: graft_fork(NAME)")?.parse().map_err(text)?;
-    let lsn = match &arguments[1] {
-        Some(lsn) => session::parse_lsn(lsn)?,
-        None => session.volume.status().lsn,
+    let at = match (&arguments[1], session.volume.status().lsn) {
+        (Some(at), _) => session::parse_at(at)?,
+        (None, Lsn::ZERO) => At::Newest,
+        (None, lsn) => At::Lsn(lsn),
     };
-    let at = if lsn == Lsn::ZERO { At::Newest } else { At::Lsn(lsn) };
     let mut id = [0; 16];
     random(&mut id)?;
     let made = fork::create_once(&*session.remote, session.volume.id(), at, VolumeId(id), &name);
@@ -485,8 +485,8 @@ fn export_file(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
     let past;
     let runtime = runtime()?;
     let volume = match &arguments[1] {
-        Some(lsn) => {
-            let at = At::Lsn(session::parse_lsn(lsn)?);
+        Some(at) => {
+            let at = session::parse_at(at)?;
             let opened = Volume::open_at(&*session.remote, session.volume.id(), at, CACHE_BYTES);
             past = runtime.block_on(opened).map_err(|error| error.told(&session.name, at))?.volume;
             &past

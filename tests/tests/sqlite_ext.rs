@@ -344,7 +344,7 @@ fn errors_are_told_and_text_is_never_a_format() {
     // What cannot be opened, and where the reason is found.
     for (uri, word) in [
         (shop.uri("nope", ""), "no volume `nope`"),
-        (shop.uri("nope", "&at=x"), "`x` is no LSN"),
+        (shop.uri("nope", "&at=x"), "`x`: give an LSN"),
         (shop.uri("a/b", ""), "cannot name a volume"),
         (".open 'file:v?vfs=graft'\n".into(), "no store is given"),
         (".open 'file:v?vfs=graft&remote=gopher://x'\n".into(), "gopher://x"),
@@ -538,6 +538,32 @@ fn a_new_volume_has_pages_of_the_size_that_its_uri_says() {
         "{first}attach {file} as e; pragma e.page_size = 512; create table e.t(v); select name from e.sqlite_schema;"
     ));
     assert_eq!(said, [json!([{ "name": "t" }])]);
+}
+
+#[test]
+fn the_past_is_found_by_its_time() {
+    let Some(shop) = Shop::open() else { return };
+    let v = shop.uri("v", &format!("&data={}", shop.path("data")));
+    shop.json(&format!("{v}create table t(v); insert into t values(1); select * from graft_push; insert into t values(2); select * from graft_push;"));
+    let log = shop.json(&format!("{v}select strftime('%Y-%m-%dT%H:%M:%fZ', time_ms / 1000.0, 'unixepoch') as t from graft_log where lsn = 1;"));
+    let first = log[0][0]["t"].as_str().unwrap();
+    let count = "select count(*) as n from t;";
+    let past = shop.json(&format!("{}{count}", shop.uri("v", &format!("&at={first}"))));
+    assert_eq!(past, [json!([{ "n": 1 }])], "{first}");
+    let file = shop.path("out.db");
+    let said = shop.run(&format!(
+        "{v}pragma graft_open_at = '{first}'; {count} pragma graft_open_at; {count}
+         select lsn from graft_fork('old', '{first}'); select lsn from graft_export('{file}', '{first}');
+         pragma graft_open_at = '2020-02-03T04:05:06+01:00'; pragma graft_open_at = 'soon';"
+    ));
+    assert_eq!(said.out.trim(), "v at lsn 1\n1\nv\n2\n1\n1");
+    for word in
+        ["volume `v` has no commit as old as 2020-02-03 03:05:06.000 UTC", "`soon`: give an LSN like 42"]
+    {
+        assert!(said.err.contains(word), "{word}: {}", said.err);
+    }
+    let early = shop.run(&shop.uri("v", "&at=2020-01-01"));
+    assert!(early.err.contains("no commit as old as 2020-01-01"), "{}", early.err);
 }
 
 /// In a connection to a volume a plain name is a volume's. Who means a file is told how to say so.
