@@ -98,6 +98,28 @@ async fn documents_and_sessions_share_a_volume_and_hear_of_each_other() {
     running.shutdown().await;
 }
 
+/// What direct writers commit reaches who is connected to the coordinator, though nobody commits there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn direct_writers_are_seen_live_by_those_who_only_watch() {
+    let store = memory();
+    let running = start_todo(store.clone(), |_| {}).await;
+    let session = client(&running).await;
+    let mut watched = session.subscribe(TITLES, Default::default(), None).await.unwrap();
+    watched.next().await.unwrap();
+    assert!(watched.rows().rows().is_empty());
+    let told = open(&store, told_only(&running, Route::Coordinator)).await;
+    // Knows of no coordinator.
+    let alone = Options { coordinator: None, ..told_only(&running, Route::Direct) };
+    let writer = open(&store, alone).await;
+    writer.mutate("add_task", task("b", "beside")).await.unwrap();
+    let shown = tokio::time::timeout(Duration::from_secs(30), watched.next()).await;
+    shown.unwrap().unwrap();
+    assert_eq!(watched.rows().rows().len(), 1);
+    until(&told, &["beside"]).await;
+    session.close().await;
+    running.shutdown().await;
+}
+
 /// What a document took while its coordinator was down is sent once it is back, and counts once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_document_outlives_its_coordinator() {
