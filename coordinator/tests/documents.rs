@@ -86,7 +86,7 @@ async fn documents_and_sessions_share_a_volume_and_hear_of_each_other() {
     beside.mutate("add_task", task("b", "beside")).await.unwrap();
     beside.execute("UPDATE tasks SET title = 'plain' WHERE id = 's'").await.unwrap();
     beside.sync().await.unwrap();
-    // The coordinator learns of it with its next commit, and tells the other document.
+    // The coordinator learns of it with its next commit, or its next look, and tells the other document.
     add(&session, "z", "zuletzt").await;
     for document in [&through, &beside] {
         until(document, &["beside", "plain", "through", "zuletzt"]).await;
