@@ -51,7 +51,8 @@ pub enum Command {
     Export(crate::export::Export),
     /// Back a SQLite file in WAL mode up to a volume, while other processes write it.
     Backup(crate::backup::BackupArgs),
-    /// Look at the volumes of a store.
+    /// The volumes of a store: look at them, fork, restore and remove them, keep them in order, put files
+    /// into them.
     Volume(Volume),
     /// Write typed clients from a module's own description.
     Codegen(Codegen),
@@ -78,7 +79,7 @@ pub struct Target {
 /// Which object store.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct Store {
-    /// The object store: a directory, file:///DIR, memory: or s3://BUCKET/PREFIX.
+    /// The object store: a directory, file:///DIR, s3://BUCKET/PREFIX, http://HOST:PORT or memory:.
     #[arg(long, env = "GRAFT_STORE", value_name = "URL", default_value = DEFAULT_STORE)]
     pub store: String,
 }
@@ -243,7 +244,7 @@ pub struct Sql {
     /// Bytes that cached pages may take in that directory.
     #[arg(long, env = "GRAFT_DISK_BYTES", value_name = "BYTES", default_value_t = 16 << 30)]
     pub disk_bytes: u64,
-    /// Read the volume as it was: after this commit, or at this time (UTC, like 2026-11-22T09:30:00Z).
+    /// Read the volume as it was: after this commit, or at this time (like 2026-11-22T09:30:00Z).
     #[arg(long, value_name = "LSN|TIME", conflicts_with_all = ["write", "discard_kept"])]
     pub at: Option<Moment>,
     /// Print JSON.
@@ -254,12 +255,12 @@ pub struct Sql {
 /// `graft volume`
 #[derive(Debug, ClapArgs)]
 pub struct Volume {
-    /// What to show.
+    /// What to do with it.
     #[command(subcommand)]
     pub command: VolumeCommand,
 }
 
-/// What to show of volumes.
+/// What to do with volumes.
 #[derive(Debug, Subcommand)]
 pub enum VolumeCommand {
     /// List the volumes of a store.
@@ -287,7 +288,7 @@ pub enum VolumeCommand {
         /// The volume to fork.
         #[arg(long, value_name = "NAME")]
         from: String,
-        /// Where: after this commit, or at this time (UTC, like 2026-11-22T09:30:00Z). [default: now]
+        /// Where: after this commit, or at this time (like 2026-11-22T09:30:00Z). [default: now]
         #[arg(long, value_name = "LSN|TIME")]
         at: Option<Moment>,
         #[command(flatten)]
@@ -304,7 +305,7 @@ pub enum VolumeCommand {
         /// The volume whose past it is.
         #[arg(long, value_name = "NAME")]
         from: String,
-        /// Where: after this commit, or at this time (UTC, like 2026-11-22T09:30:00Z).
+        /// Where: after this commit, or at this time (like 2026-11-22T09:30:00Z).
         #[arg(long, value_name = "LSN|TIME")]
         at: Moment,
         #[command(flatten)]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use clap::Args as ClapArgs;
 use graft::time::At;
 use graft::volume::Volume;
@@ -26,7 +26,7 @@ pub struct Export {
     pub file: PathBuf,
     #[command(flatten)]
     pub store: Store,
-    /// The volume as it was: an LSN, or a time in UTC like 2026-11-22T09:30:00Z. [default: the newest]
+    /// The volume as it was: an LSN, or a time like 2026-11-22T09:30:00Z. [default: the newest]
     #[arg(long, value_name = "LSN|TIME")]
     pub at: Option<Moment>,
     /// Print JSON.
@@ -50,11 +50,13 @@ struct Line<'a> {
 
 pub async fn run(args: Export) -> anyhow::Result<Outcome> {
     let name: VolumeName = args.name.parse()?;
+    output::check_no_directory(&args.file)?;
     let remote = graft::remote::open(&args.store.store)?;
     let id = catalog::resolve(&*remote, &name).await?;
     let context = || format!("volume `{name}` was not exported");
     let at = args.at.map_or(At::Newest, |moment| moment.0);
-    let volume = Volume::open_at(&*remote, id, at, CACHE_BYTES).await.with_context(context)?.volume;
+    let opened = Volume::open_at(&*remote, id, at, CACHE_BYTES).await;
+    let volume = opened.map_err(|error| anyhow!(error.told(&name, at))).with_context(context)?.volume;
     let snapshot = volume.tip();
     // Garbage collection must not take its pages half-way.
     let held = Held::begin(&remote, &snapshot);

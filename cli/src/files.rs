@@ -151,6 +151,7 @@ async fn commit_it(remote: &SharedRemote, prepared: &Prepared) -> Result<Lsn, Pu
 
 pub async fn run_get(args: VolumeGet) -> anyhow::Result<Outcome> {
     let name: VolumeName = args.name.parse()?;
+    output::check_no_directory(&args.file)?;
     let remote = graft::remote::open(&args.store.store)?;
     let id = catalog::resolve(&*remote, &name).await?;
     let volume = Volume::open(&*remote, id, options()).await?.volume;

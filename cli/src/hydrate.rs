@@ -17,6 +17,9 @@ use crate::args::Hydrate;
 use crate::progress::{Bar, size};
 use crate::{Outcome, output};
 
+/// Less has room for no page of some volumes; what they fetched would be nowhere.
+const DISK_BYTES_MIN: u64 = 1 << 20;
+
 /// Tries of one step before it is given up.
 const TRIES_MAX: u32 = 6;
 
@@ -35,6 +38,12 @@ struct Line {
 
 pub async fn run(args: Hydrate) -> anyhow::Result<Outcome> {
     let name: VolumeName = args.name.parse()?;
+    if args.disk_bytes < DISK_BYTES_MIN {
+        bail!(
+            "--disk-bytes {}: give {DISK_BYTES_MIN} or more, or there is no room for pages",
+            args.disk_bytes
+        );
+    }
     let remote = graft::remote::open(&args.store.store)?;
     let id = catalog::resolve(&*remote, &name).await?;
     let store: SharedStore = Arc::new(FjallStore::open(Path::new(&args.data))?);

@@ -51,6 +51,7 @@ pub async fn run(args: Import) -> anyhow::Result<Outcome> {
         },
         None => None,
     };
+    output::check_no_directory(&args.file)?;
     let remote = graft::remote::open(&args.store.store)?;
     let mut bar = Bar::of(format!("import {name}"), "pages");
     let imported = import(&*remote, &args.file, &name, page_size, &mut random, now_ms(), &mut |at| {

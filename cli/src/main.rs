@@ -43,7 +43,7 @@ pub enum Outcome {
     Done,
     /// A mutation was rejected, and the reason is printed.
     Rejected,
-    /// A volume is damaged, and what is wrong is printed.
+    /// A volume or its name is damaged, and what is wrong is printed.
     Damaged,
 }
 

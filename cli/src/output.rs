@@ -1,8 +1,9 @@
 //! What a person or a script reads: tables, JSON lines, logs.
 
 use std::io::{self, IsTerminal as _, Write as _};
+use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use serde::Serialize;
 use serde_json::Value as Json;
 use tracing_subscriber::EnvFilter;
@@ -58,6 +59,14 @@ pub fn reason(error: &anyhow::Error) -> String {
         said = text.rsplit(": ").next().map(str::to_owned).unwrap_or_default();
     }
     out
+}
+
+/// Refuses a directory where a file is asked for, before any work is done for it.
+pub fn check_no_directory(file: &Path) -> anyhow::Result<()> {
+    if file.is_dir() {
+        bail!("`{}` is a directory; give a file in it", file.display());
+    }
+    Ok(())
 }
 
 /// Whether stdout was closed by its reader.

@@ -25,7 +25,9 @@ impl Bar {
 
     /// One that counts things in place of bytes.
     pub fn of(what: impl Into<String>, unit: &'static str) -> Bar {
-        Bar { unit: Some(unit), ..Bar::new(what) }
+        let mut bar = Bar::new(what);
+        bar.unit = Some(unit);
+        bar
     }
 
     /// So much is done; both in bytes, or in its unit.
@@ -45,11 +47,9 @@ impl Bar {
         }
     }
 
-    /// Leaves the line to what comes next.
+    /// Leaves the line to what comes next. So does dropping it, which an error does.
     pub fn end(self) {
-        if self.terminal && self.drawn.is_some() {
-            self.print("\n");
-        }
+        drop(self);
     }
 
     fn text(&self, done: u64, total: u64) -> String {
@@ -73,6 +73,14 @@ impl Bar {
         // Progress that nobody can read is no reason to stop the work.
         let mut stderr = io::stderr().lock();
         let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if self.terminal && self.drawn.is_some() {
+            self.print("\n");
+        }
     }
 }
 

@@ -74,7 +74,8 @@ pub async fn run(args: Sql) -> anyhow::Result<Outcome> {
     let remote = graft::remote::open(&args.store.store)?;
     let id = catalog::resolve(&*remote, &name).await?;
     if let Some(moment) = args.at {
-        let opened = Volume::open_at(&*remote, id, moment.0, Options::default().cache_bytes).await?;
+        let opened = Volume::open_at(&*remote, id, moment.0, Options::default().cache_bytes).await;
+        let opened = opened.map_err(|error| anyhow!(error.told(&name, moment.0)))?;
         // A long query must not lose its state to garbage collection half-way.
         let held = Held::begin(&remote, &opened.volume.tip());
         let (volume, fetch) = (Arc::new(opened.volume), Arc::new(RemoteFetch::new(remote)));

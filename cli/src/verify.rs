@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use anyhow::Context as _;
 use clap::Args as ClapArgs;
-use graft::verify::{self, Step};
+use graft::verify::{self, Report, Step};
 use graft::{Lsn, VolumeName, catalog};
 use serde::Serialize;
 
@@ -56,6 +56,7 @@ pub async fn run(args: Verify) -> anyhow::Result<Outcome> {
     let progress = |step| {
         if let Ok(mut bars) = bars.lock() {
             match step {
+                Step::Commits(_, 0) => {}
                 Step::Commits(done, total) => bars.0.set(done, total),
                 Step::Frames(done, total) => bars.1.set(done, total),
             }
@@ -98,15 +99,56 @@ pub async fn run(args: Verify) -> anyhow::Result<Outcome> {
         0 => "is sound".to_owned(),
         n => format!("is damaged: {}", output::count(n, "finding")),
     };
-    output::line(&format!(
-        "volume `{name}` {found}. Read: {} from lsn {} to {}, {}, {} in {} ({})",
-        output::count(report.commits as usize, "commit"),
-        report.from,
-        report.lsn,
-        output::count(report.checkpoints as usize, "checkpoint"),
-        output::count(report.pages as usize, "page"),
-        output::count(report.frames as usize, "frame"),
-        size(report.bytes)
-    ))?;
+    output::line(&format!("volume `{name}` {found}. Read: {}", what_was_read(&report)))?;
     Ok(outcome)
+}
+
+/// What there was to read, and nothing of what there was not.
+fn what_was_read(report: &Report) -> String {
+    let mut parts = vec![match report.commits {
+        0 if report.lsn == Lsn::ZERO && report.is_sound() => {
+            "no commit, because there is none yet".to_owned()
+        }
+        0 if report.lsn == Lsn::ZERO => "no commit".to_owned(),
+        0 => format!("the state of lsn {}", report.lsn),
+        1 => format!("the commit of lsn {}", report.lsn),
+        n => format!("{n} commits, lsn {} to {}", report.from.next(), report.lsn),
+    }];
+    if report.checkpoints > 0 {
+        parts.push(output::count(report.checkpoints as usize, "checkpoint"));
+    }
+    if report.frames > 0 {
+        let pages = output::count(report.pages as usize, "page");
+        let frames = output::count(report.frames as usize, "frame");
+        parts.push(format!("{pages} in {frames} ({})", size(report.bytes)));
+    }
+    parts.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_read_is_said_plainly() {
+        let of = |from, lsn, commits, checkpoints| Report {
+            from: Lsn(from),
+            lsn: Lsn(lsn),
+            commits,
+            checkpoints,
+            frames: 2,
+            pages: 70,
+            bytes: 2000,
+            ..Report::default()
+        };
+        for (report, text) in [
+            (Report::default(), "no commit, because there is none yet"),
+            (of(31, 31, 0, 1), "the state of lsn 31; 1 checkpoint; 70 pages in 2 frames (2.0 kB)"),
+            (of(5, 5, 0, 0), "the state of lsn 5; 70 pages in 2 frames (2.0 kB)"),
+            (of(4, 5, 1, 0), "the commit of lsn 5; 70 pages in 2 frames (2.0 kB)"),
+            (of(0, 31, 31, 2), "31 commits, lsn 1 to 31; 2 checkpoints; 70 pages in 2 frames (2.0 kB)"),
+        ] {
+            assert_eq!(what_was_read(&report), text);
+        }
+    }
 }

@@ -1,9 +1,11 @@
 //! `graft volume`: what a store holds.
 
+use anyhow::anyhow;
+use graft::catalog::CatalogError;
 use graft::checkpoint::Written;
 use graft::format::commit::Head;
 use graft::remote::Remote;
-use graft::time::At;
+use graft::time::{At, Utc};
 use graft::volume::{Opened, Options, Volume};
 use graft::{CommitId, Lsn, ModuleHash, Seq, VolumeId, VolumeName, catalog};
 use rand::Rng as _;
@@ -36,6 +38,14 @@ struct Info {
     mutations: u64,
     /// The commit of the newest checkpoint.
     checkpoint: Option<Lsn>,
+    /// What it was forked from.
+    parent: Option<Parent>,
+}
+
+#[derive(Serialize)]
+struct Parent {
+    id: VolumeId,
+    lsn: Lsn,
 }
 
 #[derive(Serialize)]
@@ -55,19 +65,32 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
     match args.command {
         VolumeCommand::Ls { store, json } => {
             let remote = graft::remote::open(&store.store)?;
-            let mut entries = Vec::new();
+            let (mut entries, mut outcome) = (Vec::new(), Outcome::Done);
             for name in catalog::list(&*remote).await? {
-                let id = catalog::resolve(&*remote, &name).await?;
-                entries.push(Entry { name: name.to_string(), id });
+                match catalog::resolve(&*remote, &name).await {
+                    Ok(id) => entries.push(Entry { name: name.to_string(), id }),
+                    // It was removed since it was listed.
+                    Err(CatalogError::NoSuchVolume { .. }) => {}
+                    // The others are there all the same.
+                    Err(error @ CatalogError::Damaged(_)) => {
+                        say!("error: {error}");
+                        outcome = Outcome::Damaged;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
             }
             if json {
                 output::json(&json!({ "volumes": entries }))?;
-            } else if entries.is_empty() {
-                output::line(&format!("no volumes in {}; `graft deploy` creates one", remote.url()))?;
+            } else if entries.is_empty() && outcome == Outcome::Done {
+                output::line(&format!(
+                    "no volumes in {}; `graft import` and `graft deploy` make one",
+                    remote.url()
+                ))?;
             } else {
                 let rows: Vec<_> = entries.iter().map(|e| vec![json!(e.name), json!(e.id)]).collect();
                 output::line(&output::table(&["name".into(), "id".into()], &rows))?;
             }
+            return Ok(outcome);
         }
         VolumeCommand::Info { name, store, json } => {
             let remote = graft::remote::open(&store.store)?;
@@ -75,6 +98,8 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
             if json {
                 output::json(&info)?;
             } else {
+                let parent =
+                    info.parent.as_ref().map(|parent| format!("{} at lsn {}", parent.id, parent.lsn));
                 let module = info.module.map_or("none".into(), |module| module.to_string());
                 for (what, value) in [
                     ("name", info.name),
@@ -82,11 +107,12 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
                     ("store", info.store),
                     ("size", format!("{} pages of {} bytes", info.pages, info.page_size)),
                     ("lsn", info.lsn.to_string()),
-                    ("changed", info.time_ms.map_or("never".into(), time)),
+                    ("changed", info.time_ms.map_or("never".into(), |ms| Utc(ms).to_string())),
                     ("module", module),
                     ("schema", info.schema.to_string()),
                     ("mutations", info.mutations.to_string()),
                     ("checkpoint", info.checkpoint.map_or("none".into(), |lsn| format!("lsn {lsn}"))),
+                    ("fork of", parent.unwrap_or_else(|| "none".into())),
                 ] {
                     output::line(&format!("{what:<10} {value}"))?;
                 }
@@ -101,7 +127,7 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
         }
         VolumeCommand::Rm { name, store, json } => {
             let remote = graft::remote::open(&store.store)?;
-            let objects = catalog::remove(&*remote, &name.parse()?).await?;
+            let objects = catalog::remove_noted(&*remote, &name.parse()?).await?;
             if json {
                 output::json(&json!({ "removed": name, "objects": objects }))?;
             } else {
@@ -166,7 +192,8 @@ async fn fork(name: &str, from: &str, at: At, store: &str, json: bool) -> anyhow
     let remote = graft::remote::open(store)?;
     let parent = catalog::resolve(&*remote, &from).await?;
     let id = VolumeId(rand::rng().random());
-    let lsn = graft::fork::create_once(&*remote, parent, at, id, &name).await?.lsn;
+    let made = graft::fork::create_once(&*remote, parent, at, id, &name).await;
+    let lsn = made.map_err(|error| anyhow!(error.told(&from, at)))?.lsn;
     if json {
         output::json(&json!({ "name": name.as_str(), "id": id, "from": from.as_str(), "lsn": lsn }))?;
     } else {
@@ -196,6 +223,7 @@ async fn info(remote: &dyn Remote, name: &VolumeName) -> anyhow::Result<Info> {
         schema: ledger.schema(),
         mutations: ledger.mutations(),
         checkpoint: opened.start.checkpoint.as_ref().map(|root| root.lsn),
+        parent: catalog::meta(remote, id).await?.parent.map(|(id, lsn)| Parent { id, lsn }),
     })
 }
 
@@ -241,7 +269,7 @@ fn log_table(commits: &[Commit]) -> String {
             }
             vec![
                 json!(c.lsn),
-                json!(time(c.time_ms)),
+                json!(Utc(c.time_ms).to_string()),
                 json!(c.pages),
                 json!(c.pages_written),
                 json!(what.join(", ")),
@@ -249,38 +277,4 @@ fn log_table(commits: &[Commit]) -> String {
         })
         .collect();
     output::table(&columns, &rows)
-}
-
-/// `2026-11-22 03:04:05.678 UTC`, by Howard Hinnant's civil-from-days.
-pub fn time(ms: i64) -> String {
-    let (days, ms) = (ms.div_euclid(86_400_000), ms.rem_euclid(86_400_000));
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (h, m, s) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
-    format!("{year:04}-{month:02}-{day:02} {h:02}:{m:02}:{s:02}.{:03} UTC", ms % 1000)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_utc_dates() {
-        for (ms, text) in [
-            (0, "1970-01-01 00:00:00.000 UTC"),
-            (-1, "1969-12-31 23:59:59.999 UTC"),
-            (951_782_400_000, "2000-02-29 00:00:00.000 UTC"),
-            (1_795_316_645_678, "2026-11-22 03:04:05.678 UTC"),
-            (4_107_542_400_000, "2100-03-01 00:00:00.000 UTC"),
-        ] {
-            assert_eq!(time(ms), text);
-        }
-    }
 }

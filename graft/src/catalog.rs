@@ -4,7 +4,8 @@
 //! of BLAKE3 over id and name, so that a damaged or misplaced object leads to no other volume. A
 //! volume's `meta` is written before its name, so a name never leads to a volume that is not there;
 //! a loser of a race for a name leaves a `meta` that nothing names. Removing goes the other way: the
-//! name first, the `meta` last.
+//! name first, the `meta` last. What is to be removed is noted under `removals/{name}` before, so that
+//! a second removal of that name finishes one that was killed.
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -21,7 +22,7 @@ use crate::remote::{Remote, RemoteError};
 pub enum CatalogError {
     /// No volume has this name.
     #[error(
-        "there is no volume `{name}` in {store}; `graft deploy` creates one, `graft volume ls` lists them"
+        "there is no volume `{name}` in {store}; `graft volume ls` lists them, `graft import` and `graft deploy` make one"
     )]
     NoSuchVolume {
         /// The name.
@@ -30,7 +31,7 @@ pub enum CatalogError {
         store: String,
     },
     /// The name is taken. `found` may be the caller's own from an unanswered try.
-    #[error("volume `{name}` exists already")]
+    #[error("volume `{name}` exists already; give another name")]
     Exists {
         /// The name.
         name: VolumeName,
@@ -122,6 +123,77 @@ pub async fn remove(remote: &dyn Remote, name: &VolumeName) -> Result<u64, Catal
     }
 }
 
+/// [`remove`], for whoever may be killed and remembers nothing: what is being removed is noted under
+/// its name until all of it is gone. Where a removal of that name ended half-way, this finishes it
+/// first, also where no volume has the name any more. Answers how many objects went.
+///
+/// Four requests more than [`remove`], and one for each ancestor.
+///
+/// # Errors
+///
+/// As [`remove`]'s. [`CatalogError::NoSuchVolume`] where nothing is left of a removal either.
+pub async fn remove_noted(remote: &dyn Remote, name: &VolumeName) -> Result<u64, CatalogError> {
+    let note = key::removal(name);
+    let left = match remote.get(&note).await {
+        Ok(bytes) => Some(parse_note(&note, name, &bytes)?),
+        Err(RemoteError::NotFound { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let found = match resolve(remote, name).await {
+        Ok(found) => Some(found),
+        Err(CatalogError::NoSuchVolume { .. }) if left.is_some() => None,
+        Err(error) => return Err(error),
+    };
+    let mut removed = 0;
+    if let Some((left, ancestors)) = left.filter(|(left, _)| found != Some(*left)) {
+        removed += finish_removal(remote, name, left).await?;
+        // Where its metadata was gone already, this could not be known: who its ancestors are.
+        for ancestor in ancestors {
+            for row in remote.list(&key::child_pins_prefix(ancestor, left), None, 1000).await? {
+                remote.delete(&row.key).await?;
+            }
+            remote.delete(&key::fork_pin(ancestor, left)).await?;
+        }
+        remote.delete(&key::horizon(left, Lsn(u64::MAX), Seq(u64::MAX))).await?;
+    }
+    if let Some(found) = found {
+        let mut ids = vec![found];
+        while let Some((parent, _)) = meta(remote, ids[ids.len() - 1]).await?.parent {
+            ids.push(parent);
+        }
+        remote.put(&note, Bytes::from(note_text(name, &ids))).await?;
+        match remove(remote, name).await {
+            Ok(objects) => removed += objects,
+            Err(error @ CatalogError::HasForks { .. }) => {
+                // It lives on. A note that is left where this fails does no harm: the name comes first.
+                remote.delete(&note).await?;
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    remote.delete(&note).await?;
+    Ok(removed)
+}
+
+/// What the note of a removal holds: a volume and its ancestors, nearest first, and a hash as of a name.
+fn note_text(name: &VolumeName, ids: &[VolumeId]) -> String {
+    let ids = ids.iter().map(VolumeId::to_string).collect::<Vec<_>>().join(" ");
+    let hash = blake3::hash(format!("{ids} {name}").as_bytes());
+    format!("{ids} {}", &hash.to_hex()[..16])
+}
+
+/// Reads a [`note_text`], the object `key`, back.
+fn parse_note(key: &str, name: &VolumeName, bytes: &[u8]) -> Result<(VolumeId, Vec<VolumeId>), Damaged> {
+    let ids = || {
+        let (ids, _) = std::str::from_utf8(bytes).ok()?.rsplit_once(' ')?;
+        let ids = ids.split(' ').map(|id| id.parse().ok()).collect::<Option<Vec<VolumeId>>>()?;
+        (note_text(name, &ids).as_bytes() == bytes).then_some(ids)
+    };
+    let ids = ids().and_then(|ids| ids.split_first().map(|(id, ancestors)| (*id, ancestors.to_vec())));
+    ids.ok_or_else(|| Damaged { key: key.into(), reason: "it is no note of a removal; delete it".into() })
+}
+
 /// Goes on with a [`remove`] that failed half-way: `id` is the volume that `name` led to. Safe to repeat;
 /// costs what is left to do.
 ///
@@ -205,7 +277,12 @@ async fn refuse_forks(remote: &dyn Remote, name: &VolumeName, id: VolumeId) -> R
     }
     let mut named = Vec::new();
     for other in list(remote).await? {
-        let found = resolve(remote, &other).await?;
+        let found = match resolve(remote, &other).await {
+            Ok(found) => found,
+            // It was removed since it was listed.
+            Err(CatalogError::NoSuchVolume { .. }) => continue,
+            Err(error) => return Err(error),
+        };
         if forks.contains(&found) {
             named.push((found, other.to_string()));
         }
@@ -255,8 +332,7 @@ pub async fn resolve(remote: &dyn Remote, name: &VolumeName) -> Result<VolumeId,
 
 /// What the object of `name` holds.
 fn name_text(name: &VolumeName, id: VolumeId) -> String {
-    let hash = blake3::hash(format!("{id} {name}").as_bytes());
-    format!("{id} {}", &hash.to_hex()[..16])
+    note_text(name, &[id])
 }
 
 /// A volume's metadata. One request.
@@ -283,3 +359,6 @@ pub async fn list(remote: &dyn Remote) -> Result<Vec<VolumeName>, CatalogError> 
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

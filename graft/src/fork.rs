@@ -69,6 +69,22 @@ pub enum ForkError {
     },
 }
 
+impl ForkError {
+    /// What to tell a person who forked volume `parent` at `at`: by its name, and with what to do next.
+    pub fn told(&self, parent: &VolumeName, at: At) -> String {
+        match self {
+            ForkError::At(error) => error.told(parent, at),
+            ForkError::Expired { lsn, horizon, .. } => format!(
+                "volume `{parent}` does not keep lsn {lsn} any more: what can be forked begins at lsn {horizon}"
+            ),
+            ForkError::Removed { .. } => {
+                format!("volume `{parent}` is being removed; nothing can be forked from it any more")
+            }
+            ForkError::Catalog(_) | ForkError::Differs { .. } | ForkError::Reaped { .. } => self.to_string(),
+        }
+    }
+}
+
 impl From<RemoteError> for ForkError {
     fn from(error: RemoteError) -> ForkError {
         ForkError::Catalog(error.into())

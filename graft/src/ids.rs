@@ -366,6 +366,10 @@ pub mod key {
     pub fn name(name: &VolumeName) -> String {
         format!("names/{name}")
     }
+    /// Which volume of this name is being removed.
+    pub fn removal(name: &VolumeName) -> String {
+        format!("removals/{name}")
+    }
     /// All names.
     pub const NAMES_PREFIX: &str = "names/";
     /// A reducer module.

@@ -9,12 +9,16 @@ use std::fmt;
 use crate::catalog::{self, CatalogError};
 use crate::format::Damaged;
 use crate::history::{self, HistoryError, checkpoint_below, newest_checkpoint, newest_lsn};
-use crate::ids::{Lsn, VolumeId};
+use crate::ids::{Lsn, VolumeId, VolumeName};
 use crate::pull::{PullError, read_head};
 use crate::remote::{Remote, RemoteError};
 use crate::store::StoreError;
 
-/// A state of a volume.
+mod typed;
+
+pub use typed::NotAMoment;
+
+/// A state of a volume. Parsed from what a person types: an LSN or a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum At {
     /// The newest one.
@@ -30,8 +34,30 @@ impl fmt::Display for At {
         match self {
             At::Newest => f.write_str("the newest commit"),
             At::Lsn(lsn) => write!(f, "lsn {lsn}"),
-            At::TimeMs(ms) => write!(f, "{ms} ms since 1970"),
+            At::TimeMs(ms) => Utc(*ms).fmt(f),
         }
+    }
+}
+
+/// A time in ms since 1970, as a person reads it: `2026-11-22 03:04:05.678 UTC`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Utc(pub i64);
+
+impl fmt::Display for Utc {
+    /// By Howard Hinnant's civil-from-days.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (days, ms) = (self.0.div_euclid(86_400_000), self.0.rem_euclid(86_400_000));
+        let shifted = days + 719_468;
+        let era = shifted.div_euclid(146_097);
+        let day_of_era = shifted.rem_euclid(146_097);
+        let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let shifted_month = (5 * day_of_year + 2) / 153;
+        let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+        let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+        let year = year_of_era + era * 400 + i64::from(month <= 2);
+        let (h, m, s) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
+        write!(f, "{year:04}-{month:02}-{day:02} {h:02}:{m:02}:{s:02}.{:03} UTC", ms % 1000)
     }
 }
 
@@ -66,6 +92,28 @@ pub enum AtError {
     /// The local store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl AtError {
+    /// What to tell a person who asked for volume `name` at `at`: by its name, and with what to do next.
+    pub fn told(&self, name: &VolumeName, at: At) -> String {
+        match self {
+            AtError::NotYet { lsn, newest: Lsn::ZERO, .. } => {
+                format!("volume `{name}` has no lsn {lsn}: it has no commits yet")
+            }
+            AtError::NotYet { lsn, newest, .. } => {
+                format!("volume `{name}` has no lsn {lsn} yet: its newest is {newest}")
+            }
+            AtError::TooEarly { .. } => format!(
+                "volume `{name}` has no commit as old as {at}: it began later, or does not keep so much; \
+                 `graft volume log {name}` lists its commits"
+            ),
+            AtError::Pull(PullError::Expired { .. }) => format!(
+                "volume `{name}` does not keep {at} any more; `graft volume log {name}` lists its commits"
+            ),
+            AtError::Catalog(_) | AtError::Pull(_) | AtError::Store(_) => self.to_string(),
+        }
+    }
 }
 
 impl From<HistoryError> for AtError {
@@ -184,4 +232,25 @@ pub(crate) async fn read_at(
         at => Some(find(remote, volume, at).await?.lsn),
     };
     Ok(history::read(remote, volume, upto).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_utc_dates() {
+        for (ms, text) in [
+            (0, "1970-01-01 00:00:00.000 UTC"),
+            (-1, "1969-12-31 23:59:59.999 UTC"),
+            (951_782_400_000, "2000-02-29 00:00:00.000 UTC"),
+            (1_795_316_645_678, "2026-11-22 03:04:05.678 UTC"),
+            (4_107_542_400_000, "2100-03-01 00:00:00.000 UTC"),
+        ] {
+            assert_eq!(Utc(ms).to_string(), text);
+        }
+        for ms in [i64::MIN, i64::MAX] {
+            assert!(Utc(ms).to_string().ends_with(" UTC"), "hostile input is no panic");
+        }
+    }
 }

@@ -6,11 +6,11 @@
 use std::path::Path;
 
 use graft::checkpoint::Policy;
-use graft::fetch::fetch;
+use graft::fetch::Fetcher;
 use graft::publish::PublishError;
 use graft::time::At;
 use graft::volume::{PushError, Pushed, Volume, push};
-use graft::{CommitId, Lsn, PageIdx, PageSet, VolumeId, VolumeName, catalog, fork, history};
+use graft::{CommitId, Lsn, PageSet, VolumeId, VolumeName, catalog, fork, history, hydrate};
 use sqlsync_layer::payload::Payload;
 use sqlsync_layer::transfer::export::export;
 use sqlsync_layer::transfer::{checkpoint_if_due, import};
@@ -128,7 +128,7 @@ pub const COMMANDS: &[Command] = &[
         columns: &["pages_fetched", "pages"],
         arguments: &[],
         single: true,
-        run: hydrate,
+        run: hydrate_here,
     },
     Command {
         name: "graft_fork",
@@ -385,8 +385,7 @@ fn push_all(open: Option<&Open>, _: &[Option<String>]) -> Rows {
     }
 }
 
-fn hydrate(open: Option<&Open>, _: &[Option<String>]) -> Rows {
-    const BATCH_PAGES: u32 = 2048;
+fn hydrate_here(open: Option<&Open>, _: &[Option<String>]) -> Rows {
     let session = &volume(open)?.session;
     let (volume, tip) = (&session.volume, session.volume.tip());
     if session.data.is_none() {
@@ -394,17 +393,11 @@ fn hydrate(open: Option<&Open>, _: &[Option<String>]) -> Rows {
             "without a data directory there is nowhere to keep the pages; open it with data=DIR".into()
         );
     }
-    let mut fetched = 0;
-    let mut at = 1;
-    while at <= tip.pages() {
-        let last = tip.pages().min(at + (BATCH_PAGES - 1));
-        let wanted: PageSet = (at..=last).filter_map(PageIdx::new).collect();
-        let missing = volume.missing(&tip, &wanted).map_err(text)?;
-        runtime()?.block_on(fetch(&*session.remote, volume, &tip, &missing)).map_err(text)?;
-        fetched += missing.len();
-        at = last + 1;
-    }
-    Ok(vec![vec![fetched.into(), tip.pages().into()]])
+    let runtime = runtime()?;
+    let _entered = runtime.enter();
+    let fetcher = Fetcher::new(session.remote.clone());
+    let done = runtime.block_on(hydrate::hydrate(&fetcher, volume, &tip, &mut |_| {})).map_err(text)?;
+    Ok(vec![vec![done.fetched.into(), tip.pages().into()]])
 }
 
 /// A new volume that begins as this one is durable; its local commits stay here.
@@ -412,15 +405,15 @@ fn fork_here(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
     let session = &volume(open)?.session;
     let name: VolumeName =
         required(arguments, 0, "the new volume's name: graft_fork(NAME)")?.parse().map_err(text)?;
-    let lsn = match &arguments[1] {
-        Some(lsn) => session::parse_lsn(lsn)?,
-        None => session.volume.status().lsn,
+    let at = match (&arguments[1], session.volume.status().lsn) {
+        (Some(at), _) => session::parse_at(at)?,
+        (None, Lsn::ZERO) => At::Newest,
+        (None, lsn) => At::Lsn(lsn),
     };
-    let at = if lsn == Lsn::ZERO { At::Newest } else { At::Lsn(lsn) };
     let mut id = [0; 16];
     random(&mut id)?;
     let made = fork::create_once(&*session.remote, session.volume.id(), at, VolumeId(id), &name);
-    let found = runtime()?.block_on(made).map_err(text)?;
+    let found = runtime()?.block_on(made).map_err(|error| error.told(&session.name, at))?;
     Ok(vec![vec![
         name.to_string().into(),
         VolumeId(id).to_string().into(),
@@ -492,10 +485,10 @@ fn export_file(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
     let past;
     let runtime = runtime()?;
     let volume = match &arguments[1] {
-        Some(lsn) => {
-            let at = At::Lsn(session::parse_lsn(lsn)?);
+        Some(at) => {
+            let at = session::parse_at(at)?;
             let opened = Volume::open_at(&*session.remote, session.volume.id(), at, CACHE_BYTES);
-            past = runtime.block_on(opened).map_err(text)?.volume;
+            past = runtime.block_on(opened).map_err(|error| error.told(&session.name, at))?.volume;
             &past
         }
         None => &*session.volume,

@@ -42,7 +42,10 @@ impl Config {
     /// The store's URL, or what to do about it.
     pub fn store(&self) -> Result<String, String> {
         self.remote.clone().ok_or_else(|| {
-            format!("no store is given: add remote=URL to the file's URI, or to {FILE}, or set GRAFT_REMOTE")
+            format!(
+                "no store is given: add remote=URL to the file's URI, or to {FILE}, or set GRAFT_REMOTE; a file that \
+                 is no volume is file:PATH?vfs=unix"
+            )
         })
     }
 }

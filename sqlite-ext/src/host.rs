@@ -36,6 +36,13 @@ pub struct Host {
     pub value_text: unsafe extern "C" fn(*mut ffi::sqlite3_value) -> *const u8,
     pub value_bytes: unsafe extern "C" fn(*mut ffi::sqlite3_value) -> c_int,
     pub libversion: unsafe extern "C" fn() -> *const c_char,
+    exec: unsafe extern "C" fn(
+        *mut ffi::sqlite3,
+        *const c_char,
+        Option<unsafe extern "C" fn(*mut c_void, c_int, *mut *mut c_char, *mut *mut c_char) -> c_int>,
+        *mut c_void,
+        *mut *mut c_char,
+    ) -> c_int,
     free: unsafe extern "C" fn(*mut c_void),
     mprintf: Mprintf,
     auto_extension: unsafe extern "C" fn(Option<Connected>) -> c_int,
@@ -69,6 +76,7 @@ impl Host {
                 value_text: as_ours(api.value_text?),
                 value_bytes: as_ours(api.value_bytes?),
                 libversion: api.libversion?,
+                exec: as_ours(api.exec?),
                 free: api.free?,
                 mprintf: api.mprintf?,
                 auto_extension: as_ours(api.auto_extension?),
@@ -86,6 +94,20 @@ impl Host {
         // SAFETY: SQLite calls it with these three arguments, whatever its declaration says. It fails only
         // for lack of memory; then new connections have no tables.
         unsafe { (self.auto_extension)(Some(connected)) };
+    }
+
+    /// Runs SQL whose rows nobody needs; SQLite's code where it fails.
+    ///
+    /// # Safety
+    ///
+    /// `db` is an open connection of this SQLite.
+    pub unsafe fn run(&self, db: *mut ffi::sqlite3, sql: &str) -> Result<(), c_int> {
+        let sql = CString::new(sql).map_err(|_| ffi::SQLITE_ERROR)?;
+        // SAFETY: as the caller promises; no callback, and no place for a message.
+        match unsafe { (self.exec)(db, sql.as_ptr(), None, std::ptr::null_mut(), std::ptr::null_mut()) } {
+            ffi::SQLITE_OK => Ok(()),
+            code => Err(code),
+        }
     }
 
     /// `text` in memory of SQLite's.

@@ -80,7 +80,7 @@ pub unsafe extern "C" fn sqlite3_graftsqlite_init(
     unsafe { sqlite3_extension_init(db, error, api) }
 }
 
-/// Registers the tables with a connection that is being opened.
+/// Registers the tables with a connection that is being opened, and fits it to its volume.
 #[allow(unsafe_code, reason = "SQLite's callback")]
 unsafe extern "C" fn connected(
     db: *mut ffi::sqlite3,
@@ -89,6 +89,9 @@ unsafe extern "C" fn connected(
 ) -> c_int {
     let Some(host) = host::Host::get() else { return ffi::SQLITE_OK };
     // SAFETY: SQLite passes the connection that it is opening.
-    catch_unwind(|| unsafe { table::register(host, db) }.err().unwrap_or(ffi::SQLITE_OK))
-        .unwrap_or(ffi::SQLITE_INTERNAL)
+    let ready = || unsafe {
+        table::register(host, db)?;
+        table::fit_page_size(host, db)
+    };
+    catch_unwind(|| ready().err().unwrap_or(ffi::SQLITE_OK)).unwrap_or(ffi::SQLITE_INTERNAL)
 }

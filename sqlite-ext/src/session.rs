@@ -16,7 +16,7 @@ use graft::reader::Holding;
 use graft::remote::SharedRemote;
 use graft::store::claim::Claim;
 use graft::store::{Batch, Durability, FjallStore, ReplicaStore as _, SharedStore, Space};
-use graft::time::At;
+use graft::time::{self, At};
 use graft::volume::{Options, Volume};
 use graft::{LeaseId, Lsn, PageSize, VolumeId, VolumeName};
 use parking_lot::Mutex;
@@ -109,7 +109,7 @@ fn try_open(request: &OpenRequest) -> Result<Arc<Database>, String> {
         |name: &str| request.parameters.iter().find(|(key, _)| *key == name).map(|(_, v)| v.as_str());
     let name = request.name.parse().map_err(|error| format!("{error}"))?;
     let at = match parameter("at") {
-        Some(text) => Some(parse_lsn(text)?),
+        Some(text) => Some(parse_at(text)?),
         None => None,
     };
     let page_size = match parameter("page_size") {
@@ -121,11 +121,32 @@ fn try_open(request: &OpenRequest) -> Result<Arc<Database>, String> {
     };
     let config = Config::find(&request.parameters)?;
     let create = request.create && !request.read_only && at.is_none() && config.data.is_some();
+    let at = at.map(|at| settle(&store_of(&config)?, &name, at)).transpose()?;
     open_volume(config, name, at, create.then_some(page_size))
 }
 
-pub fn parse_lsn(text: &str) -> Result<Lsn, String> {
-    text.trim().parse().map(Lsn).map_err(|_| format!("`{text}` is no LSN: give a number, see graft_log"))
+/// A state as somebody typed it.
+pub fn parse_at(text: &str) -> Result<At, String> {
+    text.trim().parse().map_err(|error| format!("`{text}`: {error}; graft_log lists them"))
+}
+
+/// The commit that is meant.
+fn settle(remote: &SharedRemote, name: &VolumeName, at: At) -> Result<Lsn, String> {
+    if let At::Lsn(lsn) = at {
+        return Ok(lsn);
+    }
+    let find = async {
+        let id = catalog::resolve(&**remote, name).await.map_err(|error| error.to_string())?;
+        time::find(&**remote, id, at).await.map_err(|error| error.told(name, at))
+    };
+    Ok(runtime()?.block_on(find)?.lsn)
+}
+
+/// The store that is configured.
+fn store_of(config: &Config) -> Result<SharedRemote, String> {
+    let url = config.store()?;
+    let _entered = runtime()?.enter();
+    graft::remote::open(&url).map_err(|error| error.to_string())
 }
 
 /// Opens a volume, or finds it open. `create` says the page size of one that is to be made where there is
@@ -136,14 +157,13 @@ fn open_volume(
     at: Option<Lsn>,
     create: Option<PageSize>,
 ) -> Result<Arc<Database>, String> {
-    let url = config.store()?;
     let data = match &config.data {
         Some(dir) => Some(std::path::absolute(dir).map_err(|error| format!("{}: {error}", dir.display()))?),
         None => None,
     };
     let runtime = runtime()?;
     let _entered = runtime.enter();
-    let remote = graft::remote::open(&url).map_err(|error| error.to_string())?;
+    let remote = store_of(&config)?;
     // A view of the past is of no directory.
     let data = data.filter(|_| at.is_none());
     let key: Key = (remote.place(), name.clone(), data.clone(), at);
@@ -240,7 +260,9 @@ async fn replica(
         (resolved, _) => resolved,
     };
     if let Some(lsn) = at {
-        let opened = Volume::open_at(&**remote, resolved?, At::Lsn(lsn), CACHE_BYTES).await?;
+        let at = At::Lsn(lsn);
+        let opened = Volume::open_at(&**remote, resolved?, at, CACHE_BYTES).await;
+        let opened = opened.map_err(|error| error.told(name, at))?;
         return Ok((opened.volume, None));
     }
     let Some(store) = store else {
@@ -329,7 +351,8 @@ impl Pragmas for Session {
             ("graft_open_at", None) => {
                 self.other(self.name.clone(), None).map(|to| (to, self.name.to_string()))
             }
-            ("graft_open_at", Some(lsn)) => parse_lsn(lsn).and_then(|lsn| {
+            ("graft_open_at", Some(text)) => parse_at(text).and_then(|at| {
+                let lsn = settle(&self.remote, &self.name, at)?;
                 self.other(self.name.clone(), Some(lsn)).map(|to| (to, format!("{} at lsn {lsn}", self.name)))
             }),
             ("graft_switch", Some(to)) => to

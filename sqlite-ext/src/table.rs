@@ -79,6 +79,23 @@ pub unsafe fn register(host: &Host, db: *mut ffi::sqlite3) -> Result<(), c_int> 
     Ok(())
 }
 
+/// Tells a connection that opened a volume without pages how large they are to be: SQLite would make them as
+/// large as it is used to.
+///
+/// # Safety
+///
+/// `db` is an open connection of the SQLite that `host` is, and nothing runs on it.
+pub unsafe fn fit_page_size(host: &Host, db: *mut ffi::sqlite3) -> Result<(), c_int> {
+    // SAFETY: as the caller promises.
+    let Some(open) = (unsafe { session_of(db, c"main") }) else { return Ok(()) };
+    let volume = &open.session.volume;
+    if volume.tip().pages() > 0 {
+        return Ok(());
+    }
+    // SAFETY: as the caller promises.
+    unsafe { host.run(db, &format!("PRAGMA main.page_size = {}", volume.page_size().get())) }
+}
+
 /// Runs a callback's body; a panic in it becomes SQLITE_INTERNAL.
 fn guard(body: impl FnOnce() -> c_int) -> c_int {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or(ffi::SQLITE_INTERNAL)

@@ -194,7 +194,7 @@ pub enum PragmaAnswer {
 }
 
 /// What is taken from a file's URI beside its name.
-pub const URI_PARAMETERS: [&str; 4] = ["remote", "data", "at", "page_size"];
+pub const URI_PARAMETERS: [&str; 5] = ["remote", "data", "disk_bytes", "at", "page_size"];
 
 /// What SQLite asks an [`Opener`] for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

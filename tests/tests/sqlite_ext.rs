@@ -344,7 +344,7 @@ fn errors_are_told_and_text_is_never_a_format() {
     // What cannot be opened, and where the reason is found.
     for (uri, word) in [
         (shop.uri("nope", ""), "no volume `nope`"),
-        (shop.uri("nope", "&at=x"), "`x` is no LSN"),
+        (shop.uri("nope", "&at=x"), "`x`: give an LSN"),
         (shop.uri("a/b", ""), "cannot name a volume"),
         (".open 'file:v?vfs=graft'\n".into(), "no store is given"),
         (".open 'file:v?vfs=graft&remote=gopher://x'\n".into(), "gopher://x"),
@@ -511,4 +511,91 @@ fn one_directory_has_a_volume_open_by_one_address() {
         there("link"),
     ));
     assert!(said.err.is_empty() && said.out.contains("3 rows"), "{} {}", said.out, said.err);
+}
+
+/// SQLite gave an empty volume pages of its own size, and the first write was an I/O error.
+#[test]
+fn a_new_volume_has_pages_of_the_size_that_its_uri_says() {
+    let Some(shop) = Shop::open() else { return };
+    for size in [512, 4096, 65536] {
+        let name = format!("v{size}");
+        let uri = shop.uri(&name, &format!("&data={}&page_size={size}", shop.path("data")));
+        let made = shop.json(&format!(
+            "{uri}create table t(v); insert into t values(1); pragma page_size; select pushed from graft_push; select page_size from graft_info;"
+        ));
+        let size = json!([{ "page_size": size }]);
+        assert_eq!(made, [size.clone(), json!([{ "pushed": 2 }]), size.clone()]);
+        // A size that it does not have is no concern of who only opens it.
+        let read = shop.json(&format!("{}select v from t; pragma page_size;", shop.uri(&name, "")));
+        assert_eq!(read, [json!([{ "v": 1 }]), size]);
+    }
+    // Attached, it is told what to do.
+    let empty = shop.uri("empty", &format!("&data={}&page_size=512", shop.path("data")));
+    shop.json(&format!("{empty}select 1;"));
+    let file = format!("'file:empty?vfs=graft&remote={}&data={}'", shop.store(), shop.path("data"));
+    let first = shop.uri("v4096", &format!("&data={}", shop.path("data")));
+    let said = shop.json(&format!(
+        "{first}attach {file} as e; pragma e.page_size = 512; create table e.t(v); select name from e.sqlite_schema;"
+    ));
+    assert_eq!(said, [json!([{ "name": "t" }])]);
+}
+
+#[test]
+fn the_past_is_found_by_its_time() {
+    let Some(shop) = Shop::open() else { return };
+    let v = shop.uri("v", &format!("&data={}", shop.path("data")));
+    shop.json(&format!("{v}create table t(v); insert into t values(1); select * from graft_push; insert into t values(2); select * from graft_push;"));
+    let log = shop.json(&format!("{v}select strftime('%Y-%m-%dT%H:%M:%fZ', time_ms / 1000.0, 'unixepoch') as t from graft_log where lsn = 1;"));
+    let first = log[0][0]["t"].as_str().unwrap();
+    let count = "select count(*) as n from t;";
+    let past = shop.json(&format!("{}{count}", shop.uri("v", &format!("&at={first}"))));
+    assert_eq!(past, [json!([{ "n": 1 }])], "{first}");
+    let file = shop.path("out.db");
+    let said = shop.run(&format!(
+        "{v}pragma graft_open_at = '{first}'; {count} pragma graft_open_at; {count}
+         select lsn from graft_fork('old', '{first}'); select lsn from graft_export('{file}', '{first}');
+         pragma graft_open_at = '2020-02-03T04:05:06+01:00'; pragma graft_open_at = 'soon';"
+    ));
+    assert_eq!(said.out.trim(), "v at lsn 1\n1\nv\n2\n1\n1");
+    for word in
+        ["volume `v` has no commit as old as 2020-02-03 03:05:06.000 UTC", "`soon`: give an LSN like 42"]
+    {
+        assert!(said.err.contains(word), "{word}: {}", said.err);
+    }
+    let early = shop.run(&shop.uri("v", "&at=2020-01-01"));
+    assert!(early.err.contains("no commit as old as 2020-01-01"), "{}", early.err);
+}
+
+/// In a connection to a volume a plain name is a volume's. Who means a file is told how to say so.
+#[test]
+fn files_are_attached_and_vacuumed_into_by_their_own_vfs() {
+    let Some(shop) = Shop::open() else { return };
+    let here = shop.uri("v", &format!("&data={}", shop.path("data")));
+    let said = shop.run(&format!("{here}create table t(v); insert into t values(7); vacuum into 'out.db';"));
+    assert!(said.err.contains("file:PATH?vfs=unix"), "{}", said.err);
+    let found = shop.json(&format!(
+        "{here}vacuum into 'file:out.db?vfs=unix'; attach 'file:out.db?vfs=unix' as o; select v from o.t;"
+    ));
+    assert_eq!(found, [json!([{ "v": 7 }])]);
+}
+
+#[test]
+fn the_budget_on_disk_is_taken_from_the_uri() {
+    let Some(shop) = Shop::open() else { return };
+    let budget = |bytes: &str| shop.uri("v", &format!("&data={}&disk_bytes={bytes}", shop.path("data")));
+    let said = shop.run(&format!("{}select 1;", budget("much")));
+    assert!(said.err.contains("disk_bytes") && said.err.contains("`much`"), "{}", said.err);
+    // It said that all of it was there, whatever there was room for.
+    let fill = "create table t(v); with recursive n(i) as (select 1 union all select i + 1 from n where i < 3000)\n\
+                insert into t select randomblob(900) from n; select pushed from graft_push;";
+    shop.json(&format!("{}{fill}", budget("1000000")));
+    let here = |bytes| {
+        let there = shop.path(&format!("data {bytes}")).replace(' ', "%20");
+        shop.uri("v", &format!("&data={there}&disk_bytes={bytes}"))
+    };
+    let said = shop.run(&format!("{}select * from graft_hydrate;", here("1000000")));
+    assert!(said.err.contains("give a larger budget"), "{}\n{}", said.out, said.err);
+    let hydrate = "select pages - pages_fetched < 100 as most from graft_hydrate; select pages_fetched from graft_hydrate;";
+    let said = shop.json(&format!("{}{hydrate}", here("9000000")));
+    assert_eq!(said, [json!([{ "most": 1 }]), json!([{ "pages_fetched": 0 }])]);
 }

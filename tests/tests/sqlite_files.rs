@@ -231,6 +231,11 @@ fn every_state_of_a_backup_is_one_that_was_committed_whoever_is_killed() {
         for _ in 0..rng.random_range(1..40) {
             acknowledged = writer.transfer(&mut rng);
         }
+        // However slow it is, so that there are commits to speak of.
+        watching.line();
+        for _ in 0..rng.random_range(0..10) {
+            acknowledged = writer.transfer(&mut rng);
+        }
         match rng.random_range(0..4) {
             0 => {
                 writer.input.write_all(b"begin immediate; update tally set seq = 1000000;\n").unwrap();

@@ -6,7 +6,7 @@
 //! | `volumes/{id}/meta`, `…/log/…`, `…/segments/…`, `…/checkpoints/…` | for ever |
 //! | `modules/{sha256}` | for ever |
 //! | `volumes/{id}/owner`, `…/forks/…`, `…/pins/…`, `…/readers/…`, `…/horizon/…`, `…/bottom/…` | never |
-//! | `names/{name}`, `probe/…` | never |
+//! | `names/{name}`, `removals/{name}`, `probe/…` | never |
 //!
 //! For ever is right for a log or checkpoint key too, although gc later puts a tombstone there: what
 //! was read stays the commit that this LSN is, and its tombstone says no more.
@@ -144,7 +144,7 @@ fn kind(key: &str) -> Option<Kind> {
             };
             id_is_exact.then_some(kind)
         }
-        "names" => rest.parse::<VolumeName>().is_ok().then_some(Kind::Mutable),
+        "names" | "removals" => rest.parse::<VolumeName>().is_ok().then_some(Kind::Mutable),
         "modules" => {
             rest.parse::<ModuleHash>().is_ok_and(|hash| hash.to_string() == rest).then_some(Kind::Immutable)
         }
@@ -371,6 +371,7 @@ mod tests {
             (format!("volumes/{ID}/readers/x"), Kind::Mutable),
             (format!("volumes/{ID}/horizon/fffffffffffffffe"), Kind::Mutable),
             ("names/todo".into(), Kind::Mutable),
+            ("removals/todo".into(), Kind::Mutable),
             ("probe/passed-00".into(), Kind::Mutable),
         ] {
             assert_eq!(kind(&key), Some(expected), "{key}");
@@ -382,6 +383,7 @@ mod tests {
             "names/",
             "names/..",
             "names/a/b",
+            "removals/..",
             "names/%2e%2e",
             "modules/xyz",
             "secrets/key",

@@ -21,11 +21,34 @@ use super::{ByteFile as _, DiskFile, StoreError};
 /// What `DIR/format` holds. The digit changes when the layout of this directory does.
 const FORMAT: &str = "graft replica 2\n";
 
-/// Makes `dir` and its ancestors, each entry on disk.
+/// Makes `dir`, which is an absolute path, and its ancestors, each entry on disk before the next is made.
+///
+/// Whoever made the deepest one that is there may have been killed before its entry was on disk. So that one
+/// is synced too, until there is a format in `dir`, which is written after this.
 pub(super) fn make(dir: &Path) -> io::Result<()> {
+    if dir.join("format").exists() {
+        return Ok(());
+    }
     let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
-    fs::create_dir_all(dir)?;
-    missing.into_iter().filter_map(Path::parent).try_for_each(|parent| File::open(parent)?.sync_all())
+    let deepest = missing.last().map_or(Some(dir), |top| top.parent());
+    if let Some(parent) = deepest.and_then(Path::parent) {
+        match File::open(parent) {
+            Ok(parent) => parent.sync_all()?,
+            // Nothing of ours is made where we may not even look.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
+            Err(error) => return Err(error),
+        }
+    }
+    for dir in missing.into_iter().rev() {
+        match fs::create_dir(dir) {
+            Ok(()) => {}
+            // Another process was faster, or it was there and could not be seen.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && dir.is_dir() => {}
+            Err(error) => return Err(error),
+        }
+        dir.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())?;
+    }
+    Ok(())
 }
 
 /// Takes the lock of `dir`. What is in the file stays until [`sign`].

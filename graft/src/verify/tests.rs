@@ -109,6 +109,9 @@ fn whatever_is_damaged_is_named() {
                 assert!(!read || last, "{what} {} went unnoticed", row.key);
             } else {
                 assert!(report.findings.iter().any(|f| f.key == row.key), "{what} {}: {report:?}", row.key);
+                let gone =
+                    report.findings.iter().filter(|f| f.key == row.key && f.what == "it does not exist");
+                assert!(gone.count() <= 1, "{what} {} is said once: {report:?}", row.key);
                 named += 1;
             }
         }

@@ -10,6 +10,7 @@
 //! go on, because one loses its next LSN.
 
 use graft::checkpoint::Policy;
+use graft::fetch::fetch;
 use graft::format::frame::PageHash;
 use graft::publish::Prepared;
 use graft::remote::Remote;
@@ -23,6 +24,9 @@ use super::{
     publish_settled,
 };
 use crate::ledger::Ledger;
+
+/// What a SQLite database begins with.
+const MAGIC: &[u8] = b"SQLite format 3\0";
 
 /// Commits between two looks at whether a checkpoint is due.
 const SHIPS_BETWEEN_CHECKPOINTS: u64 = 64;
@@ -103,8 +107,8 @@ impl Backup {
     ///
     /// # Errors
     ///
-    /// [`TransferError::NotABackup`]: the file has no WAL, or the volume is an application's or has other
-    /// pages.
+    /// [`TransferError::NotABackup`]: the file has no WAL, or the volume is an application's, holds no database,
+    /// or has other pages.
     pub async fn start(
         remote: &dyn Remote,
         source: Source,
@@ -153,6 +157,16 @@ impl Backup {
             return Err(refused("reducers write to it; give the backup a volume of its own".into()));
         }
         let base = opened.volume.base();
+        if base.pages() > 0 {
+            let first = PageSet::from_ranges([1..=1]);
+            fetch(remote, &opened.volume, &base, &first).await?;
+            let page = opened.volume.read(&base, PageIdx::FIRST);
+            if !page.map_err(|error| refused(error.to_string()))?.starts_with(MAGIC) {
+                return Err(refused(
+                    "it holds no SQLite database; give the backup a volume of its own".into(),
+                ));
+            }
+        }
         let head = (base.lsn(), base.hash(), base.time_ms());
         let hashes = Hashes::of(remote, &opened.volume, &base).await?;
         let backup = Backup { source, volume, head, hashes, pages: base.pages(), position: None };

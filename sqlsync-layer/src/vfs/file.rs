@@ -494,7 +494,7 @@ impl VolumeFile {
         let page_bytes = self.page_bytes();
         if data.len() != page_bytes || !offset.is_multiple_of(page_bytes) {
             let error = format!(
-                "the volume's pages have {page_bytes} bytes, SQLite wrote {}; set PRAGMA page_size={page_bytes} before the first table",
+                "the volume's pages have {page_bytes} bytes, SQLite wrote {}; open it anew, and set PRAGMA page_size={page_bytes} first (PRAGMA SCHEMA.page_size where it is attached)",
                 data.len()
             );
             return Err(self.failed(vars::SQLITE_IOERR_WRITE, error));

@@ -233,9 +233,43 @@ fn a_new_directory_costs_few_syncs() {
     };
     let trace = fs::read_to_string(&trace).unwrap();
     let before = trace.lines().take_while(|line| !line.contains("\"acked "));
-    // The directory's own entry, the format and its entry, the journal's entry, and the first batch.
-    assert_eq!(before.filter(|line| line.contains("sync(")).count(), 5, "{trace}");
+    // The directory's own entry and that of the one it is in, the format and its entry, the journal's entry,
+    // and the first batch.
+    assert_eq!(before.filter(|line| line.contains("sync(")).count(), 6, "{trace}");
     assert!(!dir.join("fjall").exists(), "what is small lies in the journal alone");
+}
+
+/// Whoever made a directory may have been killed before its entry was on disk: an acknowledged write in it
+/// would go with it when the power fails.
+#[test]
+fn directories_that_a_killed_process_left_are_synced_before_anything_is_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().canonicalize().unwrap();
+    for (case, made, synced) in [
+        ("all", "all/a/store", &["all/a"][..]),
+        ("some", "some/a", &["some", "some/a"]),
+        ("none", "none", &["none", "none/a", ""]),
+    ] {
+        fs::create_dir_all(root.join(made)).unwrap();
+        let (dir, trace) = (root.join(case).join("a/store"), root.join(format!("{case}.trace")));
+        let strace =
+            ["strace", "-f", "-y", "-e", "trace=fsync,fdatasync,write", "-o", trace.to_str().unwrap()];
+        match child("child_writes_ten_and_aborts", &dir, &strace).output() {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                eprintln!("fsyncs not looked at: strace is not installed");
+                return;
+            }
+            output => output.unwrap(),
+        };
+        let trace = fs::read_to_string(&trace).unwrap();
+        let before = trace.split("\"acked ").next().unwrap();
+        for parent in synced {
+            let parent = if parent.is_empty() { root.clone() } else { root.join(parent) };
+            let call = format!("<{}>", parent.display());
+            let is_synced = before.lines().any(|line| line.contains("fsync(") && line.contains(&call));
+            assert!(is_synced, "{case}: {call} is not synced:\n{before}");
+        }
+    }
 }
 
 fn noise(random: &mut StdRng, bytes: usize) -> Vec<u8> {
