@@ -834,6 +834,10 @@ impl Round {
         match self.with(|replica| replica.published(&prepared, result))? {
             Ok(lsn) => Ok(format!("pushed lsn {lsn}")),
             Err(PushError::Publish(PublishError::Rejected { lsn })) => Ok(format!("lost lsn {lsn}")),
+            // Nobody can say any more whether it is in the log: the ledger can, and what was pulled.
+            Err(PushError::Publish(PublishError::Forgotten { lsn, .. })) => {
+                Ok(format!("lsn {lsn} is forgotten"))
+            }
             Err(error) => Err(error.to_string()),
         }
     }

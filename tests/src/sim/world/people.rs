@@ -333,12 +333,11 @@ impl World {
             let bottom = block_on(graft::gc::bottom::bottom(&*self.objects, VOLUME));
             bottom.is_ok_and(|bottom| lsn <= bottom.lsn).then(|| self.bucket.archived(&log_key))
         };
-        let mut body = match self.objects.get(&log_key).now_or_never() {
-            Some(Ok(body)) => body,
-            Some(Err(_)) | None => match buried() {
-                Some(Some(before)) => before,
-                Some(None) | None => return false,
-            },
+        // Below the bottom there may be nothing, or what came too late.
+        let mut body = match (buried(), self.objects.get(&log_key).now_or_never()) {
+            (Some(Some(before)), _) => before,
+            (None, Some(Ok(body))) => body,
+            (Some(None), _) | (None, Some(Err(_)) | None) => return false,
         };
         if Tombstone::is_one(&body) {
             // Collected already: what it was, we remember. The oracle compares the two.
