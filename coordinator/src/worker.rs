@@ -39,6 +39,9 @@ use crate::upkeep::Upkeep;
 /// Work waiting for one volume; senders wait beyond it.
 const WORK_MAX: usize = 1024;
 
+/// How long what direct writers commit may stay unseen where nobody else commits.
+const LOOK: Duration = Duration::from_secs(5);
+
 /// Work taken before the actor flushes.
 const TAKE_MAX: usize = 512;
 
@@ -83,6 +86,8 @@ pub(crate) enum Work {
     Checkpointed(Result<Written, CheckpointError>),
     Woken,
     Reminded,
+    /// Others may have committed.
+    Look,
     /// Take no more mutations; answer when everything accepted is durable.
     Shutdown {
         drained: oneshot::Sender<()>,
@@ -176,6 +181,7 @@ pub(crate) async fn start(name: &str, open: OpenMachine) -> Result<mpsc::Sender<
             inspections: HashMap::new(),
             requests: 0,
             drained: Vec::new(),
+            looks: false,
         };
         let ran = std::panic::catch_unwind(AssertUnwindSafe(|| worker.run()));
         if let Err(panic) = ran {
@@ -208,6 +214,8 @@ struct Worker {
     inspections: HashMap<RequestId, oneshot::Sender<Standing>>,
     requests: u64,
     drained: Vec<oneshot::Sender<()>>,
+    /// A [`Work::Look`] is to come.
+    looks: bool,
 }
 
 impl Worker {
@@ -233,6 +241,7 @@ impl Worker {
             Work::Connect { session, client, known, outbox } => {
                 tracing::info!(session = session.0, %client, "connected");
                 self.sessions.insert(session, outbox);
+                self.look_later();
                 Input::Connect { session, client, known }
             }
             Work::Receive { session, message, turn } => {
@@ -273,6 +282,11 @@ impl Worker {
             Work::Checkpointed(result) => Input::Checkpointed(result),
             Work::Woken => Input::Woken,
             Work::Reminded => Input::Reminded,
+            Work::Look => {
+                self.looks = false;
+                self.look_later();
+                Input::Look
+            }
             Work::Shutdown { drained } => {
                 self.drained.push(drained);
                 Input::Shutdown
@@ -357,6 +371,17 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// While anybody is connected, the log is looked at now and then: direct writers tell nobody.
+    fn look_later(&mut self) {
+        if self.sessions.is_empty() || std::mem::replace(&mut self.looks, true) {
+            return;
+        }
+        self.report(async {
+            tokio::time::sleep(LOOK).await;
+            Work::Look
+        });
     }
 
     /// Runs a task whose result is work for this worker, if it still runs then.

@@ -86,7 +86,7 @@ async fn documents_and_sessions_share_a_volume_and_hear_of_each_other() {
     beside.mutate("add_task", task("b", "beside")).await.unwrap();
     beside.execute("UPDATE tasks SET title = 'plain' WHERE id = 's'").await.unwrap();
     beside.sync().await.unwrap();
-    // The coordinator learns of it with its next commit, and tells the other document.
+    // The coordinator learns of it with its next commit, or its next look, and tells the other document.
     add(&session, "z", "zuletzt").await;
     for document in [&through, &beside] {
         until(document, &["beside", "plain", "through", "zuletzt"]).await;
@@ -94,6 +94,28 @@ async fn documents_and_sessions_share_a_volume_and_hear_of_each_other() {
     assert!(matches!(through.execute("DELETE FROM tasks").await, Err(MutateError::Route)));
     let refused = through.mutate("add_task", task("e", " ")).await;
     assert!(matches!(refused, Err(MutateError::Rejected(reason)) if reason.code == codes::REFUSED));
+    session.close().await;
+    running.shutdown().await;
+}
+
+/// What direct writers commit reaches who is connected to the coordinator, though nobody commits there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn direct_writers_are_seen_live_by_those_who_only_watch() {
+    let store = memory();
+    let running = start_todo(store.clone(), |_| {}).await;
+    let session = client(&running).await;
+    let mut watched = session.subscribe(TITLES, Default::default(), None).await.unwrap();
+    watched.next().await.unwrap();
+    assert!(watched.rows().rows().is_empty());
+    let told = open(&store, told_only(&running, Route::Coordinator)).await;
+    // Knows of no coordinator.
+    let alone = Options { coordinator: None, ..told_only(&running, Route::Direct) };
+    let writer = open(&store, alone).await;
+    writer.mutate("add_task", task("b", "beside")).await.unwrap();
+    let shown = tokio::time::timeout(Duration::from_secs(30), watched.next()).await;
+    shown.unwrap().unwrap();
+    assert_eq!(watched.rows().rows().len(), 1);
+    until(&told, &["beside"]).await;
     session.close().await;
     running.shutdown().await;
 }

@@ -124,6 +124,10 @@ pub enum Input {
     },
     /// A wait asked for by [`Output::Remind`] is over.
     Reminded,
+    /// Others may have committed straight to the bucket: look at the log, unless a publication of one's own
+    /// has shown since the last look that they did not, or something is under way. One LIST. To be said every
+    /// few seconds while anybody is connected.
+    Look,
     /// How the publication asked for by [`Output::Publish`] ended.
     Published(Result<graft::publish::Published, graft::publish::PublishError>),
     /// What the pull asked for by [`Output::Pull`] found.

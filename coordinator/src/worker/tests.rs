@@ -46,6 +46,7 @@ impl Machine for Fake {
             | Input::Ask { .. }
             | Input::Inspect { .. }
             | Input::Reminded
+            | Input::Look
             | Input::Published(_)
             | Input::Pulled(_)
             | Input::Checkpointed(_) => {}
@@ -73,6 +74,7 @@ fn kind(input: &Input) -> &'static str {
         Input::Ask { .. } => "ask",
         Input::Inspect { .. } => "inspect",
         Input::Reminded => "reminded",
+        Input::Look => "look",
         Input::Woken => "woken",
         Input::Shutdown => "shutdown",
     }

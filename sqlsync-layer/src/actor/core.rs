@@ -161,6 +161,8 @@ pub struct Actor {
     checkpointing: bool,
     /// The last one was not: the next publication will do.
     checkpoint_failed: bool,
+    /// Something was published since the last look for what others did.
+    was_newest: bool,
     pub(super) shutting_down: bool,
     drained: bool,
     pub(super) sessions: BTreeMap<SessionId, Session>,
@@ -216,6 +218,7 @@ impl Actor {
             behind: Vec::new(),
             checkpointing: false,
             checkpoint_failed: false,
+            was_newest: false,
             shutting_down: false,
             drained: false,
             sessions: BTreeMap::new(),
@@ -264,6 +267,7 @@ impl Actor {
             Input::Ask { request, ask } => self.ask(request, ask),
             Input::Inspect { request } => self.inspect(request),
             Input::Reminded => self.reminded(),
+            Input::Look => self.look(),
             Input::Published(result) => self.published(result),
             Input::Pulled(result) => self.pulled(result),
             Input::Checkpointed(result) => self.checkpointed(result),
@@ -371,6 +375,15 @@ impl Actor {
             } else {
                 self.behind.push(waiting);
             }
+        }
+    }
+
+    /// Looks for what others did, where nothing else would show it.
+    fn look(&mut self) {
+        let was_newest = std::mem::take(&mut self.was_newest);
+        let is_idle = matches!(self.phase, Phase::Idle) && !self.is_ahead() && self.inbox.is_empty();
+        if is_idle && !was_newest && !self.shutting_down {
+            self.pull();
         }
     }
 
@@ -743,6 +756,7 @@ impl Actor {
             Ok(published) => {
                 self.failures = 0;
                 self.checkpoint_failed = false;
+                self.was_newest = true;
                 self.metrics.published += 1;
                 self.confirm(prepared.locals, published.lsn);
                 self.durable.advance(published.lsn, prepared.head.time_ms);
@@ -860,17 +874,23 @@ impl Actor {
             Ok((payloads, begins.map_err(|error| error.to_string())?, pulled))
         });
         let replayed = replay.and_then(|(payloads, begins, pulled)| {
-            self.reset(&payloads, begins, pulled).map_err(|error| error.to_string())
+            let is_new = !pulled.heads.is_empty() || pulled.jump.is_some();
+            if is_new || self.is_ahead() {
+                self.reset(&payloads, begins, pulled).map_err(|error| error.to_string())?;
+            }
+            Ok(is_new)
         });
         match replayed {
-            Ok(()) => {
+            Ok(is_new) => {
                 self.failures = 0;
                 self.phase = Phase::Idle;
-                self.tell_head();
+                if is_new {
+                    self.tell_head();
+                }
                 self.welcome_waiting();
                 self.run_inbox();
             }
-            // Only waiting queries asked for it, and they ask again.
+            // Only waiting queries asked for it, or a look; they ask again.
             Err(error) if !self.is_ahead() && self.behind.is_empty() => {
                 tracing::warn!(volume = %self.volume.id(), error, "pulling for a query failed");
                 self.phase = Phase::Idle;

@@ -291,6 +291,35 @@ fn write_directly(remote: &SharedRemote, sql: &str) {
     block_on(push(&**remote, db.volume(), Payload::of_locals, || id, 3_000)).unwrap();
 }
 
+/// A coordinator through which nobody commits learns by a look what others did; one that finds nothing tells
+/// nobody, and one after a publication, which would have lost its LSN, asks for nothing.
+#[test]
+fn a_look_brings_what_direct_writers_did_and_is_spared_where_a_publication_shows_it() {
+    let mut rig = Rig::new(memory());
+    rig.connect(1, "alice");
+    rig.subscribe(1, 7, "select v from t order by id");
+    rig.messages(1);
+    let look = |rig: &mut Rig| {
+        rig.actor.handle(Input::Look);
+        rig.collect();
+        let asks = rig.waiting.len();
+        rig.settle();
+        asks
+    };
+    assert_eq!(look(&mut rig), 0, "the deploy has just been published");
+    assert_eq!((look(&mut rig), rig.messages(1).len()), (1, 0), "nothing is new");
+    write_directly(&rig.remote.clone(), "insert into t values(1, 'direct')");
+    assert_eq!(look(&mut rig), 1);
+    assert!(matches!(&rig.messages(1)[..], [ServerMessage::Delta { sub: 7, .. }]));
+    rig.mutate(1, 1, "sql", "insert into t values(2, 'mine')");
+    rig.actor.handle(Input::Look);
+    assert!(rig.waiting.is_empty(), "work waits, and its publication will show it");
+    rig.settle();
+    assert_eq!(finals(&rig.messages(1)), [(1, None)]);
+    assert_eq!(look(&mut rig), 0);
+    assert_eq!(rig.actor.metrics().replays, 0);
+}
+
 #[test]
 fn a_mutation_is_accepted_then_durable_and_another_subscriber_sees_it() {
     let mut rig = Rig::new(memory());

@@ -77,7 +77,7 @@ pub struct Options {
     /// How often the log is looked at where nobody says that it has grown.
     pub poll: Duration,
     /// How often it is looked at, if that is longer, while the coordinator is connected, which says so. A
-    /// coordinator learns only by its own next commit what others put straight into the bucket.
+    /// coordinator itself learns some seconds later what others put straight into the bucket.
     pub backstop: Duration,
     /// Whether to sync in the background; otherwise [`Document::sync`] does.
     pub background: bool,

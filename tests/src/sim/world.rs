@@ -114,6 +114,8 @@ enum Event {
     Flush { node: usize, life: u64 },
     /// A coordinator's lease is to be looked after.
     LeaseTick { node: usize, life: u64, wake: u64 },
+    /// A coordinator looks for what others did.
+    Look { node: usize, life: u64 },
     /// A wait of a coordinator is over.
     Woken { node: usize, life: u64 },
     /// Somebody reaches the store again.
@@ -394,6 +396,7 @@ impl World {
             Event::StartNode(node) => self.start_node(node),
             Event::Flush { node, life } => self.flush(node, life),
             Event::Woken { node, life } => self.woken(node, life),
+            Event::Look { node, life } => self.look(node, life),
             Event::LeaseTick { node, life, wake } => self.lease_tick(node, life, wake),
             Event::Reachable(asker) => self.bucket.set_unreachable(asker, false),
             Event::Document(event) => self.document_event(event),

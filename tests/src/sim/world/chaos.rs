@@ -249,9 +249,10 @@ impl World {
             Event::ToServer { conn, .. } | Event::EndAtServer { conn } | Event::Relieved { conn } => {
                 server(conn)
             }
-            Event::Flush { node, .. } | Event::Woken { node, .. } | Event::LeaseTick { node, .. } => {
-                Some(*node)
-            }
+            Event::Flush { node, .. }
+            | Event::Woken { node, .. }
+            | Event::Look { node, .. }
+            | Event::LeaseTick { node, .. } => Some(*node),
             Event::Store(_)
             | Event::Dialled { .. }
             | Event::ToClient { .. }

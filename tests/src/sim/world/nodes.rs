@@ -16,6 +16,9 @@ use crate::sim::disks::Crash;
 use crate::sim::plant::Plant;
 use crate::sim::store::PageFetch;
 
+/// How often a coordinator looks for what others did.
+const LOOK_MS: u64 = 2_000;
+
 impl World {
     /// Whether the coordinator is up with nothing under way, or is not to run any more.
     pub(super) fn node_is_at_rest(&self, at: usize) -> bool {
@@ -62,6 +65,7 @@ impl World {
                         self.nodes[at].stage = Stage::Up(Box::new(actor));
                         self.collect(at);
                         self.want_lease(at);
+                        self.queue.after(LOOK_MS, Event::Look { node: at, life });
                     }
                     Err(why) => {
                         self.note(format!("coordinator {at} cannot open: {why}"));
@@ -126,6 +130,14 @@ impl World {
         if let Some(actor) = self.nodes[at].actor() {
             actor.flush(now_ms, id);
             self.collect(at);
+        }
+    }
+
+    /// Direct writers tell nobody.
+    pub(super) fn look(&mut self, at: usize, life: u64) {
+        if self.nodes[at].life == life && self.nodes[at].actor().is_some() {
+            self.queue.after(LOOK_MS, Event::Look { node: at, life });
+            self.input(at, Input::Look);
         }
     }
 
