@@ -71,6 +71,9 @@ pub struct Limits {
     pub disk_bytes: u64,
     /// A volume without sessions is closed after this long.
     pub volume_idle: Duration,
+    /// How long what direct writers commit may stay unseen where somebody is connected and nobody else commits.
+    /// One LIST each time.
+    pub look_every: Duration,
     /// How long shutting down waits for what was accepted to become durable.
     pub drain_max: Duration,
     /// Of each connection.
@@ -116,6 +119,7 @@ impl Default for Limits {
             cache_bytes: 64 << 20,
             disk_bytes: 16 << 30,
             volume_idle: Duration::from_secs(300),
+            look_every: Duration::from_secs(5),
             drain_max: Duration::from_secs(20),
             session: SessionLimits {
                 hello_max: Duration::from_secs(10),

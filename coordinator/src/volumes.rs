@@ -282,7 +282,8 @@ impl Volumes {
             Ok((Box::new(actor), Box::new(storage)))
         });
         tracing::info!(volume = %name, %id, "opening");
-        worker::start(name.as_str(), open).await.map_err(|failure| from_failure(name, failure))
+        let look_every = self.limits.look_every;
+        worker::start(name.as_str(), look_every, open).await.map_err(|failure| from_failure(name, failure))
     }
 
     /// Stores the module, makes the volume if it is new, and puts the module in force.

@@ -39,9 +39,6 @@ use crate::upkeep::Upkeep;
 /// Work waiting for one volume; senders wait beyond it.
 const WORK_MAX: usize = 1024;
 
-/// How long what direct writers commit may stay unseen where nobody else commits.
-const LOOK: Duration = Duration::from_secs(5);
-
 /// Work taken before the actor flushes.
 const TAKE_MAX: usize = 512;
 
@@ -150,8 +147,12 @@ impl Storage for RemoteStorage {
 }
 
 /// Starts a worker and waits until its machine is open. The thread ends when the sender and its clones
-/// are dropped.
-pub(crate) async fn start(name: &str, open: OpenMachine) -> Result<mpsc::Sender<Work>, IoFailure> {
+/// are dropped. `look_every` is [`crate::Limits::look_every`].
+pub(crate) async fn start(
+    name: &str,
+    look_every: Duration,
+    open: OpenMachine,
+) -> Result<mpsc::Sender<Work>, IoFailure> {
     let passing = |message: String| IoFailure { message, damaged: false };
     let (sender, receiver) = mpsc::channel(WORK_MAX);
     let (ready, opened) = oneshot::channel();
@@ -181,6 +182,7 @@ pub(crate) async fn start(name: &str, open: OpenMachine) -> Result<mpsc::Sender<
             inspections: HashMap::new(),
             requests: 0,
             drained: Vec::new(),
+            look_every,
             looks: false,
         };
         let ran = std::panic::catch_unwind(AssertUnwindSafe(|| worker.run()));
@@ -214,6 +216,7 @@ struct Worker {
     inspections: HashMap<RequestId, oneshot::Sender<Standing>>,
     requests: u64,
     drained: Vec<oneshot::Sender<()>>,
+    look_every: Duration,
     /// A [`Work::Look`] is to come.
     looks: bool,
 }
@@ -378,8 +381,9 @@ impl Worker {
         if self.sessions.is_empty() || std::mem::replace(&mut self.looks, true) {
             return;
         }
-        self.report(async {
-            tokio::time::sleep(LOOK).await;
+        let after = self.look_every;
+        self.report(async move {
+            tokio::time::sleep(after).await;
             Work::Look
         });
     }

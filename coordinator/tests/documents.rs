@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{add, client, memory, start_todo};
-use coordinator::Running;
+use coordinator::{Config, Running};
 use graft::ModuleHash;
 use graft::remote::SharedRemote;
 use reducers_abi::{Runtime, Value};
@@ -102,7 +102,8 @@ async fn documents_and_sessions_share_a_volume_and_hear_of_each_other() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn direct_writers_are_seen_live_by_those_who_only_watch() {
     let store = memory();
-    let running = start_todo(store.clone(), |_| {}).await;
+    let soon = |config: &mut Config| config.limits.look_every = Duration::from_millis(100);
+    let running = start_todo(store.clone(), soon).await;
     let session = client(&running).await;
     let mut watched = session.subscribe(TITLES, Default::default(), None).await.unwrap();
     watched.next().await.unwrap();

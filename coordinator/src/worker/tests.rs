@@ -106,7 +106,8 @@ impl Rig {
     async fn new(bytes_soft: usize, bytes_max: usize) -> Rig {
         let seen = Seen::default();
         let fake = Fake { seen: seen.clone(), outputs: Vec::new() };
-        let worker = start("t", Box::new(|| Ok((Box::new(fake), Box::new(NoStorage))))).await.unwrap();
+        let worker =
+            start("t", Duration::MAX, Box::new(|| Ok((Box::new(fake), Box::new(NoStorage))))).await.unwrap();
         let outbox = Arc::new(Outbox::new(bytes_soft, bytes_max));
         let client = ClientId::new("c").unwrap();
         let rig = Rig { worker, outbox, seen, turns: Arc::new(Semaphore::new(1)) };
@@ -209,9 +210,9 @@ async fn a_panic_closes_the_sessions_and_the_channel() {
 async fn a_machine_that_does_not_open_is_an_error() {
     let failure = IoFailure { message: "page 7".into(), damaged: true };
     let told = failure.clone();
-    let refused = start("t", Box::new(move || Err(told))).await.unwrap_err();
+    let refused = start("t", Duration::MAX, Box::new(move || Err(told))).await.unwrap_err();
     assert_eq!(refused, failure);
-    let panicked = start("t", Box::new(|| panic!("no %s"))).await.unwrap_err();
+    let panicked = start("t", Duration::MAX, Box::new(|| panic!("no %s"))).await.unwrap_err();
     assert!(panicked.message.contains("no %s") && !panicked.damaged, "{panicked}");
 }
 
