@@ -126,6 +126,7 @@ fn two_subscribers_see_what_a_third_process_does() {
         "name",
         "page_size",
         "pages",
+        "parent",
         "schema",
         "store",
         "time_ms",

@@ -191,7 +191,10 @@ impl World {
         let node = self.random.index(self.nodes.len());
         match which {
             Some(0) => self.crash_node(node),
-            Some(1) => self.drain_node(node),
+            Some(1) => {
+                let at = self.owner_or(node);
+                self.drain_node(at);
+            }
             Some(2) => self.misfortune_of_a_connection(World::cut),
             Some(3) => self.misfortune_of_a_connection(World::hang),
             Some(4) => self.misfortune_of_a_connection(World::congest),

@@ -37,6 +37,16 @@ impl World {
         self.lease_event(at, lease::Event::Want);
     }
 
+    /// Half of the time the coordinator that owns the volume, if one does: else hardly anything is handed over.
+    pub(super) fn owner_or(&mut self, node: usize) -> usize {
+        let owns = |at: &usize| {
+            let tenancy = self.nodes[*at].tenancy.as_ref();
+            tenancy.is_some_and(|tenancy| tenancy.lease.owns(self.node_clock(*at)).is_some())
+        };
+        let owner = (0..self.nodes.len()).find(owns);
+        owner.filter(|_| self.random.chance(0.5)).unwrap_or(node)
+    }
+
     /// A coordinator shuts down: somebody else may own the volume at once.
     pub(super) fn hand_over_lease(&mut self, at: usize) {
         let others = (0..self.nodes.len()).filter(|other| *other != at && !self.nodes[*other].draining);
