@@ -19,8 +19,10 @@ pub fn leftovers(path: &str, text: &str) -> Vec<String> {
         let word = line.split(|c| !is_letter(c)).find(|word| words.contains(word));
         let call = macros.into_iter().find(|call| line.contains(call));
         if let Some(found) = word.or(call) {
-            findings
-                .push(format!("{path}:{}: `{found}`: finish it, or write it into docs/progress.md", n + 1));
+            findings.push(format!(
+                "{path}:{}: `{found}`: finish it, or say in the documents that it is not there",
+                n + 1
+            ));
         }
     }
     findings
