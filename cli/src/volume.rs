@@ -127,7 +127,9 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
         }
         VolumeCommand::Rm { name, store, json } => {
             let remote = graft::remote::open(&store.store)?;
-            let objects = catalog::remove_noted(&*remote, &name.parse()?).await?;
+            #[allow(clippy::disallowed_methods, reason = "a driver: it gives removals their random numbers")]
+            let own = rand::rng().random();
+            let objects = catalog::remove_noted(&*remote, &name.parse()?, own).await?;
             if json {
                 output::json(&json!({ "removed": name, "objects": objects }))?;
             } else {

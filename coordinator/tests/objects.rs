@@ -310,6 +310,7 @@ async fn every_key_of_the_engine_is_served() {
         key::compacted_segment(volume, Epoch(2), CommitId([3; 16]), 0),
         key::checkpoint(volume, Seq(1)),
         key::horizon(volume, Lsn(7), Seq(1)),
+        key::closed(volume, 9),
         key::fork_pin(volume, child),
         key::pin(volume, child, Seq(1)),
         key::reader(volume, LeaseId([4; 16])),
@@ -335,7 +336,7 @@ async fn every_key_of_the_engine_is_served() {
     store.create(&format!("{prefix}notes.txt"), "x".into()).await.unwrap();
     let listed = remote.list(&prefix, None, 100).await.unwrap();
     assert_eq!(listed, before);
-    assert_eq!(listed.len(), 10);
+    assert_eq!(listed.len(), 11);
     running.shutdown().await;
 }
 
@@ -347,7 +348,7 @@ async fn a_volume_is_removed_whole_through_a_coordinator() {
     let (id, meta) = (graft::VolumeId([1; 16]), Meta { page_size: PageSize::DEFAULT, parent: None });
     catalog::create(&remote, &name, id, meta).await.unwrap();
     remote.create(&graft::key::log(id, graft::Lsn(1)), "x".into()).await.unwrap();
-    catalog::remove(&remote, &name).await.unwrap();
+    catalog::remove(&remote, &name, 1).await.unwrap();
     let left = store.list("", None, 100).await.unwrap();
     assert!(left.iter().all(|row| row.key.starts_with("probe/")), "{left:?}");
     running.shutdown().await;

@@ -6,6 +6,12 @@
 //! a loser of a race for a name leaves a `meta` that nothing names. Removing goes the other way: the
 //! name first, the `meta` last. What is to be removed is noted under `removals/{name}` before, so that
 //! a second removal of that name finishes one that was killed.
+//!
+//! While a volume is being removed it takes no forks. Every removal says so by a mark of its own
+//! ([`key::closed`]), and looks for forks after that: a removal that fails before it has deleted anything of
+//! the volume takes back its own mark, and no other's, so that the volume stays closed while another one goes
+//! on. Who has begun to delete leaves its mark where it fails. All marks go after the metadata, without which
+//! nothing can be forked.
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -13,7 +19,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use crate::format::Damaged;
 use crate::format::meta::Meta;
 use crate::gc;
-use crate::ids::{Lsn, Seq, VolumeId, VolumeName, key};
+use crate::ids::{Lsn, VolumeId, VolumeName, key};
 use crate::remote::{Remote, RemoteError};
 
 /// Why a name could not be created, resolved or listed.
@@ -92,47 +98,64 @@ const CONCURRENT_DELETES: usize = 32;
 /// Removes the volume called `name` with everything that is stored of it; answers how many objects that
 /// were. Nobody may write to it meanwhile: what they commit goes, too.
 ///
+/// `own` is a fresh random number, for each call another: two removals of one volume at the same time must
+/// not have the same, nor a second try that of the first, whose last request may still be on its way.
+///
 /// One request for each object, and a few. The name goes first: where it fails half-way, what is left is
 /// garbage that nothing names.
 ///
 /// # Errors
 ///
 /// [`CatalogError::HasForks`] names the forks that read through it. Nothing has changed then.
-pub async fn remove(remote: &dyn Remote, name: &VolumeName) -> Result<u64, CatalogError> {
+pub async fn remove(remote: &dyn Remote, name: &VolumeName, own: u64) -> Result<u64, CatalogError> {
     let id = resolve(remote, name).await?;
     refuse_forks(remote, name, id).await?;
-    // A fork that is being made now either pins before this is seen, or sees it and gives up.
-    let closed = key::horizon(id, Lsn(u64::MAX), Seq(u64::MAX));
-    match remote.create(&closed, Bytes::new()).await {
-        Ok(()) | Err(RemoteError::AlreadyExists { .. }) => {}
-        Err(error) => return Err(error.into()),
-    }
     let begun = async {
-        refuse_forks(remote, name, id).await?;
+        close(remote, name, id, own).await?;
         let parent = meta(remote, id).await?.parent;
         remote.delete(&key::name(name)).await?;
         Ok(parent)
     };
     match begun.await {
-        Ok(parent) => purge(remote, id, parent).await,
-        Err(error) => {
-            // It lives on, and so must not stay closed.
-            remote.delete(&closed).await?;
-            Err(error)
-        }
+        Ok(parent) => purge(remote, id, parent, own).await,
+        Err(error) => Err(reopened(remote, id, own, error).await),
     }
+}
+
+/// Marks `id` as closed, and makes sure that nothing was forked from it before.
+async fn close(remote: &dyn Remote, name: &VolumeName, id: VolumeId, own: u64) -> Result<(), CatalogError> {
+    match remote.create(&key::closed(id, own), Bytes::new()).await {
+        // Ours from an unanswered try.
+        Ok(()) | Err(RemoteError::AlreadyExists { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // A fork that is being made now either has pinned before the mark was there, or sees it and gives up.
+    refuse_forks(remote, name, id).await
+}
+
+/// Takes back the mark of a removal that `error` has ended before anything was deleted but the name. Answers
+/// why it failed: where the mark may be left, that is no refusal that has changed nothing.
+async fn reopened(remote: &dyn Remote, id: VolumeId, own: u64, error: CatalogError) -> CatalogError {
+    let mark = key::closed(id, own);
+    let Err(left) = remote.delete(&mark).await else { return error };
+    tracing::warn!(
+        volume = %id, %mark, %error,
+        "the mark of a removal that failed may be left: nothing can be forked from the volume, and nothing of \
+         it collected, until it is removed or that object is deleted"
+    );
+    left.into()
 }
 
 /// [`remove`], for whoever may be killed and remembers nothing: what is being removed is noted under
 /// its name until all of it is gone. Where a removal of that name ended half-way, this finishes it
 /// first, also where no volume has the name any more. Answers how many objects went.
 ///
-/// Four requests more than [`remove`], and one for each ancestor.
+/// Four requests more than [`remove`], and one for each ancestor. `own` is as [`remove`]'s.
 ///
 /// # Errors
 ///
 /// As [`remove`]'s. [`CatalogError::NoSuchVolume`] where nothing is left of a removal either.
-pub async fn remove_noted(remote: &dyn Remote, name: &VolumeName) -> Result<u64, CatalogError> {
+pub async fn remove_noted(remote: &dyn Remote, name: &VolumeName, own: u64) -> Result<u64, CatalogError> {
     let note = key::removal(name);
     let left = match remote.get(&note).await {
         Ok(bytes) => Some(parse_note(&note, name, &bytes)?),
@@ -146,7 +169,7 @@ pub async fn remove_noted(remote: &dyn Remote, name: &VolumeName) -> Result<u64,
     };
     let mut removed = 0;
     if let Some((left, ancestors)) = left.filter(|(left, _)| found != Some(*left)) {
-        removed += finish_removal(remote, name, left).await?;
+        removed += finish_removal(remote, name, left, own).await?;
         // Where its metadata was gone already, this could not be known: who its ancestors are.
         for ancestor in ancestors {
             for row in remote.list(&key::child_pins_prefix(ancestor, left), None, 1000).await? {
@@ -154,7 +177,6 @@ pub async fn remove_noted(remote: &dyn Remote, name: &VolumeName) -> Result<u64,
             }
             remote.delete(&key::fork_pin(ancestor, left)).await?;
         }
-        remote.delete(&key::horizon(left, Lsn(u64::MAX), Seq(u64::MAX))).await?;
     }
     if let Some(found) = found {
         let mut ids = vec![found];
@@ -162,7 +184,7 @@ pub async fn remove_noted(remote: &dyn Remote, name: &VolumeName) -> Result<u64,
             ids.push(parent);
         }
         remote.put(&note, Bytes::from(note_text(name, &ids))).await?;
-        match remove(remote, name).await {
+        match remove(remote, name, own).await {
             Ok(objects) => removed += objects,
             Err(error @ CatalogError::HasForks { .. }) => {
                 // It lives on. A note that is left where this fails does no harm: the name comes first.
@@ -195,7 +217,7 @@ fn parse_note(key: &str, name: &VolumeName, bytes: &[u8]) -> Result<(VolumeId, V
 }
 
 /// Goes on with a [`remove`] that failed half-way: `id` is the volume that `name` led to. Safe to repeat;
-/// costs what is left to do.
+/// costs what is left to do. `own` is as [`remove`]'s.
 ///
 /// # Errors
 ///
@@ -204,26 +226,29 @@ pub async fn finish_removal(
     remote: &dyn Remote,
     name: &VolumeName,
     id: VolumeId,
+    own: u64,
 ) -> Result<u64, CatalogError> {
     match resolve(remote, name).await {
-        Ok(found) if found == id => return remove(remote, name).await,
+        Ok(found) if found == id => return remove(remote, name, own).await,
         // Another volume has the name by now.
         Ok(_) | Err(CatalogError::NoSuchVolume { .. }) => {}
         Err(error) => return Err(error),
     }
     let parent = match remote.get(&key::meta(id)).await {
-        Ok(bytes) if bytes == gc::REAPED => return Ok(0),
-        Ok(bytes) => Meta::decode(id, &bytes)?.parent,
-        // All that may be left are its pins, which its ancestors' collections take.
-        Err(RemoteError::NotFound { .. }) => return Ok(0),
+        Ok(bytes) if bytes == gc::REAPED => None,
+        Ok(bytes) => Some(Meta::decode(id, &bytes)?.parent),
+        Err(RemoteError::NotFound { .. }) => None,
         Err(error) => return Err(error.into()),
     };
-    match remote.create(&key::horizon(id, Lsn(u64::MAX), Seq(u64::MAX)), Bytes::new()).await {
-        Ok(()) | Err(RemoteError::AlreadyExists { .. }) => {}
-        Err(error) => return Err(error.into()),
+    let Some(parent) = parent else {
+        // What else may be left are its pins, which its ancestors' collections take.
+        delete_marks(remote, id, own).await?;
+        return Ok(0);
+    };
+    match close(remote, name, id, own).await {
+        Ok(()) => purge(remote, id, parent, own).await,
+        Err(error) => Err(reopened(remote, id, own, error).await),
     }
-    refuse_forks(remote, name, id).await?;
-    purge(remote, id, parent).await
 }
 
 /// Deletes everything of a volume that has no name any more and takes no forks.
@@ -231,15 +256,19 @@ async fn purge(
     remote: &dyn Remote,
     id: VolumeId,
     parent: Option<(VolumeId, Lsn)>,
+    own: u64,
 ) -> Result<u64, CatalogError> {
-    let closed = key::horizon(id, Lsn(u64::MAX), Seq(u64::MAX));
+    let marks = key::closed_prefix(id);
     let mut removed = 1;
     let prefix = key::volume_prefix(id);
     let last = key::meta(id);
     loop {
         let rows = remote.list(&prefix, None, 1000).await?;
-        let keys: Vec<String> =
-            rows.into_iter().map(|row| row.key).filter(|key| *key != last && *key != closed).collect();
+        let keys: Vec<String> = rows
+            .into_iter()
+            .map(|row| row.key)
+            .filter(|key| *key != last && !key.starts_with(&marks))
+            .collect();
         if keys.is_empty() {
             break;
         }
@@ -247,9 +276,9 @@ async fn purge(
         let deletes = keys.into_iter().map(|key| delete(remote, key));
         futures::stream::iter(deletes).buffer_unordered(CONCURRENT_DELETES).try_collect::<()>().await?;
     }
-    // The mark that it is closed goes last but for the metadata, without which nothing can be forked.
+    // Not sooner than the metadata: a forker looks for a mark, and then for that.
     remote.delete(&last).await?;
-    remote.delete(&closed).await?;
+    delete_marks(remote, id, own).await?;
     // Only now: until here its ancestors keep what it reads.
     let mut ancestor = parent;
     while let Some((volume, _)) = ancestor {
@@ -264,6 +293,18 @@ async fn purge(
         removed += 1;
     }
     Ok(removed + 1)
+}
+
+/// Deletes the marks of all removals of `id`, whose metadata is gone; the one that `own` has left, last.
+async fn delete_marks(remote: &dyn Remote, id: VolumeId, own: u64) -> Result<(), RemoteError> {
+    let last = key::closed(id, own);
+    // Nothing else is left there.
+    for row in gc::list_all(remote, &key::horizon_prefix(id)).await? {
+        if row.key != last {
+            remote.delete(&row.key).await?;
+        }
+    }
+    remote.delete(&last).await
 }
 
 async fn delete(remote: &dyn Remote, key: String) -> Result<(), RemoteError> {

@@ -11,7 +11,7 @@
 //! Invariants: the *pin* under the parent is stored before the child's metadata, so that garbage
 //! collection, which announces its horizon before it lists pins, either sees the pin or was announced
 //! before it: then the forker sees the horizon and gives up. A removal announces itself in the same way, and
-//! takes its mark away after the volume's metadata: the forker looks for the one and then for the other. A child names the volume in whose log the
+//! takes all marks away after the volume's metadata: the forker looks for the one and then for the other. A child names the volume in whose log the
 //! commit is, so that each pin is under the volume that it keeps. A name is created after the fork that it
 //! names is whole, and nothing of a fork is deleted while a try may still name it. Tries that meant states of
 //! different volumes may leave a pin under each; the one under the volume that the metadata does not name
@@ -148,14 +148,14 @@ pub async fn create(
         Err(error) => return Err(error.into()),
     }
     if made.is_none() {
-        let horizon = gc::published(remote, origin).await.map_err(AtError::from)?.lsn;
-        if horizon == Lsn(u64::MAX) {
+        let floor = gc::published(remote, origin).await.map_err(AtError::from)?;
+        if floor == gc::Floor::CLOSED {
             return Err(ForkError::Removed { volume: origin });
         }
-        if lsn < horizon {
-            return Err(ForkError::Expired { volume: origin, lsn, horizon });
+        if lsn < floor.lsn {
+            return Err(ForkError::Expired { volume: origin, lsn, horizon: floor.lsn });
         }
-        // Not sooner: a removal takes its mark away last, after the metadata.
+        // Not sooner: a removal takes the marks away last, after the metadata.
         let page_size = match catalog::meta(remote, origin).await {
             Ok(meta) => meta.page_size,
             Err(CatalogError::Remote(RemoteError::NotFound { .. })) => {

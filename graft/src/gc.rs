@@ -111,6 +111,11 @@ pub struct Floor {
     pub seq: Seq,
 }
 
+impl Floor {
+    /// The volume is being removed: any removal's mark ([`key::closed`]) is this floor.
+    pub const CLOSED: Floor = Floor { lsn: Lsn(u64::MAX), seq: Seq(u64::MAX) };
+}
+
 /// Why an object goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
@@ -230,7 +235,7 @@ pub enum GcError {
 /// What a run of [`collect`] tells while it works.
 pub type Progress<'a> = &'a (dyn Fn(usize, usize) + Send + Sync);
 
-/// The floor that is in force: the newest one published.
+/// The floor that is in force: the newest one published; [`Floor::CLOSED`] while the volume is being removed.
 pub async fn published(remote: &dyn Remote, volume: VolumeId) -> Result<Floor, PullError> {
     let rows = remote.list(&key::horizon_prefix(volume), None, 1).await?;
     rows.first().map_or(Ok(Floor::default()), |row| Ok(floor_of(row)?))
@@ -239,7 +244,9 @@ pub async fn published(remote: &dyn Remote, volume: VolumeId) -> Result<Floor, P
 fn floor_of(row: &Listed) -> Result<Floor, Damaged> {
     let parse = || {
         let (lsn, seq) = row.key.rsplit('/').next()?.split_once('-')?;
-        Some(Floor { lsn: Lsn::from_key_part(lsn)?, seq: Seq::from_key_part(seq)? })
+        let floor = Floor { lsn: Lsn::from_key_part(lsn)?, seq: Seq::from_key_part(seq)? };
+        // What stands there instead of a checkpoint is the removal's number.
+        Some(if floor.lsn == Floor::CLOSED.lsn { Floor::CLOSED } else { floor })
     };
     parse().ok_or_else(|| Damaged::new(&row.key, "its key is not a floor's"))
 }
@@ -289,7 +296,7 @@ pub async fn sweep_announced(
     progress: Progress<'_>,
 ) -> Result<Plan, GcError> {
     let published = published(remote, volume).await?;
-    if published.lsn == Lsn(u64::MAX) {
+    if published == Floor::CLOSED {
         return Err(GcError::Removed { volume });
     }
     if published == Floor::default() {
@@ -414,7 +421,7 @@ async fn wanted(
     now_ms: i64,
 ) -> Result<Option<Floor>, GcError> {
     let published = published(remote, volume).await?;
-    if published.lsn == Lsn(u64::MAX) {
+    if published == Floor::CLOSED {
         return Err(GcError::Removed { volume });
     }
     let newest_lsn = crate::history::newest_lsn(remote, volume).await?;
@@ -477,7 +484,7 @@ async fn sweep_plan(
     let inventory = Inventory::take(remote, volume, now_ms).await?;
     // A removal may begin between the look at the floor and this listing, and be refused after it: its mark
     // is above everything, and must not be taken for a floor.
-    if inventory.floors.iter().any(|(floor, _)| floor.lsn == Lsn(u64::MAX)) {
+    if inventory.floors.iter().any(|(floor, _)| *floor == Floor::CLOSED) {
         return Err(GcError::Removed { volume });
     }
     let graced = now_ms.saturating_sub(retention.grace_ms);

@@ -326,6 +326,15 @@ pub mod key {
     pub fn horizon(vid: VolumeId, lsn: Lsn, seq: Seq) -> String {
         format!("volumes/{vid}/horizon/{}-{}", lsn.key_part(), seq.key_part())
     }
+    /// One removal's mark that the volume takes no forks any more: a horizon above every other. `own` is
+    /// that removal's number.
+    pub fn closed(vid: VolumeId, own: u64) -> String {
+        horizon(vid, Lsn(u64::MAX), Seq(own))
+    }
+    /// How the keys of all removals' marks begin. Not a prefix that can be listed: it ends within a part.
+    pub fn closed_prefix(vid: VolumeId) -> String {
+        format!("volumes/{vid}/horizon/{}-", Lsn(u64::MAX).key_part())
+    }
     /// Where tombstones begin; the newest is in force.
     pub fn bottom_prefix(vid: VolumeId) -> String {
         format!("volumes/{vid}/bottom/")

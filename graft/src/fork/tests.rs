@@ -189,11 +189,11 @@ fn a_volume_with_forks_is_not_removed_and_then_it_is() {
         block_on(create(&remote, FIRST, At::Newest, id(n), &name(n))).unwrap();
     }
     let before = remote.objects();
-    let error = block_on(catalog::remove(&remote, &name(1))).unwrap_err();
+    let error = block_on(catalog::remove(&remote, &name(1), 1)).unwrap_err();
     assert!(error.to_string().contains("v2, v3"), "{error}");
     assert_eq!(remote.objects(), before);
     for n in [3, 2, 1] {
-        block_on(catalog::remove(&remote, &name(n))).unwrap();
+        block_on(catalog::remove(&remote, &name(n), 1)).unwrap();
         let left = remote.objects();
         assert!(left.iter().all(|(key, _)| !key.contains(&id(n).to_string())), "{left:?}");
         assert!(matches!(
@@ -220,7 +220,7 @@ impl Layer for RemovedBefore {
     fn around<'a, T: Send + 'a>(&'a self, _: Request, _: &'a str, sent: Answer<'a, T>) -> Answer<'a, T> {
         Box::pin(async move {
             if self.seen.fetch_add(1, Ordering::Relaxed) + 1 == self.request {
-                match catalog::remove(&self.inner, &name(1)).await {
+                match catalog::remove(&self.inner, &name(1), 1).await {
                     Ok(_) | Err(CatalogError::HasForks { .. }) => {}
                     Err(other) => panic!("{other}"),
                 }
@@ -604,7 +604,7 @@ fn a_pin_under_a_volume_that_the_fork_does_not_name_goes() {
     assert_eq!(bytes_of(&remote, &open(&remote, id(3))), [3]);
     // Now nothing but forks that are there keeps anything.
     for n in [3, 2, 1] {
-        block_on(catalog::remove(&remote, &name(n))).unwrap();
+        block_on(catalog::remove(&remote, &name(n), 1)).unwrap();
     }
 }
 

@@ -623,7 +623,7 @@ mod long_lives {
             put_page(&mut w, &parent, n, n as u8);
             checkpoint(&w, &parent);
         }
-        let closed = key::horizon(VOLUME, Lsn(u64::MAX), Seq(u64::MAX));
+        let closed = key::closed(VOLUME, 1);
         block_on(w.remote.create(&closed, Bytes::new())).unwrap();
         let now = w.now_ms;
         let p = block_on(collect(&*w.remote, VOLUME, Retention::default(), now + 10_000_000_000, &|_, _| {}));

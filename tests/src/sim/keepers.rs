@@ -74,6 +74,8 @@ pub struct Family {
     pub leaving: Vec<VolumeId>,
     /// Forks that were removed.
     pub removed: Vec<VolumeId>,
+    /// How many removals were begun or gone on with; each has its number as its own.
+    pub removals: u64,
     /// What a keeper saw that can never be.
     pub violation: Option<String>,
     /// Those whose making ended in an error: they may exist.
@@ -84,6 +86,14 @@ pub struct Family {
     pub durable: Vec<(VolumeId, Lsn, CommitId)>,
     /// How many jobs of each kind ended well.
     pub done: BTreeMap<&'static str, u64>,
+}
+
+impl Family {
+    /// A number for one removal alone.
+    pub fn next_removal(&mut self) -> u64 {
+        self.removals += 1;
+        self.removals
+    }
 }
 
 /// The family, shared by its members.
@@ -393,10 +403,11 @@ impl Job {
             (volume, name, again)
         };
         let children = self.children(volume);
+        let own = self.family.lock().next_removal();
         let ended = if again {
-            catalog::finish_removal(&self.remote, &name, volume).await
+            catalog::finish_removal(&self.remote, &name, volume, own).await
         } else {
-            catalog::remove(&self.remote, &name).await
+            catalog::remove(&self.remote, &name, own).await
         };
         let still = self.children(volume);
         let mut family = self.family.lock();

@@ -387,7 +387,7 @@ fn the_mark_of_a_removal_is_no_floor() {
     log.grow(40);
     let retention = Retention { keep_ms: 0, keep_commits: 100, grace_ms: 0 };
     let publish = block_on(wanted(&*log.remote, VOLUME, retention, log.now_ms())).unwrap();
-    let mark = key::horizon(VOLUME, Lsn(u64::MAX), Seq(u64::MAX));
+    let mark = key::closed(VOLUME, 1);
     block_on(log.remote.create(&mark, Bytes::new())).unwrap();
     let plan = sweep_plan(&*log.remote, VOLUME, retention, Burial::after(0), log.now_ms(), publish);
     let plan = block_on(plan);

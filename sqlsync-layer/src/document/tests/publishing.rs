@@ -362,7 +362,7 @@ fn a_volume_that_is_gone_keeps_the_branch_here() {
     let world = World::deployed();
     let (store, _) = conflicted(&world);
     let mut a = world.open("a", forking(), Some(store)).unwrap();
-    block_on(catalog::remove(&*world.remote, &name("t"))).unwrap();
+    block_on(catalog::remove(&*world.remote, &name("t"), 1)).unwrap();
     let error = world.publish(&mut a, 1, "late").unwrap_err();
     assert!(
         matches!(

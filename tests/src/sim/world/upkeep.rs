@@ -7,7 +7,7 @@ use futures::executor::block_on;
 use graft::catalog::{self, CatalogError};
 use graft::fetch::RemoteFetch;
 use graft::gc::{self, Retention};
-use graft::remote::{Counting, SharedRemote};
+use graft::remote::{Counting, Remote as _, SharedRemote};
 use graft::verify::verify;
 use graft::volume::{Options, Pushed, Volume, push};
 use graft::{CommitId, VolumeId, checkpoint, key};
@@ -119,15 +119,27 @@ impl World {
         forks.iter().try_for_each(|fork| self.opens_cheaply(&remote, *fork, depth))
     }
 
-    /// Removals that failed on their way go on. What is removed cannot be opened.
-    fn finish_removals(&self) -> Result<(), String> {
+    /// Removals that failed on their way go on, and what crashed ones have closed for ever is opened as
+    /// docs/operations.md says. What is removed cannot be opened.
+    fn finish_removals(&mut self) -> Result<(), String> {
         let family = self.family.lock().clone();
         for volume in &family.leaving {
             let (name, _) = &family.names[volume];
-            match block_on(catalog::finish_removal(&*self.objects, name, *volume)) {
+            let own = self.family.lock().next_removal();
+            match block_on(catalog::finish_removal(&*self.objects, name, *volume, own)) {
                 Ok(_) => self.family.lock().removed.push(*volume),
                 Err(CatalogError::HasForks { .. }) => {}
                 Err(error) => return Err(format!("{volume} cannot be removed: {error}")),
+            }
+        }
+        // A removal that crashed may have left its mark on a volume that another one then found to have forks.
+        for volume in &family.forks {
+            let rows = block_on(self.objects.list(&key::horizon_prefix(*volume), None, 1000));
+            let marks = key::closed_prefix(*volume);
+            let rows = rows.map_err(|error| error.to_string())?;
+            for row in rows.into_iter().filter(|row| row.key.starts_with(&marks)) {
+                self.note(format!("{} was left", row.key));
+                block_on(self.objects.delete(&row.key)).map_err(|error| error.to_string())?;
             }
         }
         for volume in self.family.lock().removed.iter() {
