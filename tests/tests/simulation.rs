@@ -102,25 +102,23 @@ const PLANTED_STEPS: u64 = 1_500;
 /// the code has changed since and it finds nothing any more, all the others are.
 fn first_seed(plant: Plant) -> u64 {
     match plant {
-        Plant::ResendRenumbers
-        | Plant::StoreOverwrites
-        | Plant::StoreLoses
+        Plant::StoreOverwrites
         | Plant::AckBeforePublish
         | Plant::ImpureReducer
         | Plant::NoTombstone
-        | Plant::StateOfTheTip
-        | Plant::MergeWritesOnly
         | Plant::SkipsLedger
+        | Plant::AckBeforeFsync
         | Plant::SkipsReadBack
         | Plant::LeaseOverwrites => 0,
-        Plant::NetworkLosesFrame | Plant::IgnoresPins | Plant::MergeSkipsReads | Plant::OwnerIgnoresClock => {
-            1
-        }
-        Plant::BlindMerge | Plant::EpochGoesOn | Plant::ReusesSegmentKeys => 2,
-        Plant::AckBeforeFsync => 3,
-        Plant::SweepsUploads => 4,
-        Plant::OtherEpoch => 6,
-        Plant::IgnoresReaders => 11,
+        Plant::ResendRenumbers
+        | Plant::NetworkLosesFrame
+        | Plant::IgnoresPins
+        | Plant::MergeWritesOnly
+        | Plant::OwnerIgnoresClock => 1,
+        Plant::StoreLoses | Plant::BlindMerge | Plant::EpochGoesOn => 2,
+        Plant::SweepsUploads | Plant::ReusesSegmentKeys => 4,
+        Plant::OtherEpoch | Plant::MergeSkipsReads => 5,
+        Plant::StateOfTheTip | Plant::IgnoresReaders => 9,
     }
 }
 
