@@ -280,7 +280,9 @@ fn table(snapshot: &Snapshot) -> Result<Table, CheckpointError> {
     for view in snapshot.chunks() {
         if let Some(base) = view.untouched() {
             chunks.push(match base.compressed() {
-                Some(bytes) if table_bytes <= REWRITE_BYTES_MAX => NewChunk::Fresh(view.index, bytes.clone()),
+                Some(bytes) if table_bytes <= REWRITE_BYTES_MAX || view.index == chunks::FIRST => {
+                    NewChunk::Fresh(view.index, bytes.clone())
+                }
                 Some(_) | None => NewChunk::Stored(base.at),
             });
             bases.push(Some(base.clone()));

@@ -24,6 +24,8 @@ use crate::volume::Volume;
 pub const WHOLE_BYTES_MAX: u64 = 1 << 20;
 /// A table of so many bytes is stored whole in every checkpoint, so that a root's prefix holds it.
 pub(crate) const REWRITE_BYTES_MAX: u64 = 48 << 10;
+/// The chunk of page 1, which every checkpoint has near its root: who opens the volume reads both with it.
+pub(crate) const FIRST: u32 = 0;
 /// Chunks are read together over so many bytes that nobody asked for.
 const GAP_BYTES: u64 = 16 << 10;
 /// Ranges read at the same time.
@@ -100,7 +102,7 @@ pub(crate) fn fill(chunk: &RemoteChunk, volumes: &Lineage, bytes: &Bytes, keep: 
         return Err(format!("chunk {index} of its page table does not match its hash"));
     }
     let decoded = chunk::decode(index, volumes, bytes)?;
-    chunk.fill(decoded, keep.then(|| bytes.clone()));
+    chunk.fill(decoded, (keep || index == FIRST).then(|| bytes.clone()));
     Ok(())
 }
 
