@@ -10,6 +10,7 @@ use crate::format::Damaged;
 use crate::format::checkpoint::{ChunkRef, Root};
 use crate::format::chunk::{self, Object, ObjectKind};
 use crate::format::pin::Pin;
+use crate::format::tombstone::Tombstone;
 use crate::history::read_checkpoint;
 use crate::ids::{CommitId, Epoch, Lsn, Seq, VolumeId};
 use crate::pull::{PullError, read_head};
@@ -36,6 +37,17 @@ impl Marks {
     }
 }
 
+/// What became of marking a checkpoint.
+enum Marked {
+    /// It is there, and what it names is marked.
+    Whole(Box<Root>),
+    /// It was collected since it was listed.
+    Gone,
+    /// It is there, and a part of its page table was collected with an older checkpoint: nobody retained it
+    /// then. Nothing is marked.
+    GivenUp,
+}
+
 /// Marks what the checkpoint `seq` names in its own volume; a chunk that was read before is passed over.
 async fn mark_checkpoint(
     remote: &dyn Remote,
@@ -43,31 +55,38 @@ async fn mark_checkpoint(
     seq: Seq,
     marks: &mut Marks,
     known: &mut HashSet<(VolumeId, Seq, u64)>,
-) -> Result<Option<Root>, GcError> {
+) -> Result<Marked, GcError> {
     let start = match read_checkpoint(remote, volume, seq).await {
         Ok(start) => start,
         // Another collector was faster: what it deleted, nobody retains.
-        Err(PullError::Expired { .. }) => return Ok(None),
+        Err(PullError::Expired { .. }) => return Ok(Marked::Gone),
         Err(error) => return Err(error.into()),
     };
-    let Some(root) = start.checkpoint else { return Ok(None) };
-    marks.checkpoints.insert(seq);
+    let Some(root) = start.checkpoint else { return Ok(Marked::Gone) };
     let fresh: Vec<ChunkRef> = root
         .chunks
         .iter()
         .filter(|chunk| known.insert((chunk.volume, chunk.seq, chunk.offset)))
         .copied()
         .collect();
-    let reads = fresh.into_iter().map(|chunk| chunk_objects(remote, &root, chunk));
-    let objects: Vec<(ChunkRef, Vec<Object>)> =
+    let reads = fresh.iter().map(|chunk| chunk_objects(remote, &root, *chunk));
+    let objects: Vec<Option<(ChunkRef, Vec<Object>)>> =
         futures::stream::iter(reads).buffer_unordered(CONCURRENT).try_collect().await?;
+    let Some(objects) = objects.into_iter().collect::<Option<Vec<_>>>() else {
+        // Whoever else names one of them must mark it.
+        for chunk in fresh {
+            known.remove(&(chunk.volume, chunk.seq, chunk.offset));
+        }
+        return Ok(Marked::GivenUp);
+    };
+    marks.checkpoints.insert(seq);
     for (chunk, objects) in objects {
         if chunk.volume == volume {
             marks.checkpoints.insert(chunk.seq);
         }
         objects.iter().filter(|object| object.volume == volume).for_each(|object| marks.object(object));
     }
-    Ok(Some(Root::clone(&root)))
+    Ok(Marked::Whole(Box::new(Root::clone(&root))))
 }
 
 /// The newest checkpoint that is there, at or below `lsn`; 0 for none. `lsns` are those known already.
@@ -121,13 +140,17 @@ async fn lsn_of(
     Ok(lsn)
 }
 
+/// The objects that a chunk names. `None` where there is a tombstone instead of the checkpoint that held it.
 async fn chunk_objects(
     remote: &dyn Remote,
     root: &Root,
     at: ChunkRef,
-) -> Result<(ChunkRef, Vec<Object>), GcError> {
+) -> Result<Option<(ChunkRef, Vec<Object>)>, GcError> {
     let end = at.offset.saturating_add(at.bytes.into());
     let bytes = remote.get_range(&at.key(), at.offset..end).await?;
+    if bytes.len() < at.bytes as usize && Tombstone::is_one(&remote.get_range(&at.key(), 0..4).await?) {
+        return Ok(None);
+    }
     if bytes.len() != at.bytes as usize || chunk::hash(at.index, &bytes) != at.hash {
         let reason = format!("chunk {} of its page table does not match its hash", at.index);
         return Err(Damaged::new(&at.key(), reason).into());
@@ -135,7 +158,7 @@ async fn chunk_objects(
     let decoded = chunk::decode(at.index, &root.lineage, &bytes);
     let decoded = decoded.map_err(|reason| Damaged::new(&at.key(), reason))?;
     let objects: BTreeSet<Object> = decoded.frames().map(|frame| frame.object).collect();
-    Ok((at, objects.into_iter().collect()))
+    Ok(Some((at, objects.into_iter().collect())))
 }
 
 /// What readable states name: those at the floor and above, and pinned ones.
@@ -163,12 +186,16 @@ impl Readable {
         // old by now decides as a new one does.
         let mut sees_newest = floor.seq == Seq::ZERO;
         for (seq, _) in inventory.checkpoints.range(floor.seq..) {
-            let root = mark_checkpoint(remote, volume, *seq, &mut marks, &mut known).await?;
-            sees_newest = root.is_some();
-            if let Some(root) = root {
-                // They ascend: the newest one's is in force.
-                epoch = root.epoch;
-                lsns.insert(*seq, root.lsn);
+            match mark_checkpoint(remote, volume, *seq, &mut marks, &mut known).await? {
+                Marked::Whole(root) => {
+                    // They ascend: the newest one's is in force.
+                    epoch = root.epoch;
+                    lsns.insert(*seq, root.lsn);
+                    sees_newest = true;
+                }
+                Marked::Gone => sees_newest = false,
+                // Another collector is at work there.
+                Marked::GivenUp => return Err(PullError::Expired { volume, lsn: floor.lsn }.into()),
             }
         }
         if !sees_newest {
@@ -182,15 +209,21 @@ impl Readable {
                 None => newest_below(remote, volume, inventory, pin.lsn, &mut lsns).await?,
             };
             let from = if seq == Seq::ZERO {
-                Some(Lsn::ZERO)
+                Lsn::ZERO
             } else {
-                mark_checkpoint(remote, volume, seq, &mut marks, &mut known).await?.map(|root| root.lsn)
+                match mark_checkpoint(remote, volume, seq, &mut marks, &mut known).await? {
+                    Marked::Whole(root) => root.lsn,
+                    Marked::Gone | Marked::GivenUp if pin.seq.is_some() => continue,
+                    // A pin of a removed fork that arrived late, below the floor: that state is lost, and a
+                    // newer checkpoint is none at or below the pin's commit. It keeps nothing.
+                    Marked::GivenUp if inventory.checkpoints.range(seq.next()..).next().is_some() => continue,
+                    // Another collector is at work, and sees other checkpoints: let it finish.
+                    Marked::Gone | Marked::GivenUp => {
+                        return Err(PullError::Expired { volume, lsn: pin.lsn }.into());
+                    }
+                }
             };
-            if from.is_none() && pin.seq.is_none() {
-                // Another collector is at work, and sees other checkpoints: let it finish.
-                return Err(PullError::Expired { volume, lsn: pin.lsn }.into());
-            }
-            ranges.extend(from.map(|from| (from.next(), pin.lsn)));
+            ranges.push((from.next(), pin.lsn));
         }
         Ok(Readable { marks, epoch, ranges })
     }

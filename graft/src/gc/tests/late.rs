@@ -459,3 +459,28 @@ fn a_list_without_a_living_checkpoint_decides_nothing() {
     assert!(matches!(mark, Err(GcError::Pull(PullError::Expired { .. }))));
     log.is_sound();
 }
+
+/// Simulation, seed 20087: the pin of a fork that had been removed long before arrived late. The newest
+/// checkpoint below it named a part of the page table in an older one, which was collected already; no
+/// collection came to an end any more, and verification called it damage.
+#[test]
+fn a_late_pin_of_a_state_that_is_half_collected_stops_nobody() {
+    let mut log = Log::new();
+    log.grow(16);
+    // Checkpoint 2 names the page table of checkpoint 1.
+    block_on(end_epoch(&*log.remote, VOLUME)).unwrap();
+    log.grow(200);
+    // A collector announced its floor, and was killed after its first deletion.
+    block_on(log.remote.create(&key::horizon(VOLUME, Lsn(96), Seq(6)), Bytes::new())).unwrap();
+    let first = key::checkpoint(VOLUME, Seq(1));
+    let bury = How::Bury(Of::Checkpoint(Seq(1)));
+    let doomed = Doomed { key: first, bytes: 0, why: Why::Checkpoint, how: bury };
+    block_on(sweep(&*log.remote, VOLUME, &doomed)).unwrap();
+    let pinned = key::fork_pin(VOLUME, VolumeId([77; 16]));
+    let pin = Pin { lsn: Lsn(20), seq: None, until_ms: Pin::FOR_EVER };
+    block_on(log.remote.create(&pinned, pin.encode(&pinned))).unwrap();
+    log.is_sound();
+    assert!(!log.collect(&*log.remote).doomed.is_empty());
+    log.is_sound();
+    assert!(log.remote.objects().iter().all(|(key, _)| *key != pinned), "nobody made that fork");
+}
