@@ -331,9 +331,9 @@ fn pull(open: Option<&Open>, arguments: &[Option<String>]) -> Rows {
     {
         if !discard {
             return Err(format!(
-                "{} local commits stand in the way of lsn {newest}; export what you need of them, then drop them: \
-                 SELECT * FROM graft_pull('discard')",
-                before.ahead
+                "{} local commits stand in the way of lsn {newest}; {}",
+                before.ahead,
+                session.ways_out()
             ));
         }
         discarded = volume.reset().map_err(text)?.len() as u64;
@@ -376,8 +376,8 @@ fn push_all(open: Option<&Open>, _: &[Option<String>]) -> Rows {
             }
             Err(PushError::Publish(PublishError::Rejected { lsn })) => {
                 return Err(format!(
-                    "another writer made lsn {lsn} first, so the {ahead} local commits cannot be pushed; export what \
-                     you need of them, then drop them: SELECT * FROM graft_pull('discard')"
+                    "another writer made lsn {lsn} first, so the {ahead} local commits cannot be pushed; {}",
+                    session.ways_out()
                 ));
             }
             Err(error) => return Err(format!("{error}; what was not pushed is kept, push again")),

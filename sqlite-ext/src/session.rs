@@ -332,6 +332,19 @@ impl Session {
         self.remote.url()
     }
 
+    /// What may become of local commits that another writer's stand in the way of.
+    pub fn ways_out(&self) -> String {
+        let drop = "drop them: SELECT * FROM graft_pull('discard')";
+        let Some(data) = &self.data else { return drop.to_owned() };
+        format!(
+            "close this volume and make one of its own of them: graft sql \"SELECT 1\" --write --on-conflict branch \
+             --volume '{}' --store '{}' --data '{}'; or {drop}",
+            self.name,
+            self.url(),
+            data.display()
+        )
+    }
+
     /// This volume at another commit, or another volume of the same store and directory.
     fn other(&self, name: VolumeName, at: Option<Lsn>) -> Result<Arc<Database>, String> {
         open_volume(self.config.clone(), name, at, None)

@@ -202,6 +202,19 @@ fn two_replicas_pull_push_and_tell_what_stands_in_the_way() {
     assert!(said.err.contains("another writer made lsn 3 first"), "{}", said.err);
     assert!(said.err.contains("stand in the way"), "{}", said.err);
     assert_eq!(said.out.trim(), "1\n24", "what is local is still there");
+    // The way that it names, on a copy of the directory: nothing is lost.
+    let way = format!(
+        "--on-conflict branch --volume 'v' --store '{}/' --data '{}'",
+        shop.store(),
+        shop.path("one")
+    );
+    assert!(said.err.contains(&way), "{}", said.err);
+    let copy = shop.path("copy");
+    places::copy_folder(Path::new(&shop.path("one")), Path::new(&copy));
+    let sql = ["sql", "SELECT 1", "--write", "--on-conflict", "branch", "--branch-name", "mine"];
+    graft(sql.into_iter().chain(["--volume", "v", "--store", &shop.store(), "--data", &copy])).expect(0);
+    let branch = shop.uri("mine", "");
+    assert_eq!(shop.json(&format!("{branch}select sum(v) as s from t;")), [json!([{ "s": 24 }])]);
     let moved = shop
         .json(&format!("{one}select discarded, lsn from graft_pull('discard'); select sum(v) as s from t;"));
     assert_eq!(moved, [json!([{ "discarded": 2, "lsn": 3 }]), json!([{ "s": 23 }])]);
