@@ -162,12 +162,12 @@ pub async fn read_checkpoint(remote: &dyn Remote, volume: VolumeId, seq: Seq) ->
         match Root::decode(volume, seq, &bytes) {
             Ok(root) => break root,
             Err(RootError::Damaged(damaged)) => return Err(damaged.into()),
-            Err(RootError::Incomplete { need }) => bytes = longer(remote, &key, bytes, need).await?,
+            Err(RootError::Incomplete { need }) => bytes = longer(remote, volume, &key, bytes, need).await?,
         }
     };
     let range = root.state_range();
     while (bytes.len() as u64) < range.end {
-        bytes = longer(remote, &key, bytes, range.end).await?;
+        bytes = longer(remote, volume, &key, bytes, range.end).await?;
     }
     let state = bytes.slice(range.start as usize..range.end as usize);
     if state_hash(&state) != root.state_hash {
@@ -187,10 +187,20 @@ pub async fn read_checkpoint(remote: &dyn Remote, volume: VolumeId, seq: Seq) ->
 }
 
 /// Reads on from where `bytes` end to `need`.
-async fn longer(remote: &dyn Remote, key: &str, bytes: Bytes, need: u64) -> Result<Bytes, PullError> {
+async fn longer(
+    remote: &dyn Remote,
+    volume: VolumeId,
+    key: &str,
+    bytes: Bytes,
+    need: u64,
+) -> Result<Bytes, PullError> {
     let had = bytes.len() as u64;
     let rest = remote.get_range(key, had..need).await?;
     if rest.is_empty() {
+        // It may have been collected between the two requests.
+        if Tombstone::is_one(&remote.get_range(key, 0..TOMBSTONE_BYTES as u64).await?) {
+            return Err(PullError::Expired { volume, lsn: Lsn::ZERO });
+        }
         return Err(Damaged::new(key, format!("it ends after {had} of {need} bytes")).into());
     }
     Ok([bytes, rest].concat().into())

@@ -176,6 +176,11 @@ pub async fn read_entry(remote: &dyn Remote, volume: VolumeId, lsn: Lsn) -> Resu
                 let had = bytes.len() as u64;
                 let rest = remote.get_range(&key, had..need).await?;
                 if rest.is_empty() {
+                    // It may have been collected between the two requests.
+                    let start = remote.get_range(&key, 0..PREFIX_BYTES).await?;
+                    if Tombstone::is_one(&start) {
+                        return Ok(Entry::Gone(Tombstone::decode(volume, Of::Commit(lsn), &start)?));
+                    }
                     return Err(
                         Damaged { key, reason: format!("it has {had} bytes, its head {need}") }.into()
                     );

@@ -484,3 +484,50 @@ fn a_late_pin_of_a_state_that_is_half_collected_stops_nobody() {
     log.is_sound();
     assert!(log.remote.objects().iter().all(|(key, _)| *key != pinned), "nobody made that fork");
 }
+
+/// A store where a log entry is buried after its first read.
+#[derive(Debug)]
+struct Buries {
+    inner: Arc<MemoryRemote>,
+    doomed: Doomed,
+    reads: std::sync::atomic::AtomicU32,
+}
+
+impl crate::remote::Layer for Buries {
+    fn inner(&self) -> &dyn Remote {
+        &*self.inner
+    }
+
+    fn around<'a, T: Send + 'a>(
+        &'a self,
+        _: crate::remote::Request,
+        key: &'a str,
+        sent: crate::remote::Answer<'a, T>,
+    ) -> crate::remote::Answer<'a, T> {
+        Box::pin(async move {
+            let answer = sent.await;
+            if key == self.doomed.key && self.reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+                sweep(&*self.inner, VOLUME, &self.doomed).await.unwrap();
+            }
+            answer
+        })
+    }
+}
+
+/// Simulation, seed 20269: a head that takes two requests was collected between them, and called damaged.
+#[test]
+fn a_long_head_that_is_collected_while_it_is_read_is_gone_and_not_damaged() {
+    let remote = Arc::new(MemoryRemote::new());
+    let meta = Meta { page_size: PageSize::new(PAGE as u32).unwrap(), parent: None };
+    block_on(catalog::create(&*remote, &"v".parse().unwrap(), VOLUME, meta)).unwrap();
+    let writer = block_on(Volume::open(&*remote, VOLUME, options())).unwrap().volume;
+    write(&writer, 1);
+    let long = || Bytes::from(vec![7; 9000]);
+    block_on(push(&*remote, &writer, |_| long(), || CommitId([1; 16]), 1)).unwrap();
+    let how = How::Bury(Of::Commit(Lsn(1)));
+    let doomed = Doomed { key: key::log(VOLUME, Lsn(1)), bytes: 0, why: Why::Commit, how };
+    let reads = std::sync::atomic::AtomicU32::new(0);
+    let buries = Buries { inner: remote, doomed, reads };
+    let read = block_on(read_head(&buries, VOLUME, Lsn(1)));
+    assert!(matches!(read, Err(PullError::Expired { lsn: Lsn(1), .. })), "{read:?}");
+}
