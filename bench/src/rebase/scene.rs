@@ -29,7 +29,7 @@ use tokio::runtime::Handle;
 use crate::server::built;
 
 const VOLUME: VolumeId = VolumeId([9; 16]);
-/// As [`sqlsync_layer::document::Document`] does it: mutations that run again between two looks at the app.
+/// Mutations that run again between two looks at the app; a document goes by time instead.
 const SLICE: u64 = 64;
 
 /// What runs mutations.
