@@ -320,8 +320,9 @@ fn a_torn_batch_of_the_table_does_not_close_the_directory() {
                 synced = torn::whole(&mut newest(folder.path())).unwrap();
             }
         }
-        let copy = copy_of(folder.path());
+        // First it is closed, for its workers change several files while they are copied.
         drop(store);
+        let copy = copy_of(folder.path());
         if !copy.path().join("table").exists() {
             continue;
         }
