@@ -172,9 +172,7 @@ pub async fn remove_noted(remote: &dyn Remote, name: &VolumeName, own: u64) -> R
         removed += finish_removal(remote, name, left, own).await?;
         // Where its metadata was gone already, this could not be known: who its ancestors are.
         for ancestor in ancestors {
-            for row in remote.list(&key::child_pins_prefix(ancestor, left), None, 1000).await? {
-                remote.delete(&row.key).await?;
-            }
+            unpin(remote, ancestor, left).await?;
             remote.delete(&key::fork_pin(ancestor, left)).await?;
         }
     }
@@ -282,10 +280,7 @@ async fn purge(
     // Only now: until here its ancestors keep what it reads.
     let mut ancestor = parent;
     while let Some((volume, _)) = ancestor {
-        for row in remote.list(&key::child_pins_prefix(volume, id), None, 1000).await? {
-            remote.delete(&row.key).await?;
-            removed += 1;
-        }
+        removed += unpin(remote, volume, id).await?;
         ancestor = self::meta(remote, volume).await?.parent;
     }
     if let Some((parent, _)) = parent {
@@ -293,6 +288,15 @@ async fn purge(
         removed += 1;
     }
     Ok(removed + 1)
+}
+
+/// Deletes the pins by which `child` keeps what it reads of `ancestor`; answers how many.
+async fn unpin(remote: &dyn Remote, ancestor: VolumeId, child: VolumeId) -> Result<u64, RemoteError> {
+    let pins = gc::list_all(remote, &key::child_pins_prefix(ancestor, child)).await?;
+    for pin in &pins {
+        remote.delete(&pin.key).await?;
+    }
+    Ok(pins.len() as u64)
 }
 
 /// Deletes the marks of all removals of `id`, whose metadata is gone; the one that `own` has left, last.

@@ -84,6 +84,12 @@ pub(crate) fn is_reaped(meta: &[u8]) -> bool {
     meta == REAPED
 }
 
+/// Whether a tombstone is under `key`: an object that ends too soon may have been collected since its
+/// beginning was read. One request.
+pub(crate) async fn is_buried(remote: &dyn Remote, key: &str) -> Result<bool, RemoteError> {
+    Ok(Tombstone::is_one(&remote.get_range(key, 0..TOMBSTONE_BYTES as u64).await?))
+}
+
 /// What is kept readable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {

@@ -33,7 +33,7 @@ use crate::format::chunk::{LINEAGE_MAX, Lineage, ObjectKind};
 use crate::format::commit::Head;
 use crate::format::meta::Meta;
 use crate::format::tombstone::{Of, TOMBSTONE_BYTES, Tombstone};
-use crate::gc;
+use crate::gc::{self, is_buried};
 use crate::ids::{ChainHash, Lsn, PageIdx, Seq, VolumeId, key};
 use crate::page_set::PageSet;
 use crate::pull::{Entry, PullError, Pulled, read_entry, read_head};
@@ -198,7 +198,7 @@ async fn longer(
     let rest = remote.get_range(key, had..need).await?;
     if rest.is_empty() {
         // It may have been collected between the two requests.
-        if Tombstone::is_one(&remote.get_range(key, 0..TOMBSTONE_BYTES as u64).await?) {
+        if is_buried(remote, key).await? {
             return Err(PullError::Expired { volume, lsn: Lsn::ZERO });
         }
         return Err(Damaged::new(key, format!("it ends after {had} of {need} bytes")).into());
@@ -274,12 +274,12 @@ impl ReadBefore {
 }
 
 /// Reads the heads after `from` up to `to`, at the same time, and checks that they follow `hash`. After a
-/// failure no more requests are made; those under way are waited for, and what they bring is kept.
+/// failure no more requests are made; those under way are waited for, and what they bring is in `kept`.
 pub(crate) async fn read_heads(
     remote: &dyn Remote,
     spans: &[(VolumeId, Lsn, Lsn)],
     hash: ChainHash,
-    kept: &ReadBefore,
+    kept: Option<&ReadBefore>,
 ) -> Result<Vec<Head>, PullError> {
     // Never collected: a key that claims an LSN without end must cost no more than the first miss.
     let lsns = spans
@@ -288,7 +288,10 @@ pub(crate) async fn read_heads(
         .flat_map(|(volume, from, to)| (from.0.saturating_add(1)..=to.0).map(move |lsn| (volume, Lsn(lsn))));
     let failed = &AtomicBool::new(false);
     let reads = lsns.take_while(|_| !failed.load(Relaxed)).map(|(volume, lsn)| async move {
-        let read = kept.or_read(remote, volume, lsn).await;
+        let read = match kept {
+            Some(kept) => kept.or_read(remote, volume, lsn).await,
+            None => read_present(remote, volume, lsn).await,
+        };
         failed.fetch_or(read.is_err(), Relaxed);
         read
     });
@@ -404,8 +407,7 @@ async fn try_read(remote: &dyn Remote, id: VolumeId, upto: Option<Lsn>) -> Resul
         start.volumes = start.volumes.fork(at, child);
     }
     spans.reverse();
-    let kept = ReadBefore::default();
-    let heads = read_heads(remote, &spans, start.hash, &kept);
+    let heads = read_heads(remote, &spans, start.hash, None);
     let (heads, early) = futures::join!(heads, early_frames(remote, &start));
     let heads = heads?;
     let Some(meta) = meta else {
@@ -493,7 +495,7 @@ async fn try_catch_up(remote: &dyn Remote, from: &Standing, kept: &ReadBefore) -
         }
     }
     if newest.0 - from.lsn.0 <= JUMP_COMMITS {
-        match read_heads(remote, &spans, from.hash, kept).await {
+        match read_heads(remote, &spans, from.hash, Some(kept)).await {
             // Gone already: a checkpoint has what they said.
             Err(PullError::Expired { .. }) => {}
             read => return Ok(Pulled { from: from.lsn, jump: None, heads: read? }),
@@ -505,12 +507,12 @@ async fn try_catch_up(remote: &dyn Remote, from: &Standing, kept: &ReadBefore) -
         if start.lsn > from.lsn {
             continues(remote, from).await?;
             let span = (volume, start.lsn, newest.max(start.lsn));
-            let heads = read_heads(remote, &[span], start.hash, kept).await?;
+            let heads = read_heads(remote, &[span], start.hash, Some(kept)).await?;
             start.volumes = from.volumes.clone();
             return Ok(Pulled { from: from.lsn, jump: Some(Box::new(start)), heads });
         }
     }
-    let heads = read_heads(remote, &spans, from.hash, kept).await?;
+    let heads = read_heads(remote, &spans, from.hash, Some(kept)).await?;
     Ok(Pulled { from: from.lsn, jump: None, heads })
 }
 

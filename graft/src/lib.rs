@@ -34,6 +34,7 @@
 //! | [`reader`] | leases that keep an old state readable |
 //! | [`mod@verify`] | reading everything and saying what is wrong |
 //! | [`catalog`] | names of volumes, creating and listing them |
+//! | `locked` | a lock on a file that ends with its holder, also where a forked child has the file |
 //! | [`lease`] | who owns a volume just now: for speed, never for safety |
 
 pub mod catalog;
@@ -49,6 +50,8 @@ pub mod history;
 pub mod hydrate;
 pub mod ids;
 pub mod lease;
+#[cfg(feature = "native")]
+mod locked;
 pub mod page_set;
 #[cfg(feature = "plants")]
 #[doc(hidden)]

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use crate::chunks;
 use crate::fetch::FetchError;
-use crate::format::tombstone::Tombstone;
+use crate::gc::is_buried;
 use crate::history::{Start, checkpoint_below, newest_checkpoint, read_checkpoint};
 use crate::ids::{Lsn, Seq};
 use crate::page_set::PageSet;
@@ -32,8 +32,7 @@ async fn gone(remote: &dyn Remote, error: &FetchError) -> Option<String> {
     match error {
         FetchError::Remote(RemoteError::NotFound { key }) => Some(key.clone()),
         FetchError::Damaged(damaged) => {
-            let start = remote.get_range(&damaged.key, 0..4).await.ok()?;
-            Tombstone::is_one(&start).then(|| damaged.key.clone())
+            is_buried(remote, &damaged.key).await.ok()?.then(|| damaged.key.clone())
         }
         FetchError::Remote(_) | FetchError::Store(_) | FetchError::Expired { .. } => None,
     }

@@ -5,12 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::inventory::{Inventory, Segment};
-use super::{CONCURRENT, Floor, GcError, published};
+use super::{CONCURRENT, Floor, GcError, is_buried, published};
 use crate::format::Damaged;
 use crate::format::checkpoint::{ChunkRef, Root};
 use crate::format::chunk::{self, Object, ObjectKind};
 use crate::format::pin::Pin;
-use crate::format::tombstone::Tombstone;
 use crate::history::read_checkpoint;
 use crate::ids::{CommitId, Epoch, Lsn, Seq, VolumeId};
 use crate::pull::{PullError, read_head};
@@ -148,7 +147,7 @@ async fn chunk_objects(
 ) -> Result<Option<(ChunkRef, Vec<Object>)>, GcError> {
     let end = at.offset.saturating_add(at.bytes.into());
     let bytes = remote.get_range(&at.key(), at.offset..end).await?;
-    if bytes.len() < at.bytes as usize && Tombstone::is_one(&remote.get_range(&at.key(), 0..4).await?) {
+    if bytes.len() < at.bytes as usize && is_buried(remote, &at.key()).await? {
         return Ok(None);
     }
     if bytes.len() != at.bytes as usize || chunk::hash(at.index, &bytes) != at.hash {

@@ -41,6 +41,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::{Listed, OpenRemoteError, Remote, RemoteError, Tag, check_key, check_prefix};
+use crate::locked::Locked;
 
 /// Where files are that have no name yet.
 const TEMPORARY: &str = ".graft-tmp";
@@ -273,13 +274,13 @@ impl Files {
     }
 
     /// Keeps every other update, put and delete of this key out, in all processes, while it lives.
-    fn lock(&self, key: &str) -> io::Result<File> {
+    fn lock(&self, key: &str) -> io::Result<Locked> {
         let locks = self.root.join(TEMPORARY).join(LOCKS);
         fs::create_dir_all(&locks)?;
         let stripe = blake3::hash(key.as_bytes()).as_bytes()[0];
         let file = File::options().create(true).append(true).open(locks.join(format!("{stripe:02x}")))?;
         file.lock()?;
-        Ok(file)
+        Ok(Locked::of(file))
     }
 
     /// A file on disk with this body, without a name yet, beside an existing `folder`.

@@ -10,7 +10,7 @@ use crate::checkpoint::{Written, write};
 use crate::compact::{self, ByNumber, Scope};
 use crate::fetch::{Fetcher, fetch};
 use crate::format::meta::Meta;
-use crate::format::tombstone::Of;
+use crate::format::tombstone::{Of, Tombstone};
 use crate::ids::{CommitId, Lsn, PageIdx, PageSize, VolumeId, key};
 use crate::pull::read_head;
 use crate::remote::{Counting, MemoryRemote, SharedRemote};

@@ -17,6 +17,7 @@ use std::io::{self, ErrorKind, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::{ByteFile as _, DiskFile, StoreError};
+use crate::locked::Locked;
 
 /// What `DIR/format` holds. The digit changes when the layout of this directory does.
 const FORMAT: &str = "graft replica 2\n";
@@ -52,7 +53,7 @@ pub(super) fn make(dir: &Path) -> io::Result<()> {
 }
 
 /// Takes the lock of `dir`. What is in the file stays until [`sign`].
-pub(super) fn lock(dir: &Path, name: &str) -> Result<File, StoreError> {
+pub(super) fn lock(dir: &Path, name: &str) -> Result<Locked, StoreError> {
     let failed = |e: io::Error| StoreError::Failed { dir: name.into(), message: format!("lock: {e}") };
     let options = File::options().read(true).write(true).create(true).truncate(false).open(dir.join("lock"));
     let file = options.map_err(failed)?;
@@ -68,7 +69,7 @@ pub(super) fn lock(dir: &Path, name: &str) -> Result<File, StoreError> {
         }
         Err(fs::TryLockError::Error(e)) => return Err(failed(e)),
     }
-    Ok(file)
+    Ok(Locked::of(file))
 }
 
 /// Writes down in the lock who we are. The directory is known to be ours.

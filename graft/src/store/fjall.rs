@@ -24,6 +24,7 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable as 
 
 use super::journaled::{JournaledStore, Layer, Place, Table, TableView, Threads};
 use super::{Batch, ByteFile, DiskFile, Durability, ReplicaStore, Space, StoreError, directory};
+use crate::locked::Locked;
 
 mod torn;
 
@@ -49,7 +50,7 @@ pub struct FjallStore {
     // Dropped in this order: the lock last.
     store: JournaledStore<DiskFile, FjallPlace>,
     files: PathBuf,
-    _lock: fs::File,
+    _lock: Locked,
 }
 
 impl FjallStore {
@@ -70,7 +71,7 @@ impl FjallStore {
         directory::make(&dir).map_err(failed)?;
         let lock = directory::lock(&dir, &name)?;
         directory::check_format(&dir, &name)?;
-        directory::sign(&lock, &name)?;
+        directory::sign(lock.file(), &name)?;
         let salt = salt().map_err(|e| StoreError::Failed { dir: name.clone(), message: e.to_string() })?;
         let journal = directory::open_file(&dir.join("journal"), &name)?;
         let place = FjallPlace { dir: dir.clone(), name: name.clone() };

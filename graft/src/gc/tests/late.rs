@@ -1,10 +1,12 @@
 //! Logs whose bottom is gone: what they cost, what still works on them, and who comes too late.
 
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
 use super::*;
 use crate::history;
 use crate::ids::ChainHash;
 use crate::pull::pull;
-use crate::remote::Counting;
+use crate::remote::{Answer, Counting, Layer, Request};
 use crate::store::{Durability, MemoryStore, SharedStore};
 use crate::volume::{PushError, Pushed};
 
@@ -490,23 +492,18 @@ fn a_late_pin_of_a_state_that_is_half_collected_stops_nobody() {
 struct Buries {
     inner: Arc<MemoryRemote>,
     doomed: Doomed,
-    reads: std::sync::atomic::AtomicU32,
+    reads: AtomicU32,
 }
 
-impl crate::remote::Layer for Buries {
+impl Layer for Buries {
     fn inner(&self) -> &dyn Remote {
         &*self.inner
     }
 
-    fn around<'a, T: Send + 'a>(
-        &'a self,
-        _: crate::remote::Request,
-        key: &'a str,
-        sent: crate::remote::Answer<'a, T>,
-    ) -> crate::remote::Answer<'a, T> {
+    fn around<'a, T: Send + 'a>(&'a self, _: Request, key: &'a str, sent: Answer<'a, T>) -> Answer<'a, T> {
         Box::pin(async move {
             let answer = sent.await;
-            if key == self.doomed.key && self.reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+            if key == self.doomed.key && self.reads.fetch_add(1, Relaxed) == 0 {
                 sweep(&*self.inner, VOLUME, &self.doomed).await.unwrap();
             }
             answer
@@ -526,7 +523,7 @@ fn a_long_head_that_is_collected_while_it_is_read_is_gone_and_not_damaged() {
     block_on(push(&*remote, &writer, |_| long(), || CommitId([1; 16]), 1)).unwrap();
     let how = How::Bury(Of::Commit(Lsn(1)));
     let doomed = Doomed { key: key::log(VOLUME, Lsn(1)), bytes: 0, why: Why::Commit, how };
-    let reads = std::sync::atomic::AtomicU32::new(0);
+    let reads = AtomicU32::new(0);
     let buries = Buries { inner: remote, doomed, reads };
     let read = block_on(read_head(&buries, VOLUME, Lsn(1)));
     assert!(matches!(read, Err(PullError::Expired { lsn: Lsn(1), .. })), "{read:?}");

@@ -272,6 +272,17 @@ fn directories_that_a_killed_process_left_are_synced_before_anything_is_acknowle
     }
 }
 
+/// Of this process's files a child that it forks has copies, until it has become another program or ends.
+#[test]
+fn a_closed_directory_is_free_though_a_child_has_its_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FjallStore::open(folder.path()).unwrap();
+    let inherited = store._lock.file().try_clone().unwrap();
+    drop(store);
+    open(folder.path()).expect("nobody holds it");
+    drop(inherited);
+}
+
 fn noise(random: &mut StdRng, bytes: usize) -> Vec<u8> {
     let mut value = vec![0; bytes];
     random.fill(&mut value[..]);

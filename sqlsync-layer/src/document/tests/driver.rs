@@ -119,6 +119,15 @@ impl Shut {
     }
 }
 
+/// Two documents of one volume, the first behind a [`Shut`].
+async fn shut_and_open(first: Options, second: Options) -> (Arc<Shut>, Document, Document) {
+    let inner: SharedRemote = Arc::new(MemoryRemote::new());
+    deployed(&inner).await;
+    let shut = Shut::of(&inner);
+    let a = open(&(shut.clone() as SharedRemote), None, first).await;
+    (shut, a, open(&inner, None, second).await)
+}
+
 #[async_trait::async_trait]
 impl Layer for Shut {
     fn inner(&self) -> &dyn Remote {
@@ -152,12 +161,8 @@ const SUM: &str = "select sum(n) from counter";
 /// what it changed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_reads_offline_what_others_changed() {
-    let inner: SharedRemote = Arc::new(MemoryRemote::new());
-    deployed(&inner).await;
-    let shut = Shut::of(&inner);
     let by_hand = Options { background: false, follow: true, ..quick() };
-    let a = open(&(shut.clone() as SharedRemote), None, by_hand.clone()).await;
-    let b = open(&inner, None, Options { follow: false, ..by_hand }).await;
+    let (shut, a, b) = shut_and_open(by_hand.clone(), Options { follow: false, ..by_hand }).await;
     // All of it is here once; from then on it follows.
     a.query(SUM, Params::default()).await.unwrap();
     let offline = async |expected: i64| {
@@ -185,8 +190,8 @@ async fn a_follower_reads_offline_what_others_changed() {
         b.mutate("bump", json!({"id": 1 + id % 3})).await.unwrap();
         b.sync().await.unwrap();
     }
-    checkpoint_if_due(&*inner, VOLUME, &Checkpoints { commits: 1, bytes: 0 }).await;
-    let pulled = a.with(|replica| replica.volume().clone()).await.pull(&*inner).await.unwrap();
+    checkpoint_if_due(&*shut.inner, VOLUME, &Checkpoints { commits: 1, bytes: 0 }).await;
+    let pulled = a.with(|replica| replica.volume().clone()).await.pull(&*shut.inner).await.unwrap();
     assert!(pulled.jump.is_some(), "it is not far enough behind");
     a.sync().await.unwrap();
     offline(152).await;
@@ -236,12 +241,8 @@ async fn a_document_that_is_told_does_not_poll() {
 /// What the coordinator says of the log is in the status at once, also where the log itself cannot be read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_document_says_how_far_behind_it_is_when_it_is_told() {
-    let inner: SharedRemote = Arc::new(MemoryRemote::new());
-    deployed(&inner).await;
-    let shut = Shut::of(&inner);
     let options = Options { background: false, poll: Duration::from_secs(3600), ..Options::default() };
-    let a = open(&(shut.clone() as SharedRemote), None, options.clone()).await;
-    let b = open(&inner, None, options.clone()).await;
+    let (shut, a, b) = shut_and_open(options.clone(), options.clone()).await;
     let (heads, connection) = (watch::Sender::new(Lsn::ZERO), watch::Sender::new(Connection::Connecting));
     let told = Told { heads: heads.subscribe(), connection: connection.subscribe() };
     shut.all.store(true, Ordering::Relaxed);
@@ -289,12 +290,8 @@ async fn the_app_comes_in_while_slow_mutations_run_again() {
 /// A live query whose pages could not be had after a round is tried again soon, although nothing else happens.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_live_query_that_lacks_pages_is_tried_again_by_itself() {
-    let inner: SharedRemote = Arc::new(MemoryRemote::new());
-    deployed(&inner).await;
-    let shut = Shut::of(&inner);
     let options = Options { background: false, poll: Duration::from_secs(3600), ..Options::default() };
-    let a = open(&(shut.clone() as SharedRemote), None, options.clone()).await;
-    let b = open(&inner, None, options.clone()).await;
+    let (shut, a, b) = shut_and_open(options.clone(), options.clone()).await;
     let mut rows = a.subscribe(SUM, Params::default(), None).await.unwrap();
     rows.next().await.unwrap();
     b.mutate("bump", json!({"id": 20})).await.unwrap();
