@@ -70,7 +70,7 @@ pub async fn run(args: BackupArgs) -> anyhow::Result<Outcome> {
         print(&ship, args.json)?;
     }
     let mut backup = Some(begun);
-    let stop = stop();
+    let stop = output::stop();
     tokio::pin!(stop);
     let (mut pause, mut lost, mut stopping) = (PAUSE.0, 0, false);
     loop {
@@ -201,14 +201,5 @@ fn print(ship: &Ship, json: bool) -> anyhow::Result<()> {
     } else {
         let written = output::count(usize::try_from(line.pages_written)?, "page");
         Ok(output::line(&format!("lsn {}: {written} of {}", line.lsn, line.pages))?)
-    }
-}
-
-/// Resolves at Ctrl-C or SIGTERM.
-async fn stop() -> anyhow::Result<()> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    tokio::select! {
-        interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
-        _ = terminate.recv() => Ok(()),
     }
 }

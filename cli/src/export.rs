@@ -62,7 +62,13 @@ pub async fn run(args: Export) -> anyhow::Result<Outcome> {
     let held = Held::begin(&remote, &snapshot);
     let mut bar = Bar::of(format!("export {name}"), "pages");
     let mut progress = |at: Progress| bar.set(at.pages_done.into(), at.pages.into());
-    let exported = export(&*remote, &volume, &snapshot, &args.file, &mut progress).await;
+    // Stopped, it takes what it wrote with it, and gives the lease back.
+    let exported: anyhow::Result<()> = tokio::select! {
+        // First, so that there is no file before it listens.
+        biased;
+        stopped = output::stop() => stopped.and_then(|()| Err(anyhow!("it was stopped"))),
+        exported = export(&*remote, &volume, &snapshot, &args.file, &mut progress) => exported.map_err(Into::into),
+    };
     let lease = held.end().await;
     exported.with_context(context)?;
     bar.end();

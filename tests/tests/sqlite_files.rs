@@ -77,6 +77,38 @@ fn an_import_that_is_killed_leaves_nothing_and_runs_again() {
     assert_eq!(asked.json()["rows"], serde_json::json!([[900]]));
 }
 
+/// What it had written lay there for ever, under a hidden name, as large as the database.
+#[test]
+fn an_export_that_is_stopped_leaves_no_file() {
+    const TRIES_MAX: usize = 20;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("big.db");
+    let source = Connection::open(&file).unwrap();
+    source.execute_batch("pragma synchronous = off").unwrap();
+    fill(&source, 40_000);
+    let store = format!("file://{}/store", folder.path().display());
+    graft(["import", file.to_str().unwrap(), "--volume", "big", "--store", &store, "--json"]).json();
+    let out = folder.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    let to = out.join("out.db").display().to_string();
+    let here =
+        || std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    for _ in 0..TRIES_MAX {
+        let mut exporting = Process::start(command(["export", "big", &to, "--store", &store]));
+        until("a file", || !here().is_empty());
+        exporting.terminate();
+        if exporting.wait().success() {
+            // It was faster.
+            std::fs::remove_file(&to).unwrap();
+            continue;
+        }
+        assert!(exporting.stderr().contains("was stopped"), "{}", exporting.stderr());
+        assert!(here().is_empty(), "{:?}", here());
+        return;
+    }
+    panic!("{TRIES_MAX} exports ended before they could be stopped");
+}
+
 #[test]
 fn errors_of_import_and_export_name_the_file_and_the_next_step() {
     let folder = tempfile::tempdir().unwrap();
