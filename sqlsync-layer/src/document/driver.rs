@@ -320,9 +320,10 @@ impl Document {
         if let Some(url) = &options.coordinator {
             let session = SessionConfig { heads: true, ..SessionConfig::default() };
             let session = match options.route {
-                Route::Coordinator => session_of(&replica, session)?,
-                // Only to hear of commits.
-                Route::Direct => ClientSession::new(random_id(), session),
+                Route::Coordinator if replica.ended().is_none() => session_of(&replica, session)?,
+                // Only to hear of commits: nothing is sent straight on the bucket, nor of an id that cannot
+                // go on, whose document can still be read.
+                Route::Coordinator | Route::Direct => ClientSession::new(random_id(), session),
             };
             let (connected, heads) = Client::go_on(url, volume, session)?;
             told = Some(Told { heads, connection: connected.status() });
@@ -614,6 +615,10 @@ impl Inner {
         let Some(client) = self.client.as_ref().filter(|_| self.route == Route::Coordinator) else {
             return Ok(());
         };
+        // The round ends with why.
+        if self.with(|replica| replica.ended().is_some()).await {
+            return Ok(());
+        }
         if let Connection::Ended(end) = &*client.status().borrow() {
             let reason = match end {
                 crate::session::client::SessionEnd::Server(reason)

@@ -398,3 +398,38 @@ async fn a_document_is_opened_again_while_it_closes() {
         assert_eq!(a.query(SUM, Params::default()).await.unwrap().rows, [[Value::Integer(sum)]]);
     }
 }
+
+/// A document whose client id cannot go on is opened and read all the same, goes on hearing of others, and says
+/// why nothing is taken. Simulated: a power cut took its last mutation from the disk, and not from the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_document_whose_id_ended_can_still_be_read() {
+    let remote: SharedRemote = Arc::new(MemoryRemote::new());
+    deployed(&remote).await;
+    let store: SharedStore = Arc::new(MemoryStore::default());
+    let nobody = Some("http://127.0.0.1:1".into());
+    let through = Options { route: Route::Coordinator, coordinator: nobody, background: false, ..quick() };
+    let a = open(&remote, Some(store.clone()), through.clone()).await;
+    let client = a.with(|replica| replica.client().clone()).await;
+    drop(a);
+    let bump_as = |client: ClientId| {
+        let remote = remote.clone();
+        tokio::task::spawn_blocking(move || {
+            let world = World { remote, ids: std::cell::Cell::new(u64::from(rand::random::<u32>())) };
+            let mut copy = world.document(client.as_str(), Config::default());
+            bump(&mut copy, 20);
+            world.sync(&mut copy);
+        })
+    };
+    bump_as(client).await.unwrap();
+    for sum in 1..=3 {
+        let a = open(&remote, Some(store.clone()), through.clone()).await;
+        assert!(
+            matches!(a.sync().await, Err(DocumentError::Ended(reason)) if reason.code == codes::SEQ_REUSED)
+        );
+        assert_eq!(a.query(SUM, Params::default()).await.unwrap().rows, [[Value::Integer(sum)]]);
+        let taken = a.mutate("bump", json!({"id": 1})).await;
+        assert!(matches!(taken, Err(MutateError::Client(reason)) if reason.code == codes::SEQ_REUSED));
+        drop(a);
+        bump_as(ClientId::new(format!("other-{sum}")).unwrap()).await.unwrap();
+    }
+}
