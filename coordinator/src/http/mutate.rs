@@ -149,6 +149,8 @@ impl Short {
                 Ok(ServerMessage::Refused { seq, reason }) if self.is_mine(seq) => {
                     return Err(ApiError::Refused(reason));
                 }
+                // It is held up, and its session ends with why.
+                Ok(ServerMessage::Error { reason }) => return Ok(self.unknown(reason)),
                 // Of other mutations of this client, sent on other connections.
                 Ok(
                     ServerMessage::Accepted { .. }
@@ -167,8 +169,7 @@ impl Short {
                     | ServerMessage::PresenceSet { .. }
                     | ServerMessage::PresenceError { .. }
                     | ServerMessage::Head { .. }
-                    | ServerMessage::Pong { .. }
-                    | ServerMessage::Error { .. },
+                    | ServerMessage::Pong { .. },
                 ) => {}
                 Err(error) => {
                     tracing::error!(%error, "the actor sent what is not a message");
