@@ -91,7 +91,7 @@ export interface ClientRecord {
   readonly nextSeq: number | null;
   /** The highest seq with a final answer. */
   readonly settled: number;
-  /** The `lsn` of the id's first `welcome`: by it the server knows an id that it has forgotten from a new one. */
+  /** The `lsn` of the last `welcome` before the id's first mutation: by it the server knows an id that it has forgotten from a new one. */
   readonly since?: number | undefined;
 }
 
@@ -471,7 +471,8 @@ export class Session {
       case "offline":
         if (!this.#state.dialling) return this.#do({ type: "hangup" });
         this.#state = { name: "greeting" };
-        this.#do({ type: "send", frame: hello(this.#client, this.#settled, this.#since) });
+        // An id that made no mutation has none that could have been forgotten.
+        this.#do({ type: "send", frame: hello(this.#client, this.#settled, this.#nextSeq === 1 ? undefined : this.#since) });
         return this.#do({ type: "timer", ms: this.#config.greetingMax });
       case "idle":
       case "ended":
@@ -709,7 +710,7 @@ export class Session {
     this.#settled = before;
     this.#nextSeq = nextSeq;
     this.#volume = volume;
-    this.#since ??= Math.max(at.lsn, 1);
+    if (this.#since === undefined || nextSeq === 1) this.#since = Math.max(at.lsn, 1);
     this.#state = { name: "live", sent: 0, inFlight: 0, maxInFlight: Math.max(maxInFlight, 1), module, heard: true };
     this.#error = undefined;
     this.#notify({ type: "status" });

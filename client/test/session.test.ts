@@ -17,9 +17,18 @@ describe("connecting", () => {
     expect(peer.session.connection).toEqual({ state: "live", error: undefined, volume: VOLUME, module: "abc" });
   });
 
-  test("since when an id exists is kept from its first welcome, and said in every later hello", () => {
-    expect(new Peer().live().session.record.since).toBe(Math.max(AT.lsn, 1));
+  test("an id that made no mutation does not grow old, however long ago it was made", () => {
     const peer = new Peer({ ...FRESH, since: 7 });
+    peer.drain();
+    peer.feed({ type: "opened" });
+    expect(peer.sent()).toEqual([{ type: "hello", protocols: [1], client: "c", settled: 0 }]);
+    peer.welcome();
+    expect(peer.session.record.since).toBe(Math.max(AT.lsn, 1));
+  });
+
+  test("since when an id exists is kept from the welcome before its first mutation, and said in every later hello", () => {
+    expect(new Peer().live().session.record.since).toBe(Math.max(AT.lsn, 1));
+    const peer = new Peer({ ...FRESH, nextSeq: 2, since: 7 });
     peer.drain();
     peer.feed({ type: "opened" });
     expect(peer.sent()).toEqual([{ type: "hello", protocols: [1], client: "c", settled: 0, since: 7 }]);

@@ -3,6 +3,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use common::{add, client, memory, start_todo};
@@ -139,5 +140,46 @@ async fn a_document_outlives_its_coordinator() {
     drop(tokio::time::timeout(Duration::from_secs(30), settled).await.unwrap().unwrap());
     let other = open(&store, told_only(&running, Route::Direct)).await;
     until(&other, &["one", "three", "two"]).await;
+    running.shutdown().await;
+}
+
+/// Polls a future so many times, and drops it.
+async fn polled(mut left: usize, future: impl Future) {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|context| match left.checked_sub(1) {
+        None => Poll::Ready(()),
+        Some(rest) => {
+            left = rest;
+            future.as_mut().poll(context).map(drop)
+        }
+    })
+    .await;
+}
+
+/// Whoever syncs may give up at any point: each mutation still goes to the coordinator, under its own seq.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sync_that_is_given_up_loses_nothing_that_was_to_be_sent() {
+    let store = memory();
+    let running = start_todo(store.clone(), |_| {}).await;
+    let document =
+        open(&store, Options { background: false, ..told_only(&running, Route::Coordinator) }).await;
+    let mut titles = Vec::new();
+    for polls in 0..25 {
+        for one in ["a", "b", "c"] {
+            let title = format!("{polls:02}{one}");
+            document.mutate("add_task", task(&title, &title)).await.unwrap();
+            titles.push(title);
+        }
+        polled(polls, document.sync()).await;
+    }
+    let all = async {
+        while document.status().borrow().standing.ahead > 0 {
+            document.sync().await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), all).await.unwrap_or_else(|_| panic!("{document:?}"));
+    let other = open(&store, told_only(&running, Route::Direct)).await;
+    let titles: Vec<&str> = titles.iter().map(String::as_str).collect();
+    until(&other, &titles).await;
     running.shutdown().await;
 }

@@ -316,3 +316,63 @@ async fn a_volume_without_a_module_says_so() {
     assert_eq!((status, &said["error"]["code"]), (422, &json!("no_module")), "{said}");
     assert!(running.shutdown().await);
 }
+
+/// What holds a mutation up is told at once and by name, also to who has no socket; it is not lost for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mutation_that_damage_holds_up_is_told_without_a_socket() {
+    let store = memory();
+    assert!(start_todo(store.clone(), |_| {}).await.shutdown().await);
+    let modules = store.list("modules/", None, 10).await.unwrap();
+    let key = modules[0].key.clone();
+    let whole = store.get(&key).await.unwrap();
+    store.delete(&key).await.unwrap();
+    store.create(&key, bytes::Bytes::from_static(b"no module")).await.unwrap();
+    // No answer would come in time.
+    let running =
+        start_with(store.clone(), |config| config.limits.http.answer_max = Duration::from_secs(600)).await;
+    let add = accepted(add_task("a"), "shop", 1);
+    let (status, told) = mutate(&running, add.clone()).await;
+    assert_eq!((status, &told["status"]), (503, &json!("unknown")), "{told}");
+    assert_eq!(told["error"]["code"], json!(sqlsync_layer::protocol::codes::DAMAGED), "{told}");
+    assert!(
+        told["error"]["message"].as_str().is_some_and(|message| message.contains(&key["modules/".len()..])),
+        "{told}"
+    );
+
+    store.delete(&key).await.unwrap();
+    store.create(&key, whole).await.unwrap();
+    let (status, done) = mutate(&running, add).await;
+    assert_eq!((status, &done["status"]), (200, &json!("accepted")), "{done}");
+    assert!(running.shutdown().await);
+}
+
+/// Whoever sends a mutation each to another server is told of no gap because the second has not heard of the
+/// first; a gap that is one is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn mutations_of_one_client_go_to_any_server() {
+    let store = memory();
+    let one = start_todo(store.clone(), |_| {}).await;
+    let other = start(store).await;
+    for seq in [1, 3] {
+        // Both have the volume open, and each knows of what itself did.
+        for (running, seq) in [(&one, seq), (&other, seq + 1)] {
+            let (_, rows) = query(running, TASKS, None).await;
+            assert!(rows["rows"].is_array(), "{rows}");
+            let mut add = accepted(add_task(&format!("t{seq}")), "shop", seq);
+            add["wait"] = "durable".into();
+            let (status, done) = mutate(running, add).await;
+            assert_eq!(
+                (status, &done["status"], &done["seq"]),
+                (200, &json!("durable"), &json!(seq)),
+                "{done}"
+            );
+        }
+    }
+    let (_, rows) = query(&other, TASKS, None).await;
+    assert_eq!(rows["rows"], json!([["t1"], ["t2"], ["t3"], ["t4"]]));
+    for (client, seq) in [("shop", 6), ("nobody", 2)] {
+        let (_, said) = mutate(&one, accepted(add_task("late"), client, seq)).await;
+        assert_eq!(said["error"]["code"], json!(sqlsync_layer::protocol::codes::SEQ_GAP), "{said}");
+    }
+    assert!(one.shutdown().await && other.shutdown().await);
+}

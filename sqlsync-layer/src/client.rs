@@ -30,10 +30,9 @@ use std::time::Duration;
 use graft::{Lsn, VolumeName};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::protocol::Seed;
 pub use crate::protocol::{ClientId, Reason};
-use crate::session::client::ClientSession;
 pub use crate::session::client::{CallError, Present, SessionConfig, SessionEnd, Status};
+use crate::session::client::{ClientSession, PendingMutation};
 pub use crate::session::rows::Rows;
 use crate::value::Params;
 
@@ -188,15 +187,10 @@ impl Client {
         Ok((client, heads))
     }
 
-    /// Sends a mutation whose clock and seed are given; answers its seq.
-    pub(crate) async fn send(
-        &self,
-        reducer: String,
-        args: serde_json::Map<String, serde_json::Value>,
-        clock: i64,
-        seed: Seed,
-    ) -> Result<u64, CallError> {
-        self.call(|reply| Command::Send { reducer, args, clock, seed, reply }).await?
+    /// Sends a mutation that was given everything elsewhere, its seq too. May be called again for one that
+    /// was taken before.
+    pub(crate) async fn send(&self, mutation: PendingMutation) -> Result<(), CallError> {
+        self.call(|reply| Command::Send { mutation, reply }).await?
     }
 
     /// Who this client is.

@@ -200,8 +200,8 @@ pub enum ClientMessage {
         /// not seen that yet looks at the log before it answers.
         #[serde(default, skip_serializing_if = "is_zero")]
         settled: u64,
-        /// The newest commit that the client knew when its id was made, from its first `welcome`: nothing
-        /// of it is in the log before. A client that was away for so long that the volume has forgotten it
+        /// The newest commit at the last `welcome` before the client's first mutation: nothing of it is in
+        /// the log before. A client that was away for so long that the volume has forgotten it
         /// is told so by it, and not taken for a new one.
         #[serde(default = "no_lsn", skip_serializing_if = "is_no_lsn")]
         since: Lsn,

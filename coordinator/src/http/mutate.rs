@@ -106,24 +106,64 @@ impl Short {
     }
 
     async fn converse(&self, outbox: &Arc<Outbox>, message: ClientMessage) -> Result<MutateAnswer, ApiError> {
+        let answer = self.ask(outbox, message.clone(), None).await;
+        let Err(ApiError::Refused(gap)) = &answer else { return answer };
+        if gap.code != codes::SEQ_GAP || self.seq <= 1 {
+            return answer;
+        }
+        // Those before it may be in commits of another server, which this one has not looked at: a session
+        // would say in its hello that it has their answers.
+        if self.lease.worker().send(Work::Disconnect { session: self.session }).await.is_err() {
+            return Ok(self.unknown(failed()));
+        }
+        self.ask(outbox, message, Some(gap)).await
+    }
+
+    /// With `gap` the log is looked at before, and that is the answer where there is no welcome.
+    async fn ask(
+        &self,
+        outbox: &Arc<Outbox>,
+        message: ClientMessage,
+        gap: Option<&Reason>,
+    ) -> Result<MutateAnswer, ApiError> {
         let session = self.session;
+        let settled = gap.map_or(0, |_| self.seq - 1);
         let connect = Work::Connect {
             session,
             client: self.client.clone(),
-            known: Known::NOTHING,
+            known: Known { settled, ..Known::NOTHING },
             outbox: outbox.clone(),
         };
         let worker = self.lease.worker();
+        if worker.send(connect).await.is_err() {
+            return Ok(self.unknown(failed()));
+        }
+        let mut volume = VolumeId([0; 16]);
+        if let Some(gap) = gap {
+            // Before that the actor does not know the session.
+            volume = loop {
+                match outbox.pop().await {
+                    Popped::Frame { text, relieved: _ } => match ServerMessage::from_json(&text) {
+                        Ok(ServerMessage::Welcome { volume, .. }) => break volume,
+                        Ok(ServerMessage::Error { .. }) => return Err(ApiError::Refused(gap.clone())),
+                        // Of other mutations of this client.
+                        Ok(_) => {}
+                        Err(error) => {
+                            tracing::error!(%error, "the actor sent what is not a message");
+                            return Ok(self.unknown(failed()));
+                        }
+                    },
+                    Popped::Close(reason) => return Ok(self.unknown(reason.unwrap_or_else(failed))),
+                }
+            };
+        }
         // Never closed and always free: this cannot fail.
         let Ok(turn) = Arc::new(Semaphore::new(1)).acquire_owned().await else {
             return Ok(self.unknown(failed()));
         };
-        let given = worker.send(connect).await.is_ok()
-            && worker.send(Work::Receive { session, message, turn }).await.is_ok();
-        if !given {
+        if worker.send(Work::Receive { session, message, turn }).await.is_err() {
             return Ok(self.unknown(failed()));
         }
-        let mut volume = VolumeId([0; 16]);
         loop {
             let text = match outbox.pop().await {
                 Popped::Frame { text, relieved: _ } => text,
@@ -149,6 +189,8 @@ impl Short {
                 Ok(ServerMessage::Refused { seq, reason }) if self.is_mine(seq) => {
                     return Err(ApiError::Refused(reason));
                 }
+                // It is held up, and its session ends with why.
+                Ok(ServerMessage::Error { reason }) => return Ok(self.unknown(reason)),
                 // Of other mutations of this client, sent on other connections.
                 Ok(
                     ServerMessage::Accepted { .. }
@@ -167,8 +209,7 @@ impl Short {
                     | ServerMessage::PresenceSet { .. }
                     | ServerMessage::PresenceError { .. }
                     | ServerMessage::Head { .. }
-                    | ServerMessage::Pong { .. }
-                    | ServerMessage::Error { .. },
+                    | ServerMessage::Pong { .. },
                 ) => {}
                 Err(error) => {
                     tracing::error!(%error, "the actor sent what is not a message");

@@ -22,7 +22,7 @@ use super::{
     CallError, MutationError, MutationHandle, Progress, QueryError, SessionConfig, SessionEnd, Status,
 };
 use crate::protocol::{ClientId, Seed};
-use crate::session::client::{ClientSession, Effect, Event, Notice, Present};
+use crate::session::client::{ClientSession, Effect, Event, Notice, PendingMutation, Present};
 use crate::session::rows::Rows;
 use crate::value::Params;
 use graft::Lsn;
@@ -39,11 +39,8 @@ pub(super) enum Command {
     },
     /// A mutation with its clock and seed given, without a handle: answers its seq.
     Send {
-        reducer: String,
-        args: Map<String, serde_json::Value>,
-        clock: i64,
-        seed: Seed,
-        reply: oneshot::Sender<Result<u64, CallError>>,
+        mutation: PendingMutation,
+        reply: oneshot::Sender<Result<(), CallError>>,
     },
     Subscribe {
         sql: String,
@@ -226,9 +223,7 @@ impl Driver {
                 });
                 answer(reply, taken);
             }
-            Command::Send { reducer, args, clock, seed, reply } => {
-                answer(reply, self.session.mutate(reducer, args, clock, seed));
-            }
+            Command::Send { mutation, reply } => answer(reply, self.session.mutate_as(mutation)),
             Command::Subscribe { sql, params, key, reply } => {
                 let opened = self.session.subscribe(sql, params, key).map(|sub| {
                     let slot = Slot::new(self.sweep.clone());

@@ -22,6 +22,7 @@ use graft::fetch::RemoteFetch;
 use graft::publish::{PublishError, publish};
 use graft::pull::PullError;
 use graft::remote::SharedRemote;
+use graft::store::claim::Claim;
 use graft::store::{SharedStore, StoreError};
 use graft::volume::Volume;
 use graft::{CommitId, VolumeId, VolumeName, catalog};
@@ -42,7 +43,7 @@ use crate::client::Client;
 use crate::merge::Validation;
 use crate::protocol::{ClientId, Reason};
 use crate::rebase::{Handler, Policy};
-use crate::session::client::{ClientSession, SessionConfig, Status as Connection};
+use crate::session::client::{ClientSession, PendingMutation, SessionConfig, Status as Connection};
 use crate::value::Params;
 
 mod follow;
@@ -50,6 +51,9 @@ pub(super) mod task;
 
 /// How long a rebase runs mutations again before the app may come in. One that is under way is finished.
 const SLICE: Duration = Duration::from_millis(20);
+
+/// How long a document that was dropped may go on with what it is at, before the same one is opened again.
+const CLOSING: Duration = Duration::from_secs(5);
 
 /// Events that an app may be behind before it misses some.
 const EVENTS_MAX: usize = 1024;
@@ -155,6 +159,9 @@ pub enum DocumentError {
     /// This client id cannot go on.
     #[error("{0}")]
     Ended(Reason),
+    /// Something panicked in the background, most likely the app's [`Handler`]. Local work is as it was.
+    #[error("the sync panicked: {0}")]
+    Panicked(String),
     /// The runtime is shutting down.
     #[error("the runtime is shutting down")]
     Runtime,
@@ -206,6 +213,9 @@ impl RowsOf {
     /// As [`RowsOf::now`]; also when the document was closed.
     pub async fn next(&mut self) -> Latest {
         if !std::mem::replace(&mut self.fresh, false) && self.latest.changed().await.is_err() {
+            if let Err(error) = &*self.latest.borrow() {
+                return Err(error.clone());
+            }
             let closed = Reason::new(crate::protocol::codes::SHUTDOWN, "the document was closed");
             return Err(QueryError(closed));
         }
@@ -279,9 +289,13 @@ impl Document {
             None => None,
         };
         let opened = match remembered {
-            Some((id, page_size)) => Volume::load(id, page_size, kept.clone())?,
+            Some((id, page_size)) => {
+                until_closed(store.as_ref(), id).await?;
+                Volume::load(id, page_size, kept.clone())?
+            }
             None => {
                 let id = catalog::resolve(&*remote, volume).await?;
+                until_closed(store.as_ref(), id).await?;
                 let opened = Volume::open(&*remote, id, kept.clone()).await?;
                 if let Some(store) = &store {
                     timeline::remember_name(store, volume, id, opened.volume.page_size())?;
@@ -306,9 +320,10 @@ impl Document {
         if let Some(url) = &options.coordinator {
             let session = SessionConfig { heads: true, ..SessionConfig::default() };
             let session = match options.route {
-                Route::Coordinator => session_of(&replica, session)?,
-                // Only to hear of commits.
-                Route::Direct => ClientSession::new(random_id(), session),
+                Route::Coordinator if replica.ended().is_none() => session_of(&replica, session)?,
+                // Only to hear of commits: nothing is sent straight on the bucket, nor of an id that cannot
+                // go on, whose document can still be read.
+                Route::Coordinator | Route::Direct => ClientSession::new(random_id(), session),
             };
             let (connected, heads) = Client::go_on(url, volume, session)?;
             told = Some(Told { heads, connection: connected.status() });
@@ -352,9 +367,7 @@ impl Document {
             return Err(MutateError::Rejected(reason));
         };
         let (reducer, clock, seed) = (reducer.to_owned(), now_ms(), rand::rng().random());
-        let seq = self.with(move |replica| replica.mutate(&reducer, args, clock, seed)).await?;
-        self.inner.woken.notify_one();
-        Ok(seq)
+        self.with(move |replica| replica.mutate(&reducer, args, clock, seed)).await
     }
 
     /// Runs SQL as one transaction; answers how many rows it changed. Only with [`Route::Direct`].
@@ -364,9 +377,7 @@ impl Document {
     /// Any [`MutateError`]: nothing has changed.
     pub async fn execute(&self, sql: &str) -> Result<u64, MutateError> {
         let sql = sql.to_owned();
-        let changed = self.with(move |replica| replica.execute(&sql)).await?;
-        self.inner.woken.notify_one();
-        Ok(changed)
+        self.with(move |replica| replica.execute(&sql)).await
     }
 
     /// Answers one SELECT on the local copy.
@@ -459,6 +470,10 @@ impl Inner {
             let mut replica = inner.replica.lock();
             let answer = body(&mut replica);
             inner.tell(&mut replica);
+            // Here, and not in who awaits this: it may be dropped, and what was taken is taken all the same.
+            if replica.take_fresh() {
+                inner.woken.notify_one();
+            }
             parking_lot::MutexGuard::unlock_fair(replica);
             answer
         });
@@ -480,7 +495,12 @@ impl Inner {
             wanted
         });
         for (subscription, rows) in replica.refresh() {
-            if let Some(sender) = subscriptions.get(&subscription) {
+            // After an error nothing follows.
+            let sender = match &rows {
+                Ok(_) => None,
+                Err(_) => subscriptions.remove(&subscription),
+            };
+            if let Some(sender) = sender.as_ref().or_else(|| subscriptions.get(&subscription)) {
                 drop(sender.send_replace(rows.map(Arc::new)));
             }
         }
@@ -502,7 +522,8 @@ impl Inner {
     async fn round(self: &Arc<Self>) -> Result<bool, DocumentError> {
         let _one = self.syncing.lock().await;
         let (id, now) = (CommitId(rand::rng().random()), now_ms());
-        self.send_mutations().await?;
+        // Whatever became of that: what others did is to be seen.
+        let sent = self.send_mutations().await;
         let prepared = self.with(move |replica| replica.seal(id, now)).await?;
         if let Some(prepared) = prepared {
             let result = publish(&*self.remote, &prepared).await;
@@ -526,6 +547,7 @@ impl Inner {
             follow.bring(&self.volume).await?;
         }
         self.publish_branches().await?;
+        sent?;
         let (ended, ahead) = self.with(|replica| (replica.ended().cloned(), replica.status().ahead)).await;
         match ended {
             Some(reason) => Err(DocumentError::Ended(reason)),
@@ -593,6 +615,10 @@ impl Inner {
         let Some(client) = self.client.as_ref().filter(|_| self.route == Route::Coordinator) else {
             return Ok(());
         };
+        // The round ends with why.
+        if self.with(|replica| replica.ended().is_some()).await {
+            return Ok(());
+        }
         if let Connection::Ended(end) = &*client.status().borrow() {
             let reason = match end {
                 crate::session::client::SessionEnd::Server(reason)
@@ -602,27 +628,25 @@ impl Inner {
             };
             return Err(DocumentError::Ended(reason));
         }
-        let unsent = self.with(|replica| replica.take_unsent()).await;
+        let unsent = self.with(|replica| replica.unsent()).await;
+        let Some(last) = unsent.last().map(|mutation| mutation.seq) else { return Ok(()) };
         for mutation in unsent {
             let args = serde_json::from_str(&mutation.args).unwrap_or_default();
-            let sent = client.send(mutation.reducer, args, mutation.clock, mutation.seed).await;
-            match sent {
-                Ok(seq) if seq == mutation.seq => {}
-                Ok(seq) => {
-                    let message = format!("the session gave seq {seq} to mutation {}", mutation.seq);
-                    return Err(DocumentError::Ended(Reason::new(
-                        crate::protocol::codes::SEQ_REUSED,
-                        message,
-                    )));
-                }
-                Err(error) => {
-                    let seq = mutation.seq;
-                    self.with(move |replica| replica.unsent_from(seq)).await;
-                    let reason = Reason::new(crate::protocol::codes::UNAVAILABLE, error.to_string());
-                    return Err(DocumentError::Ended(reason));
-                }
+            let mutation = PendingMutation {
+                seq: mutation.seq,
+                reducer: mutation.reducer,
+                args,
+                clock: mutation.clock,
+                seed: mutation.seed,
+            };
+            // Whoever syncs may give up between any two: the next round sends all of them again, and the
+            // session knows those that it has by their seqs.
+            if let Err(error) = client.send(mutation).await {
+                let reason = Reason::new(crate::protocol::codes::UNAVAILABLE, error.to_string());
+                return Err(DocumentError::Ended(reason));
             }
         }
+        self.with(move |replica| replica.given(last)).await;
         Ok(())
     }
 }
@@ -654,6 +678,13 @@ async fn blocking<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) 
             Err(_cancelled) => Err(DocumentError::Runtime),
         },
     }
+}
+
+/// Waits for a document on the same volume of this store that was dropped and is being closed.
+async fn until_closed(store: Option<&SharedStore>, volume: VolumeId) -> Result<(), DocumentError> {
+    let Some(store) = store.cloned() else { return Ok(()) };
+    // Where it is not, opening says so.
+    blocking(move || Claim::wait(&store, volume, CLOSING)).await.map(drop)
 }
 
 fn random_id() -> ClientId {

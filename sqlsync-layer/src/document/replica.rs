@@ -41,7 +41,7 @@ use crate::ledger::{Entry, Ledger, Standing};
 use crate::live::{Answer, Identity, LiveQueries, Refreshed};
 use crate::merge::Validation;
 use crate::payload::{Mutation, Op, Outcome, Payload, Record};
-use crate::protocol::{ClientId, Reason, Seed, codes};
+use crate::protocol::{ClientId, FRAME_BYTES_MAX, Reason, Seed, codes};
 use crate::rebase::{Handler, Policy};
 use crate::session::client::{ClientState, PendingMutation};
 use crate::value::Params;
@@ -55,6 +55,14 @@ pub use self::rebasing::{Progress, RebaseError};
 
 /// Bytes of records that one published commit takes; what is left goes into the next.
 const COMMIT_BYTES: usize = 16 << 20;
+
+/// Bytes of one mutation's arguments and name: so that it fits a message to a coordinator, and beside
+/// [`COMMIT_BYTES`] into a commit's head, which no reader takes above 256 MiB.
+const MESSAGE_BYTES_MAX: usize = FRAME_BYTES_MAX - 1024;
+const RECORD_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes that one byte of a name may take in JSON.
+const ESCAPED_MAX: usize = 6;
 
 /// Who puts local mutations into the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -301,6 +309,8 @@ pub struct Replica {
     rebase: Option<rebasing::Rebasing>,
     /// Mutations from this seq on were not given to the session yet.
     unsent: u64,
+    /// Local work was taken since the driver last asked.
+    fresh: bool,
     /// Why this client id cannot go on.
     ended: Option<Reason>,
 }
@@ -427,12 +437,14 @@ impl Replica {
             rebase: None,
             // What the timeline holds now, the session begins with.
             unsent: me_next,
+            fresh: false,
             ended: None,
         };
         replica.known.follow(&replica.volume.locals());
         replica.tip = replica.tip_module();
         replica.forget_branched()?;
         replica.forget_settled()?;
+        replica.renew();
         replica.check_client();
         Ok(replica)
     }
@@ -521,14 +533,24 @@ impl Replica {
 
     /// Mutations that were made since this was last asked: for the session that sends them.
     pub fn take_unsent(&mut self) -> Vec<Mutation> {
-        let unsent = self.kept.range(self.unsent..).map(|(_, kept)| kept.mutation.clone()).collect();
+        let unsent = self.unsent();
         self.unsent = self.me.next_seq;
         unsent
     }
 
-    /// Mutations from `seq` on could not be given to the session.
-    pub fn unsent_from(&mut self, seq: u64) {
-        self.unsent = self.unsent.min(seq);
+    /// The same, for a session that may be interrupted: they are answered again until [`Replica::given`].
+    pub(super) fn unsent(&self) -> Vec<Mutation> {
+        self.kept.range(self.unsent..).map(|(_, kept)| kept.mutation.clone()).collect()
+    }
+
+    /// The session has every mutation up to `seq`.
+    pub(super) fn given(&mut self, seq: u64) {
+        self.unsent = self.unsent.max(seq + 1);
+    }
+
+    /// Whether local work was taken since this was last asked.
+    pub(super) fn take_fresh(&mut self) -> bool {
+        std::mem::take(&mut self.fresh)
     }
 
     /// Mutations whose rejection is final and that wait to be retried, edited or discarded.
@@ -588,6 +610,16 @@ impl Replica {
         }
         let seq = self.me.next_seq;
         let mutation = mutation(&self.me.client, seq, reducer, args, clock, seed);
+        let most = match self.config.route {
+            Route::Coordinator => MESSAGE_BYTES_MAX,
+            Route::Direct => RECORD_BYTES_MAX,
+        };
+        let bytes = mutation.args.len().saturating_add(mutation.reducer.len().saturating_mul(ESCAPED_MAX));
+        if bytes > most {
+            let message =
+                format!("the mutation has {bytes} bytes, at most {most} are taken; send less at once");
+            return Err(MutateError::Rejected(Reason::new(codes::LIMIT, message)));
+        }
         let kept = Kept { mutation: mutation.clone(), rejected: None };
         let me = Me { next_seq: seq + 1, ..self.me.clone() };
         let mut also = Batch::default();
@@ -624,6 +656,7 @@ impl Replica {
         let mut place = Place { writer, volume: &self.volume, modules: &*self.modules, tip: self.tip };
         let run = place.run(op, also, None).map_err(blocked)?;
         self.tip = place.tip;
+        self.fresh = true;
         if let Some(written) = run.written {
             self.live.committed(written);
         }
@@ -657,10 +690,13 @@ impl Replica {
         let ran = connection.execute_batch(sql);
         if let Err(error) = ran {
             let error = failed(error);
-            if !connection.is_autocommit() {
-                connection.execute_batch("ROLLBACK").map_err(failed)?;
-            }
-            return Err(error);
+            let undone = match connection.is_autocommit() {
+                true => Ok(()),
+                false => connection.execute_batch("ROLLBACK").map_err(failed),
+            };
+            // As below: it may have ended its transaction, and begun another.
+            self.plain_sql_committed(control.take_committed());
+            return undone.and(Err(error));
         }
         if connection.is_autocommit() {
             // What it committed before it ended the transaction stays: it is a local commit like any other.
@@ -677,6 +713,7 @@ impl Replica {
 
     fn plain_sql_committed(&mut self, written: Option<WriteSet>) {
         if let Some(written) = written {
+            self.fresh = true;
             self.live.committed(written);
         }
     }
@@ -902,6 +939,13 @@ impl Replica {
         };
         let args = serde_json::from_str(&mutation.args).unwrap_or_default();
         Ok((mutation.reducer.clone(), args))
+    }
+
+    /// An id that made no mutation has none that could have been forgotten: it is as good as made now.
+    fn renew(&mut self) {
+        if self.me.next_seq == 1 {
+            self.me.since = self.volume.base().lsn().0;
+        }
     }
 
     /// Whether the ledger still stands where this client knows it to stand.

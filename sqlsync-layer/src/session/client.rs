@@ -23,6 +23,7 @@
 //! [`Event`]s with a random number each (for jitter), and carries out the [`Effect`]s in order. After
 //! [`Effect::Hangup`] it feeds nothing more from that connection.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -340,6 +341,14 @@ pub enum CallError {
     /// What was to be said of this client is beyond the bounds.
     #[error("{0}")]
     Presence(Reason),
+    /// A mutation that was given its seq elsewhere is not the next.
+    #[error("mutation {seq} was given to the session, whose next is {next}")]
+    Gap {
+        /// Its seq.
+        seq: u64,
+        /// The seq that is next.
+        next: u64,
+    },
     /// The message would be longer than the server accepts.
     #[error("the message has {bytes} bytes, at most {FRAME_BYTES_MAX} are accepted; send less at once")]
     TooLong {
@@ -410,7 +419,7 @@ pub struct ClientSession {
     next_seq: Option<u64>,
     /// The highest seq with a final answer.
     settled: u64,
-    /// The newest commit at the first `welcome` of this id; 0 before.
+    /// The newest commit at the last `welcome` before this id's first mutation; 0 before.
     since: Lsn,
     pending: BTreeMap<u64, PendingMutation>,
     subscriptions: BTreeMap<u64, Subscription>,
@@ -514,11 +523,36 @@ impl ClientSession {
         seed: Seed,
     ) -> Result<u64, CallError> {
         self.check_open()?;
-        let seq = self.next_seq.ok_or_else(|| CallError::SeqUnknown { client: self.client.clone() })?;
+        let seq = self.upcoming()?;
+        self.take(PendingMutation { seq, reducer, args, clock, seed })?;
+        Ok(seq)
+    }
+
+    /// Takes a mutation that was given its seq elsewhere. One that it has taken before, under this seq, it
+    /// does not take again.
+    ///
+    /// # Errors
+    ///
+    /// Any [`CallError`]; it was not taken.
+    pub fn mutate_as(&mut self, mutation: PendingMutation) -> Result<(), CallError> {
+        self.check_open()?;
+        let (seq, next) = (mutation.seq, self.upcoming()?);
+        match seq.cmp(&next) {
+            Ordering::Less => Ok(()),
+            Ordering::Equal => self.take(mutation),
+            Ordering::Greater => Err(CallError::Gap { seq, next }),
+        }
+    }
+
+    fn upcoming(&self) -> Result<u64, CallError> {
+        self.next_seq.ok_or_else(|| CallError::SeqUnknown { client: self.client.clone() })
+    }
+
+    fn take(&mut self, mutation: PendingMutation) -> Result<(), CallError> {
+        let seq = mutation.seq;
         if self.pending.len() >= self.config.pending_max {
             return Err(CallError::Full { pending: self.pending.len() });
         }
-        let mutation = PendingMutation { seq, reducer, args, clock, seed };
         let frame = mutation.frame();
         check_length(&frame)?;
         match &mut self.state {
@@ -536,7 +570,7 @@ impl ClientSession {
         }
         self.pending.insert(seq, mutation);
         self.next_seq = Some(seq + 1);
-        Ok(seq)
+        Ok(())
     }
 
     /// Opens a live query and answers its id. Its rows come by [`Notice::Snapshot`].
@@ -609,7 +643,8 @@ impl ClientSession {
                     protocols: vec![PROTOCOL],
                     client: self.client.clone(),
                     settled: self.settled,
-                    since: self.since,
+                    // An id that made no mutation has none that could have been forgotten.
+                    since: if self.next_seq == Some(1) { Lsn::ZERO } else { self.since },
                     heads: self.config.heads,
                 };
                 self.state = State::Greeting;

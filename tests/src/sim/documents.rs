@@ -328,6 +328,20 @@ fn print_of(local: &LocalCommit) -> u64 {
     hasher.finish()
 }
 
+/// What the commits of these prints, one after the other, were before: each print's next one there.
+fn aligned<'a>(
+    prints: impl Iterator<Item = &'a u64>,
+    mut before: impl Iterator<Item = (u64, &'a Local)> + Clone,
+) -> Vec<Option<&'a Local>> {
+    let next = |print: &u64| {
+        let mut rest = before.clone();
+        let (_, work) = rest.find(|(was, _)| was == print)?;
+        before = rest;
+        Some(work)
+    };
+    prints.map(next).collect()
+}
+
 impl Papers {
     /// What it did in all its lives.
     pub fn counts(&self) -> Counts {
@@ -354,7 +368,8 @@ impl Papers {
         let ours: BTreeSet<u64> = self.branches.keys().copied().collect();
         let same = (found == self.prints, theirs == ours);
         let waiting = self.waiting();
-        if self.crashed.take() == Some(Crash::PowerCut) {
+        let is_cut = self.crashed.take() == Some(Crash::PowerCut);
+        if is_cut {
             // What was not synced may be undone: settled work is settled again, by the log, and the app is
             // asked again about what was rejected.
             self.newest = Lsn::ZERO;
@@ -366,7 +381,7 @@ impl Papers {
                 "after a restart it has {found} local commits and the branches {theirs:?} where {expected} and {ours:?} were"
             ));
         }
-        self.look(None);
+        self.look(None, is_cut);
         self.stays_dealt_with();
     }
 
@@ -406,8 +421,29 @@ impl Papers {
         }
     }
 
-    /// The stack may be another one: reads it, and checks that nothing is lost. `sql` was just run.
-    fn look(&mut self, sql: Option<&str>) {
+    /// The plain SQL on the stack, of which one after the other has these prints. Two may have the same, for
+    /// one can bring back what another one wrote over; so a commit is first of all what it was on the stack
+    /// before, which loses commits at its end where the power was cut (`is_cut`), and at its beginning else.
+    fn sql_of(&self, prints: &[u64], is_cut: bool) -> Vec<Option<Local>> {
+        let was =
+            self.prints.iter().copied().zip(&self.stack).filter(|(_, work)| matches!(work, Local::Sql(_)));
+        let mut works = match is_cut {
+            true => aligned(prints.iter(), was),
+            false => aligned(prints.iter().rev(), was.rev()),
+        };
+        if !is_cut {
+            works.reverse();
+        }
+        works
+            .into_iter()
+            .zip(prints)
+            .map(|(was, print)| was.or_else(|| self.ran.get(print)).cloned())
+            .collect()
+    }
+
+    /// The stack may be another one: reads it, and checks that nothing is lost. `sql` was just run; the power
+    /// was just cut (`is_cut`).
+    fn look(&mut self, sql: Option<&str>, is_cut: bool) {
         let Some(replica) = &self.replica else { return };
         let base = replica.volume().base().lsn();
         if base < self.newest {
@@ -417,25 +453,31 @@ impl Papers {
         self.newest = base;
         let locals = replica.volume().locals();
         let settled = replica.settled();
-        let (mut stack, mut prints) = (Vec::with_capacity(locals.len()), Vec::with_capacity(locals.len()));
+        let prints: Vec<u64> = locals.iter().map(print_of).collect();
+        let records: Vec<Option<Record>> = locals.iter().map(Record::behind).collect();
+        let plain: Vec<u64> = prints
+            .iter()
+            .zip(&records)
+            .filter(|(_, record)| record.is_none())
+            .map(|(print, _)| *print)
+            .collect();
+        let mut works = self.sql_of(&plain, is_cut);
+        if let (Some(sql), Some(new)) = (sql.filter(|_| locals.len() > self.stack.len()), works.last_mut()) {
+            *new = Some(Local::Sql(sql.into()));
+        }
+        let mut works = works.into_iter();
+        let mut stack = Vec::with_capacity(locals.len());
         let mut unknown = None;
-        for (at, local) in locals.iter().enumerate() {
-            let print = print_of(local);
-            let work = match Record::behind(local) {
-                Some(record) => Local::Ran(record),
-                None => {
-                    let new = sql.filter(|_| at + 1 == locals.len());
-                    let ran = self.ran.get(&print).cloned().or(new.map(|sql| Local::Sql(sql.into())));
-                    let Some(ran) = ran else {
-                        unknown = Some(local.number);
-                        continue;
-                    };
-                    self.ran.insert(print, ran.clone());
-                    ran
+        for ((local, print), record) in locals.iter().zip(&prints).zip(records) {
+            match record.map(Local::Ran).or_else(|| works.next().flatten()) {
+                Some(work) => {
+                    if matches!(work, Local::Sql(_)) {
+                        self.ran.insert(*print, work.clone());
+                    }
+                    stack.push(work);
                 }
-            };
-            stack.push(work);
-            prints.push(print);
+                None => unknown = Some(local.number),
+            }
         }
         if let Some(number) = unknown {
             self.wrong(format!("local commit {number} is nobody's: {replica:?}", replica = self.replica));
@@ -556,7 +598,7 @@ impl Papers {
         let answer = body(replica);
         let (before, prints) = (self.stack.clone(), self.prints.clone());
         self.hear(&before, &prints, base);
-        self.look(sql);
+        self.look(sql, false);
         self.refresh();
         Some(answer)
     }

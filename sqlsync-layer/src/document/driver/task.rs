@@ -4,13 +4,17 @@
 //! about, and one that ended. Else it looks at the log every now and then: often where nobody says that it
 //! has grown, seldom where a coordinator does. After a failure it waits, longer each time.
 
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
+
+use futures::FutureExt as _;
 
 use graft::Lsn;
 use tokio::sync::watch;
 
-use super::{Inner, Options};
+use super::{DocumentError, Inner, Options};
 use crate::session::client::Status as Connection;
 
 /// The first wait after a failure, and the longest.
@@ -93,10 +97,12 @@ pub(super) async fn keep_in_sync(
             let head = *told.heads.borrow();
             inner.with(move |replica| replica.heard_of(head)).await;
         }
+        // What an app brings along (a handler, modules, names) may panic. That ends the round and no more.
         let round = tokio::select! {
-            round = inner.round() => round,
+            round = AssertUnwindSafe(inner.round()).catch_unwind() => round,
             _ = closed.changed() => return,
         };
+        let round = round.unwrap_or_else(|panic| Err(DocumentError::Panicked(said(&*panic))));
         let outcome = match &round {
             Ok(true) => Outcome::More,
             Ok(false) if inner.with(|replica| replica.has_stale()).await => Outcome::Failed,
@@ -134,6 +140,12 @@ pub(super) async fn keep_in_sync(
             _ = closed.changed() => return,
         }
     }
+}
+
+/// What a panic said.
+fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no text".into())
 }
 
 #[cfg(test)]

@@ -110,7 +110,8 @@ impl Replica {
     /// Any [`RebaseError`]; nothing has changed.
     pub fn pulled(&mut self, pulled: Pulled) -> Result<Progress, RebaseError> {
         self.rebase = None;
-        if pulled.heads.is_empty() && pulled.jump.is_none() {
+        // One that began before another was taken in says again what that one said.
+        if pulled.heads.is_empty() && pulled.jump.is_none() || pulled.from != self.volume.base().lsn() {
             return Ok(Progress::Done);
         }
         if self.volume.pending().is_some() {
@@ -124,7 +125,12 @@ impl Replica {
         if old.is_empty() {
             let theirs = self.theirs(&pulled, &payloads);
             let taken = (pulled.heads.clone(), payloads);
+            let newest = pulled.newest();
             self.volume.absorb(pulled)?;
+            // A connection of the app's own committed at this moment: the next pull begins a rebase.
+            if self.volume.base().lsn() != newest {
+                return Ok(Progress::Done);
+            }
             self.settle(jumped, taken.0.iter().zip(&taken.1), &theirs)?;
             return Ok(Progress::Done);
         }
@@ -481,6 +487,7 @@ impl Replica {
         self.connections.forget_schema();
         self.forget_branched()?;
         self.forget_settled()?;
+        self.renew();
         self.check_client();
         Ok(())
     }

@@ -6,6 +6,7 @@ use super::*;
 use crate::actor::{Actor, Input, Limits, Output, SessionId};
 use crate::payload::Payload;
 use crate::protocol::{ClientMessage, Known, ServerMessage};
+use crate::session::client::{ClientSession, ClientState};
 use graft::Lsn;
 
 #[test]
@@ -298,6 +299,10 @@ fn who_comes_back_after_the_ledger_forgot_them_is_told_so() {
     let prepared = a.seal(world.id(), 1_000).unwrap().unwrap();
     block_on(publish(&*world.remote, &prepared)).unwrap();
     drop(a);
+    // These have only read until now: there is nothing of theirs that could have been forgotten.
+    let kept: SharedStore = Arc::new(MemoryStore::default());
+    drop(world.open("kept", Config::default(), Some(kept.clone())).unwrap());
+    let mut reader = world.document("reader", Config::default());
 
     let options = Options { locals: None, ..Options::default() };
     let volume = block_on(Volume::open(&*world.remote, VOLUME, options)).unwrap().volume;
@@ -316,6 +321,20 @@ fn who_comes_back_after_the_ledger_forgot_them_is_told_so() {
     assert_eq!(ended.map(|reason| reason.code).as_deref(), Some(codes::EXPIRED));
     assert_eq!(a.seal(world.id(), 1).unwrap(), None, "nothing of it goes out again");
 
+    let mut kept = world.open("kept", Config::default(), Some(kept)).unwrap();
+    for reader in [&mut reader, &mut kept] {
+        world.pull(reader);
+        assert_eq!(reader.ended(), None);
+        let seq = bump(reader, 2);
+        world.sync(reader);
+        assert!(
+            reader
+                .take_events()
+                .iter()
+                .any(|event| matches!(event, Event::Durable { seq: one, .. } if *one == seq))
+        );
+    }
+
     let mut server = Server::open(&world, 9);
     let mut told = |session: u64, known: Known| {
         let client = ClientId::new(if known == Known::NOTHING { "new" } else { "a" }).unwrap();
@@ -333,4 +352,72 @@ fn who_comes_back_after_the_ledger_forgot_them_is_told_so() {
     };
     assert_eq!(told(2, Known { since: Lsn(1), ..Known::NOTHING }), codes::EXPIRED);
     assert_eq!(told(3, Known::NOTHING), "welcome");
+}
+
+/// A pull that was overtaken by another one says the same again. Simulated: whoever synced gave up while the
+/// document was busy, and synced again.
+#[test]
+fn what_is_pulled_twice_is_told_once() {
+    let world = World::deployed();
+    let mut a = world.document("a", Config { route: Route::Coordinator, ..Config::default() });
+    // Who puts it into the log in its place.
+    let mut through = world.document("a", Config::default());
+    assert_eq!((bump(&mut a, 1), bump(&mut through, 1)), (1, 1));
+    world.sync(&mut through);
+    let pull = || block_on(a.volume().pull(&*world.remote)).unwrap();
+    let (first, second, third) = (pull(), pull(), pull());
+    for pulled in [first, second] {
+        let mut progress = a.pulled(pulled).unwrap();
+        while progress != Progress::Done {
+            progress = a.step(1).unwrap();
+        }
+    }
+    bump(&mut a, 2);
+    assert_eq!(a.pulled(third).unwrap(), Progress::Done);
+    let durable = a.take_events().into_iter().filter(|event| matches!(event, Event::Durable { .. }));
+    assert_eq!(durable.count(), 1);
+    assert_eq!((a.settled(), a.status().ahead), (1, 1));
+}
+
+/// A mutation goes to a coordinator in one message, and its record into the head of one commit. What neither
+/// holds would be shown here and stop everything after it.
+#[test]
+fn a_mutation_that_no_message_holds_is_not_taken() {
+    let world = World::deployed();
+    let insert = |bytes: usize| format!("insert into t values({bytes}, '{}')", "x".repeat(bytes));
+    let most = crate::protocol::FRAME_BYTES_MAX;
+    for (route, refused, taken) in [(Route::Coordinator, most, most - 4096), (Route::Direct, 64 << 20, most)]
+    {
+        let mut a = world.document("a", Config { route, ..Config::default() });
+        let answer = sql(&mut a, &insert(refused));
+        assert!(matches!(answer, Err(MutateError::Rejected(reason)) if reason.code == codes::LIMIT));
+        assert_eq!((a.next_seq(), a.status().ahead), (1, 0));
+        sql(&mut a, &insert(taken)).unwrap();
+        world.push(&mut a);
+        assert_eq!(number(&a, "select id from t order by id desc"), taken as i64);
+        if route == Route::Coordinator {
+            // The session takes it as it is.
+            let config = crate::session::client::SessionConfig::default();
+            let ClientState { pending, .. } = a.session_state();
+            let mut session = ClientSession::new(a.client().clone(), config);
+            session.mutate_as(pending[0].clone()).unwrap();
+        }
+    }
+}
+
+/// SQL that ends its transaction leaves what it committed; live queries are told of it, whatever comes after.
+#[test]
+fn sql_that_commits_by_itself_and_fails_then_is_seen_by_live_queries() {
+    let world = World::deployed();
+    let mut a = world.document("a", Config::default());
+    let (subscription, _) = a.subscribe("select id from t", &Params::default(), None).unwrap();
+    for failing in ["commit; begin; nonsense", "commit; nonsense"] {
+        a.execute("delete from t").unwrap();
+        a.refresh();
+        let sql = format!("insert into t values(1, 'one'); {failing}");
+        assert!(matches!(a.execute(&sql), Err(MutateError::Sql(_))));
+        assert_eq!(number(&a, "select count(*) from t"), 1);
+        let changed = a.refresh();
+        assert!(matches!(&changed[..], [(one, Ok(rows))] if *one == subscription && rows.rows.len() == 1));
+    }
 }

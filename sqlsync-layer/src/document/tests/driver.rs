@@ -314,3 +314,122 @@ async fn a_live_query_that_lacks_pages_is_tried_again_by_itself() {
     let shown = tokio::time::timeout(Duration::from_secs(20), rows.next()).await;
     assert_eq!(shown.unwrap().unwrap().rows, [[Value::Integer(1)]]);
 }
+
+/// Panics the first time.
+struct Panics(AtomicBool);
+
+impl Handler for Panics {
+    fn resolve(&self, _: &Dispute<'_>) -> Resolution {
+        assert!(self.0.swap(true, Ordering::Relaxed), "the app made a mistake");
+        Resolution::Default
+    }
+}
+
+/// A handler that panics ends one round of the background sync, which is told and tried again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_that_panics_does_not_end_the_background_sync() {
+    let remote: SharedRemote = Arc::new(MemoryRemote::new());
+    deployed(&remote).await;
+    let handler: Arc<dyn Handler> = Arc::new(Panics(AtomicBool::new(false)));
+    let b = open(&remote, None, Options { background: false, ..quick() }).await;
+    let a = open(&remote, None, Options { handler: Some(handler), background: false, ..quick() }).await;
+    a.mutate("bump", json!({"id": 20})).await.unwrap();
+    b.mutate("bump", json!({"id": 20})).await.unwrap();
+    b.sync().await.unwrap();
+    let (_heads, heads) = watch::channel(Lsn::ZERO);
+    let (_connection, connection) = watch::channel(Connection::Connecting);
+    let mut status = a.status();
+    let _alive = a.keep_in_sync(Told { heads, connection }, &quick());
+    let told = |status: &DocumentStatus| {
+        status.error.as_ref().is_some_and(|error| error.contains("the app made a mistake"))
+    };
+    tokio::time::timeout(Duration::from_secs(20), status.wait_for(told)).await.unwrap().unwrap();
+    until(&a, |status| status.standing.ahead == 0 && status.error.is_none()).await;
+    assert_eq!(a.query(SUM, Params::default()).await.unwrap().rows, [[Value::Integer(2)]]);
+}
+
+/// Work that is taken by [`Document::with`], such as a rejected mutation's retry, or in a future that was
+/// dropped, is pushed at once, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_way_work_is_taken_it_is_pushed_at_once() {
+    let remote: SharedRemote = Arc::new(MemoryRemote::new());
+    deployed(&remote).await;
+    let seldom = Options { poll: Duration::from_secs(3600), ..Options::default() };
+    let a = open(&remote, None, seldom).await;
+    for round in 0..6 {
+        // The background's round is at its end.
+        a.sync().await.unwrap();
+        match round % 2 {
+            0 => drop(a.with(|replica| bump(replica, 1)).await),
+            _ => {
+                // Begun, and most often not done yet when it is dropped.
+                let mut mutating = Box::pin(a.mutate("bump", json!({"id": 1})));
+                drop(futures::poll!(&mut mutating));
+            }
+        }
+        let pushed = |status: &DocumentStatus| status.standing.lsn.0 == round + 2;
+        until(&a, |status| status.standing.ahead == 0 && pushed(status)).await;
+    }
+}
+
+/// A live query that cannot be answered any more says so each time it is asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_live_query_that_failed_is_not_waited_for() {
+    let world = tokio::task::spawn_blocking(World::deployed).await.unwrap();
+    let a = open(&world.remote, None, Options { background: false, ..quick() }).await;
+    let mut rows = a.subscribe("select id from t", Params::default(), None).await.unwrap();
+    rows.next().await.unwrap();
+    a.execute("drop table t").await.unwrap();
+    for _ in 0..2 {
+        let said = tokio::time::timeout(Duration::from_secs(20), rows.next()).await.unwrap();
+        assert!(said.unwrap_err().to_string().contains("no such table"));
+    }
+}
+
+/// A document that was dropped is still closing when the app opens it again.
+#[tokio::test]
+async fn a_document_is_opened_again_while_it_closes() {
+    let remote: SharedRemote = Arc::new(MemoryRemote::new());
+    deployed(&remote).await;
+    let store: SharedStore = Arc::new(MemoryStore::default());
+    for sum in 1..=5 {
+        let a = open(&remote, Some(store.clone()), quick()).await;
+        a.mutate("bump", json!({"id": 20})).await.unwrap();
+        assert_eq!(a.query(SUM, Params::default()).await.unwrap().rows, [[Value::Integer(sum)]]);
+    }
+}
+
+/// A document whose client id cannot go on is opened and read all the same, goes on hearing of others, and says
+/// why nothing is taken. Simulated: a power cut took its last mutation from the disk, and not from the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_document_whose_id_ended_can_still_be_read() {
+    let remote: SharedRemote = Arc::new(MemoryRemote::new());
+    deployed(&remote).await;
+    let store: SharedStore = Arc::new(MemoryStore::default());
+    let nobody = Some("http://127.0.0.1:1".into());
+    let through = Options { route: Route::Coordinator, coordinator: nobody, background: false, ..quick() };
+    let a = open(&remote, Some(store.clone()), through.clone()).await;
+    let client = a.with(|replica| replica.client().clone()).await;
+    drop(a);
+    let bump_as = |client: ClientId| {
+        let remote = remote.clone();
+        tokio::task::spawn_blocking(move || {
+            let world = World { remote, ids: std::cell::Cell::new(u64::from(rand::random::<u32>())) };
+            let mut copy = world.document(client.as_str(), Config::default());
+            bump(&mut copy, 20);
+            world.sync(&mut copy);
+        })
+    };
+    bump_as(client).await.unwrap();
+    for sum in 1..=3 {
+        let a = open(&remote, Some(store.clone()), through.clone()).await;
+        assert!(
+            matches!(a.sync().await, Err(DocumentError::Ended(reason)) if reason.code == codes::SEQ_REUSED)
+        );
+        assert_eq!(a.query(SUM, Params::default()).await.unwrap().rows, [[Value::Integer(sum)]]);
+        let taken = a.mutate("bump", json!({"id": 1})).await;
+        assert!(matches!(taken, Err(MutateError::Client(reason)) if reason.code == codes::SEQ_REUSED));
+        drop(a);
+        bump_as(ClientId::new(format!("other-{sum}")).unwrap()).await.unwrap();
+    }
+}

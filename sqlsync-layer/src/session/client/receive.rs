@@ -150,7 +150,7 @@ impl ClientSession {
         }
         self.next_seq = Some(next_seq);
         self.volume = Some(welcome.volume);
-        if self.since == Lsn::ZERO {
+        if self.since == Lsn::ZERO || next_seq == 1 {
             self.since = welcome.at.lsn.max(Lsn(1));
         }
         self.state = State::Live(Live {

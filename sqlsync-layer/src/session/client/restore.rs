@@ -15,7 +15,7 @@ pub struct ClientState {
     pub next_seq: Option<u64>,
     /// The highest seq with a final answer.
     pub settled: u64,
-    /// The newest commit at the first `welcome`; 0 before.
+    /// The newest commit at the last `welcome` before its first mutation; 0 before.
     #[serde(default = "no_lsn")]
     pub since: Lsn,
     /// Mutations without a final answer, by ascending seq.

@@ -735,3 +735,55 @@ fn a_list_is_news_once_and_only_to_who_watches() {
     rig.session.watch_presence(false);
     assert_eq!(*rig.session.present(), Present::default());
 }
+
+/// What a hello says of when the id was made.
+fn said_since(effects: &[Effect]) -> Lsn {
+    let hello = effects.iter().find_map(|effect| match effect {
+        Effect::Send(text) => match ClientMessage::from_json(text) {
+            Ok(ClientMessage::Hello { since, .. }) => Some(since),
+            _ => None,
+        },
+        _ => None,
+    });
+    hello.expect("a hello")
+}
+
+/// An id that made no mutation has none that could have been forgotten, however long ago it was made.
+#[test]
+fn a_session_that_made_no_mutation_does_not_grow_old() {
+    let mut session = ClientSession::new(id("c"), SessionConfig::default());
+    let greet = |session: &mut ClientSession, lsn: u64, seq: u64| {
+        session.handle(Event::Closed { why: "gone".into() }, 0);
+        session.start();
+        session.handle(Event::Timer, 0);
+        while session.next_effect().is_some() {}
+        session.handle(Event::Opened, 0);
+        let said = said_since(&std::iter::from_fn(|| session.next_effect()).collect::<Vec<_>>());
+        let at = At { lsn: Lsn(lsn), ..at(seq) };
+        let welcome =
+            ServerMessage::Welcome { protocol: PROTOCOL, volume: VOLUME, at, module: None, max_in_flight: 9 };
+        session.handle(Event::Frame(welcome.to_json()), 0);
+        said
+    };
+    assert_eq!(greet(&mut session, 5, 0), Lsn::ZERO);
+    assert_eq!(greet(&mut session, 7_000, 0), Lsn::ZERO);
+    session.mutate("r".into(), Map::new(), 1, Seed(1)).unwrap();
+    assert_eq!(greet(&mut session, 20_000, 0), Lsn(7_000));
+    assert_eq!(session.state().since, Lsn(7_000));
+}
+
+/// A mutation that was given its seq elsewhere is taken once, and only in its turn.
+#[test]
+fn a_mutation_given_twice_is_one() {
+    let mut rig = Rig::live(0, 10);
+    let given =
+        |seq: u64| PendingMutation { seq, reducer: "r".into(), args: Map::new(), clock: 1, seed: Seed(1) };
+    assert_eq!(rig.session.mutate_as(given(2)), Err(CallError::Gap { seq: 2, next: 1 }));
+    for seq in [1, 1, 2, 1, 2, 3] {
+        rig.session.mutate_as(given(seq)).unwrap();
+    }
+    assert_eq!(rig.session.state().pending, [given(1), given(2), given(3)]);
+    let sent =
+        std::iter::from_fn(|| rig.session.next_effect()).filter(|effect| matches!(effect, Effect::Send(_)));
+    assert_eq!(sent.count(), 3);
+}
