@@ -264,10 +264,37 @@ async fn a_server_that_is_no_coordinator_is_not_believed() {
             assert!(format!("{failed:?}").starts_with(expected), "{status}: {failed:?}");
         }
     }
-    let page = HttpRemote::open(&answering(answer("200 OK", "", "<html> page")).await).unwrap();
-    for failed in [page.list(ROOT, None, 9).await.map(drop), page.get_tagged(KEY).await.map(drop)] {
-        assert!(matches!(failed, Err(RemoteError::Unavailable { .. })), "{failed:?}");
+    // A login page says so of everything, and has stored nothing.
+    for status in ["200 OK", "201 Created", "206 Partial Content"] {
+        for said in ["<html> page", ""] {
+            let page = answer(status, "content-type: text/html\r\n", said);
+            let page = HttpRemote::open(&answering(page).await).unwrap();
+            for failed in [
+                page.get(KEY).await.map(drop),
+                page.get_tagged(KEY).await.map(drop),
+                page.get_range(KEY, 0..20).await.map(drop),
+                page.get_range(KEY, 0..0).await.map(drop),
+                page.create(KEY, "x".into()).await,
+                page.put(KEY, "x".into()).await,
+                page.update(KEY, "x".into(), &Tag::new("t")).await.map(drop),
+                page.delete(KEY).await,
+                page.list(ROOT, None, 9).await.map(drop),
+            ] {
+                assert!(matches!(failed, Err(RemoteError::Unavailable { .. })), "{status}: {failed:?}");
+            }
+        }
     }
+    // Another part than was asked for, or less than it says, or it does not say which.
+    for said in ["bytes 5-9/*", "bytes 0-9/*", "bytes 0-3/*", "bytes */10", "items 0-4/*"] {
+        let headers = format!("content-range: {said}\r\n");
+        let part =
+            HttpRemote::open(&answering(answer("206 Partial Content", &headers, "01234")).await).unwrap();
+        let failed = part.get_range(KEY, 0..10).await;
+        assert!(matches!(failed, Err(RemoteError::Unavailable { .. })), "{said}: {failed:?}");
+    }
+    let part = answer("206 Partial Content", "content-range: bytes 3-7/8\r\n", "01234");
+    let part = HttpRemote::open(&answering(part).await).unwrap();
+    assert_eq!(part.get_range(KEY, 3..10).await.unwrap(), "01234", "the object ends there");
     // Longer than what was asked for.
     let flood = answer("206 Partial Content", "", &"x".repeat(11));
     let flood = HttpRemote::open(&answering(flood).await).unwrap();
@@ -280,7 +307,9 @@ async fn a_server_that_is_no_coordinator_is_not_believed() {
         &format!("1 x {ROOT}b\n"),
         &format!("1 1 {ROOT}a\n1 1 {ROOT}b\n1 1 {ROOT}c\n"),
     ] {
-        let liar = HttpRemote::open(&answering(answer("200 OK", "", listing)).await).unwrap();
+        let liar =
+            HttpRemote::open(&answering(answer("200 OK", "content-type: text/plain\r\n", listing)).await)
+                .unwrap();
         let failed = liar.list(ROOT, None, 2).await;
         assert!(matches!(failed, Err(RemoteError::Unavailable { .. })), "{listing}: {failed:?}");
     }

@@ -9,8 +9,9 @@
 //! *Following* is a pull, then fetching what it changed: [`follow`] does one round, and its driver
 //! decides when the next is due.
 //!
-//! Invariants: a hydration that ends well leaves every stored page of its snapshot in the cache; one
-//! whose volume cannot fit is refused as soon as that is known, and what it fetched stays.
+//! Invariants: a hydration that ends well leaves every stored page of its snapshot in the cache, on disk where
+//! the replica has one; one whose volume cannot fit is refused as soon as that is known, and what it fetched
+//! stays.
 
 use futures::StreamExt as _;
 
@@ -108,6 +109,7 @@ async fn bring(
     progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<Progress, HydrateError> {
     let cache = volume.page_cache();
+    cache.begin_keeping();
     let room = cache.capacity_pages() as u64;
     let page_bytes = snapshot.page_size().bytes();
     let window = u32::try_from(WINDOW_BYTES / page_bytes).unwrap_or(u32::MAX).max(1);
@@ -120,6 +122,7 @@ async fn bring(
             let missing = volume.missing(snapshot, &set).map_err(FetchError::from)?.len();
             if missing <= room {
                 fetcher.keep_pages(volume, snapshot, &set).await?;
+                cache.keep(snapshot, &set)?;
             }
             let there = stored_pages(snapshot, &set);
             Ok::<_, HydrateError>((range.end() - range.start() + 1, missing, there))

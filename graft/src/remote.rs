@@ -283,6 +283,16 @@ fn open_native(url: &str, shown: String) -> Result<SharedRemote, OpenRemoteError
     match url.split_once("://") {
         Some(("s3", _)) => Ok(Arc::new(s3::open(url, shown)?)),
         Some(("http" | "https", _)) => Ok(Arc::new(HttpRemote::open_shown(url, shown)?)),
+        // A URL's query, fragment and line ends are no part of its path: another directory would be used.
+        Some(("file", path)) if path.contains(['?', '#', '\t', '\n', '\r']) => {
+            Err(OpenRemoteError::Malformed {
+                url: shown,
+                message:
+                    "write ? as %3F, # as %23, a tab as %09 and a line end as %0A; or give the path without \
+                          file://"
+                        .into(),
+            })
+        }
         Some(("file", _)) => {
             let path = url::Url::parse(url).ok().and_then(|url| url.to_file_path().ok());
             let path = path.ok_or_else(|| OpenRemoteError::Malformed {

@@ -3,10 +3,13 @@
 //! Connections to one volume through one data directory share one replica, as long as any of them is
 //! open. A directory is held by one process at a time, which the store's lock enforces and its message
 //! names. Without a directory a volume is a read replica in memory.
+//!
+//! A forked child has all of this in its memory, and none of the threads: what it opens is its own, on
+//! threads of its own, and what it inherited it leaves alone.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, OnceLock, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use graft::catalog::{self, CatalogError};
@@ -65,18 +68,47 @@ pub const CACHE_BYTES: usize = 64 << 20;
 /// How long a replica that is closing is waited for; where it takes longer, opening is refused.
 const CLOSING: Duration = Duration::from_secs(5);
 
-/// Held while a volume is opened, so that two connections open it once.
-static REGISTRY: LazyLock<Mutex<Registry>> = LazyLock::new(Mutex::default);
+/// What belongs to one process.
+struct Process {
+    number: u32,
+    /// Held while a volume is opened, so that two connections open it once.
+    registry: Mutex<Registry>,
+    runtime: OnceLock<Result<Runtime, String>>,
+    /// That of a child, in the child's memory.
+    forked: OnceLock<Box<Process>>,
+}
+
+impl Process {
+    fn new() -> Process {
+        Process {
+            number: std::process::id(),
+            registry: Mutex::default(),
+            runtime: OnceLock::new(),
+            forked: OnceLock::new(),
+        }
+    }
+
+    /// This one.
+    fn get() -> &'static Process {
+        static FIRST: OnceLock<Process> = OnceLock::new();
+        let number = std::process::id();
+        let mut process = FIRST.get_or_init(Process::new);
+        while process.number != number {
+            process = process.forked.get_or_init(|| Box::new(Process::new()));
+        }
+        process
+    }
+}
+
 static LAST_ERROR: Mutex<Option<String>> = Mutex::new(None);
 
 /// The threads that requests run on.
 pub fn runtime() -> Result<&'static Runtime, String> {
-    static RUNTIME: OnceLock<Result<Runtime, String>> = OnceLock::new();
     let start = || {
         let built = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         built.map_err(|error| format!("no threads to run on: {error}"))
     };
-    RUNTIME.get_or_init(start).as_ref().map_err(Clone::clone)
+    Process::get().runtime.get_or_init(start).as_ref().map_err(Clone::clone)
 }
 
 /// What went wrong last in this process.
@@ -86,7 +118,7 @@ pub fn last_error() -> Option<String> {
 
 /// The session that a database is.
 pub fn of(database: &Arc<Database>) -> Option<Arc<Session>> {
-    let registry = REGISTRY.lock();
+    let registry = Process::get().registry.lock();
     let found = registry.sessions.values().find(|(known, _)| known.as_ptr() == Arc::as_ptr(database));
     found?.1.upgrade()
 }
@@ -167,7 +199,7 @@ fn open_volume(
     // A view of the past is of no directory.
     let data = data.filter(|_| at.is_none());
     let key: Key = (remote.place(), name.clone(), data.clone(), at);
-    let mut registry = REGISTRY.lock();
+    let mut registry = Process::get().registry.lock();
     registry.sessions.retain(|_, (database, _)| database.strong_count() > 0);
     if let Some(database) = registry.sessions.get(&key).and_then(|(database, _)| database.upgrade()) {
         return Ok(database);

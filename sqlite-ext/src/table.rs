@@ -9,7 +9,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rusqlite::ffi;
-use sqlsync_layer::vfs::database_of;
+use sqlsync_layer::vfs::{INHERITED, database_of};
 
 use crate::commands::{COMMANDS, Command, Value};
 use crate::host::Host;
@@ -87,7 +87,7 @@ pub unsafe fn register(host: &Host, db: *mut ffi::sqlite3) -> Result<(), c_int> 
 /// `db` is an open connection of the SQLite that `host` is, and nothing runs on it.
 pub unsafe fn fit_page_size(host: &Host, db: *mut ffi::sqlite3) -> Result<(), c_int> {
     // SAFETY: as the caller promises.
-    let Some(open) = (unsafe { session_of(db, c"main") }) else { return Ok(()) };
+    let Ok(Some(open)) = (unsafe { session_of(db, c"main") }) else { return Ok(()) };
     let volume = &open.session.volume;
     if volume.tip().pages() > 0 {
         return Ok(());
@@ -233,8 +233,8 @@ unsafe extern "C" fn filter(
             .collect();
         let schema = CString::new(all.pop().flatten().unwrap_or_else(|| "main".into()));
         // SAFETY: this runs inside a call on the table's connection.
-        let session = schema.ok().and_then(|schema| unsafe { session_of(table.db, &schema) });
-        match (table.command.run)(session.as_ref(), &all) {
+        let session = schema.map_or(Ok(None), |schema| unsafe { session_of(table.db, &schema) });
+        match session.and_then(|session| (table.command.run)(session.as_ref(), &all)) {
             Ok(rows) => {
                 (cursor.rows, cursor.arguments, cursor.at) = (rows, all, 0);
                 ffi::SQLITE_OK
@@ -251,10 +251,13 @@ unsafe extern "C" fn filter(
 /// # Safety
 ///
 /// As for [`database_of`].
-unsafe fn session_of(db: *mut ffi::sqlite3, schema: &CStr) -> Option<session::Open> {
+unsafe fn session_of(db: *mut ffi::sqlite3, schema: &CStr) -> Result<Option<session::Open>, String> {
     // SAFETY: as the caller promises.
-    let (database, control) = unsafe { database_of(db.cast(), schema) }?;
-    session::of(&database).map(|session| session::Open { session, database, control })
+    let Some((database, control)) = (unsafe { database_of(db.cast(), schema) }) else { return Ok(None) };
+    if control.is_inherited() {
+        return Err(INHERITED.into());
+    }
+    Ok(session::of(&database).map(|session| session::Open { session, database, control }))
 }
 
 /// # Safety

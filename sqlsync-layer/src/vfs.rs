@@ -453,12 +453,32 @@ struct ControlState {
 #[derive(Debug)]
 pub struct Control {
     id: u64,
+    /// The process that opened the connection.
+    process: u32,
     state: Mutex<ControlState>,
+}
+
+/// Why a connection that is [inherited](Control::is_inherited) is refused.
+pub const INHERITED: &str =
+    "this connection was opened before fork(), by the process that forked; open one in this process";
+
+/// The number of this process; 0 where there are none.
+fn process() -> u32 {
+    #[cfg(target_arch = "wasm32")]
+    return 0;
+    #[cfg(not(target_arch = "wasm32"))]
+    std::process::id()
 }
 
 impl Control {
     fn new(id: u64) -> Control {
-        Control { id, state: Mutex::default() }
+        Control { id, process: process(), state: Mutex::default() }
+    }
+
+    /// Whether the connection came into this process by a `fork()`. The threads that work for it did not,
+    /// and what it spilled is still its parent's.
+    pub fn is_inherited(&self) -> bool {
+        self.process != process()
     }
 
     /// A control of no connection, which never has anything to say.

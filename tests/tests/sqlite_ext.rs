@@ -499,6 +499,81 @@ print(json.dumps([failures, db.execute("select count(*), count(distinct who) fro
 }
 
 /// Two addresses of one store, one directory: the second replica would write over the first one's commits.
+/// A forked child has none of its parent's threads: what it opens needs its own, and what it inherited must
+/// neither hang nor write into files that are the parent's.
+#[test]
+fn a_forked_child_opens_its_own_and_leaves_its_parents_alone() {
+    let Some(shop) = Shop::open() else { return };
+    let Some(python3) = places::python3() else { return };
+    let script = format!(
+        r#"
+import json, os, signal, sqlite3, sys
+loader = sqlite3.connect(":memory:")
+loader.enable_load_extension(True)
+loader.load_extension({so:?})
+def connect(more): return sqlite3.connect({uri:?} + more, uri=True, isolation_level=None)
+def told(work):
+    try: return work()
+    except sqlite3.Error as error: return str(error)
+def all(db, sql): return told(lambda: db.execute(sql).fetchall())
+def fork(work):
+    pid = os.fork()
+    if pid: return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    signal.alarm(60)
+    with open({found:?}, "w") as out: json.dump(work(), out)
+    # It closes all that it has.
+    sys.exit(0)
+def found():
+    with open({found:?}) as file: return json.load(file)
+db = connect("&data=" + {data:?})
+db.execute("create table t(x)")
+db.execute("select * from graft_push").fetchall()
+reader = connect("")
+# A transaction that is spilled to a file, which a child has too.
+db.execute("begin")
+db.execute("with recursive c(i) as (select 1 union all select i + 1 from c where i < 90000) insert into t select zeroblob(1000) || i from c")
+def early():
+    said = [all(db, "rollback"), all(db, "select count(*) from t"), all(db, "select * from graft_push"), all(db, "pragma graft_status")]
+    said += [all(reader, "select * from t"), told(lambda: connect("&data=" + {data:?})), all(connect(""), "select count(*) from t")]
+    return said
+exits = [fork(early)]
+first = found()
+db.execute("commit")
+after = all(db, "select count(*) from t") + all(db, "pragma integrity_check")
+db.close()
+def late():
+    mine = connect("&data=" + {data:?})
+    return [all(mine, "insert into t values('child')"), all(mine, "select * from graft_push"), all(reader, "select * from t")]
+exits += [fork(late)]
+second = found()
+db = connect("&data=" + {data:?})
+after += all(db, "select count(*) from t") + all(db, "pragma integrity_check")
+print(json.dumps([exits, first, second, after]))
+"#,
+        so = places::sqlite_extension().display().to_string(),
+        uri = format!("file:v?vfs=graft&remote={}", shop.store()),
+        data = shop.path("data"),
+        found = shop.path("found.json"),
+    );
+    let mut command = Command::new(python3);
+    command.arg("-").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let said = run(command, &script);
+    let [exits, first, second, after]: [Json; 4] =
+        serde_json::from_str(&said.out).unwrap_or_else(|error| panic!("{error}: {}{}", said.out, said.err));
+    assert_eq!(exits, json!([0, 0]), "{}", said.err);
+    let inherited =
+        "this connection was opened before fork(), by the process that forked; open one in this process";
+    let io = "disk I/O error";
+    let opened = "unable to open database file";
+    assert_eq!(
+        first.as_array().unwrap()[1..],
+        [json!(io), json!(io), json!(inherited), json!(io), json!(opened), json!([[0]])]
+    );
+    assert!(said.err.contains("is in use by process"), "{}", said.err);
+    assert_eq!(second, json!([[], [[2, 2]], io]));
+    assert_eq!(after, json!([[90000], ["ok"], [90001], ["ok"]]));
+}
+
 #[test]
 fn one_directory_has_a_volume_open_by_one_address() {
     let Some(shop) = Shop::open() else { return };

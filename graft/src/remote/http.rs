@@ -16,14 +16,16 @@
 //!
 //! Invariants: only what the coordinator says of an object (header [`ERROR_HEADER`]) is believed to
 //! be about the object. A 404 without it, from a proxy or from a server of another kind, never
-//! reads as "this key is free". What a server sends is hostile: bodies are cut off at what was asked.
+//! reads as "this key is free". Nor is a success believed that is not as a coordinator says it: the page of
+//! a login portal is no object and no listing, and its "200 OK" to a PUT stored nothing. What a server sends
+//! is hostile: bodies are cut off at what was asked, and a part of an object must say which part it is.
 
 use std::ops::Range;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use reqwest::header::{HeaderMap, HeaderValue, IF_MATCH, IF_NONE_MATCH, RANGE};
+use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, IF_MATCH, IF_NONE_MATCH, RANGE};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use url::Url;
 
@@ -124,10 +126,30 @@ impl HttpRemote {
     /// Sends, and reads what the answer's head says of the object.
     async fn send(&self, key: &str, request: RequestBuilder, kind: Kind) -> Result<Response, RemoteError> {
         let answer = request.send().await.map_err(|e| RemoteError::unavailable(key, chain(&e)))?;
-        if answer.status().is_success() {
-            return Ok(answer);
+        let expected = match kind {
+            Kind::Read => StatusCode::OK,
+            Kind::Create | Kind::Update | Kind::Overwrite => StatusCode::NO_CONTENT,
+        };
+        match answer.status() {
+            status if status == expected => Ok(answer),
+            status if status.is_success() => Err(self.strange(key, &format!("{status}"))),
+            _ => Err(self.failure(key, answer, kind).await),
         }
-        Err(self.failure(key, answer, kind).await)
+    }
+
+    /// A success that no coordinator answers. Whether anything happened is not known.
+    fn strange(&self, key: &str, what: &str) -> RemoteError {
+        let message = format!(
+            "{} answered as no coordinator does ({what}): is there a proxy or a login page between?",
+            self.url
+        );
+        RemoteError::unavailable(key, message)
+    }
+
+    /// The whole object.
+    async fn whole(&self, key: &str, answer: Response) -> Result<(Bytes, Tag), RemoteError> {
+        let tag = tag(answer.headers()).ok_or_else(|| self.strange(key, &no_tag()))?;
+        Ok((body(key, answer, OBJECT_BYTES_MAX).await?, tag))
     }
 
     async fn failure(&self, key: &str, answer: Response, kind: Kind) -> RemoteError {
@@ -199,6 +221,10 @@ impl HttpRemote {
             }
         }
         let answer = self.send(prefix, self.client.get(url), Kind::Read).await?;
+        let kind = answer.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        if !kind.starts_with("text/plain") {
+            return Err(self.strange(prefix, &format!("a listing of type `{}`", kind.escape_debug())));
+        }
         let text = body(prefix, answer, limit.saturating_mul(ROW_BYTES_MAX)).await?;
         let malformed =
             || RemoteError::unavailable(prefix, format!("{} sent a listing that is none", self.url));
@@ -266,9 +292,20 @@ async fn body(key: &str, mut answer: Response, max: usize) -> Result<Bytes, Remo
     }
 }
 
-fn tag(key: &str, headers: &HeaderMap) -> Result<Tag, RemoteError> {
-    let tag = headers.get(TAG_HEADER).and_then(|tag| tag.to_str().ok()).and_then(parse_tag);
-    tag.ok_or_else(|| RemoteError::unavailable(key, format!("an answer without a `{TAG_HEADER}`")))
+fn tag(headers: &HeaderMap) -> Option<Tag> {
+    headers.get(TAG_HEADER).and_then(|tag| tag.to_str().ok()).and_then(parse_tag)
+}
+
+fn no_tag() -> String {
+    format!("no `{TAG_HEADER}`")
+}
+
+/// The bytes that an answer says it has of an object: `bytes FIRST-LAST/…`.
+fn part(headers: &HeaderMap) -> Option<Range<u64>> {
+    let (covered, _length) =
+        headers.get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = covered.split_once('-')?;
+    Some(first.parse().ok()?..last.parse::<u64>().ok()?.checked_add(1)?)
 }
 
 fn code(answer: &Response) -> Option<&str> {
@@ -287,7 +324,7 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 impl Remote for HttpRemote {
     async fn get(&self, key: &str) -> Result<Bytes, RemoteError> {
         let answer = self.send(key, self.request(Method::GET, key)?, Kind::Read).await?;
-        body(key, answer, OBJECT_BYTES_MAX).await
+        Ok(self.whole(key, answer).await?.0)
     }
 
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, RemoteError> {
@@ -300,14 +337,20 @@ impl Remote for HttpRemote {
             StatusCode::PARTIAL_CONTENT => {
                 let max =
                     usize::try_from(asked.end - asked.start).unwrap_or(usize::MAX).min(OBJECT_BYTES_MAX);
+                let part = part(answer.headers());
                 let found = body(key, answer, max).await?;
+                if part != Some(asked.start..asked.start.saturating_add(found.len() as u64)) {
+                    let what = format!("{} bytes for {asked:?}, said to be {part:?}", found.len());
+                    return Err(self.strange(key, &what));
+                }
                 Ok(if range.is_empty() { Bytes::new() } else { found })
             }
             StatusCode::RANGE_NOT_SATISFIABLE if code(&answer) == Some(errors::RANGE_PAST_END) => {
                 Ok(Bytes::new())
             }
             // A cache between may answer with the whole object.
-            StatusCode::OK => Ok(slice(&body(key, answer, OBJECT_BYTES_MAX).await?, range)),
+            StatusCode::OK => Ok(slice(&self.whole(key, answer).await?.0, range)),
+            status if status.is_success() => Err(self.strange(key, &format!("{status}"))),
             _ => Err(self.failure(key, answer, Kind::Read).await),
         }
     }
@@ -322,13 +365,12 @@ impl Remote for HttpRemote {
 
     async fn get_tagged(&self, key: &str) -> Result<(Bytes, Tag), RemoteError> {
         let answer = self.send(key, self.request(Method::GET, key)?, Kind::Read).await?;
-        let tag = tag(key, answer.headers())?;
-        Ok((body(key, answer, OBJECT_BYTES_MAX).await?, tag))
+        self.whole(key, answer).await
     }
 
     async fn update(&self, key: &str, body: Bytes, unchanged: &Tag) -> Result<Tag, RemoteError> {
         let answer = self.write(key, body, Kind::Update, Some(unchanged)).await?;
-        tag(key, answer.headers())
+        tag(answer.headers()).ok_or_else(|| self.strange(key, &no_tag()))
     }
 
     async fn list(

@@ -14,6 +14,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::{ByteFile as _, DiskFile, StoreError};
@@ -70,6 +71,33 @@ pub(super) fn lock(dir: &Path, name: &str) -> Result<Locked, StoreError> {
         Err(fs::TryLockError::Error(e)) => return Err(failed(e)),
     }
     Ok(Locked::of(file))
+}
+
+/// Which file it is, whatever its name is now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    device: u64,
+    file: u64,
+}
+
+impl Identity {
+    /// That of an open file.
+    pub(super) fn of(file: &File) -> io::Result<Identity> {
+        Ok(Identity::from(&file.metadata()?))
+    }
+
+    fn from(found: &fs::Metadata) -> Identity {
+        Identity { device: found.dev(), file: found.ino() }
+    }
+
+    /// Whether it is what stands at `path`.
+    pub(super) fn is_at(self, path: &Path) -> io::Result<bool> {
+        match fs::metadata(path) {
+            Ok(found) => Ok(Identity::from(&found) == self),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// Writes down in the lock who we are. The directory is known to be ours.

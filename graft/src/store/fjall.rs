@@ -74,7 +74,8 @@ impl FjallStore {
         directory::sign(lock.file(), &name)?;
         let salt = salt().map_err(|e| StoreError::Failed { dir: name.clone(), message: e.to_string() })?;
         let journal = directory::open_file(&dir.join("journal"), &name)?;
-        let place = FjallPlace { dir: dir.clone(), name: name.clone() };
+        let held = directory::Identity::of(lock.file()).map_err(failed)?;
+        let place = FjallPlace { dir: dir.clone(), name: name.clone(), held };
         let background = Box::<Threads>::default();
         let store = JournaledStore::open(name, journal, HALF_BYTES, place, background, salt)?;
         Ok(FjallStore { store, files: dir.join("files"), _lock: lock })
@@ -117,12 +118,26 @@ impl ReplicaStore for FjallStore {
 }
 
 /// Where fjall's files are.
+#[derive(Clone)]
 pub(crate) struct FjallPlace {
     dir: PathBuf,
     name: String,
+    /// The lock of the directory that is open.
+    held: directory::Identity,
 }
 
 impl FjallPlace {
+    /// Refuses where the directory was moved or replaced. fjall finds its files by their names: what left the
+    /// journal would lie in another directory than the journal, and in one that may be another process's.
+    fn check(&self) -> Result<(), StoreError> {
+        if self.held.is_at(&self.dir.join("lock")).map_err(|error| self.failed(&error))? {
+            return Ok(());
+        }
+        let message =
+            "it was moved, removed or replaced while it is open; put it back, then try again".into();
+        Err(StoreError::Failed { dir: self.name.clone(), message })
+    }
+
     fn failed(&self, error: &io::Error) -> StoreError {
         StoreError::Failed { dir: self.name.clone(), message: error.to_string() }
     }
@@ -138,7 +153,7 @@ impl FjallPlace {
             .map_err(failed)?;
         let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
         let keys = database.keyspace("replica", options).map_err(failed)?;
-        Ok(FjallTable { keys, database, name: self.name.clone() })
+        Ok(FjallTable { keys, database, place: self.clone(), name: self.name.clone() })
     }
 }
 
@@ -177,6 +192,7 @@ impl Place for FjallPlace {
     }
 
     fn make(&self) -> Result<FjallTable, StoreError> {
+        self.check()?;
         match fs::remove_dir_all(self.dir.join("fjall")) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(self.failed(&error)),
             Ok(()) | Err(_) => {}
@@ -191,6 +207,7 @@ impl Place for FjallPlace {
 pub(crate) struct FjallTable {
     keys: Keyspace,
     database: Database,
+    place: FjallPlace,
     name: String,
 }
 
@@ -212,6 +229,7 @@ impl Table for FjallTable {
     }
 
     fn apply(&self, layer: &Layer, number: u64) -> Result<(), StoreError> {
+        self.place.check()?;
         // Each key once: all changes of a batch have one number in fjall, so that of two to one key
         // either could win.
         let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));

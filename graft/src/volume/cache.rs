@@ -181,6 +181,8 @@ pub(crate) struct PageCache {
     page_size: PageSize,
     memory: Mutex<Memory>,
     disk: Option<PageFile>,
+    /// Why the disk did not take pages, the last time.
+    unkept: Mutex<Option<StoreError>>,
     /// What the files of a fork's ancestors held when it was opened.
     inherited: OnceLock<Vec<Inherited>>,
     /// What the fetch module keeps for each volume.
@@ -219,6 +221,7 @@ impl PageCache {
             page_size,
             memory: Mutex::new(memory),
             disk,
+            unkept: Mutex::default(),
             inherited: OnceLock::new(),
             counters: Counters::default(),
             flights: Mutex::default(),
@@ -295,6 +298,7 @@ impl PageCache {
         let evicted = disk.map(|disk| disk.put(&pages)).transpose().unwrap_or_else(|error| {
             // The disk is a cache here: the page was read, and can be fetched again.
             tracing::warn!(%error, "a fetched page could not be kept");
+            *self.unkept.lock() = Some(error);
             None
         });
         let mut memory = self.memory.lock();
@@ -322,6 +326,31 @@ impl PageCache {
         for (version, page) in last {
             memory.put(version, page, true, disk);
         }
+    }
+
+    /// Forgets that the disk did not take pages.
+    pub(crate) fn begin_keeping(&self) {
+        *self.unkept.lock() = None;
+    }
+
+    /// Puts those of `pages` on disk that are in memory alone. Fails where the disk did not take these, or
+    /// others since [`begin_keeping`](PageCache::begin_keeping). Without a disk nothing is to be done.
+    pub(crate) fn keep(&self, snapshot: &Snapshot, pages: &PageSet) -> Result<(), StoreError> {
+        let Some(disk) = &self.disk else { return Ok(()) };
+        let only_here: Vec<(Version, Bytes)> = {
+            let memory = self.memory.lock();
+            let version = |page| match snapshot.location(page) {
+                Location::Frame(_, slot) => Some((page, slot.lsn)),
+                Location::Zero | Location::Local(_) | Location::Unknown(_) => None,
+            };
+            let versions = pages.iter().filter_map(version).filter(|version| !disk.contains(*version));
+            let page =
+                |version| Some((version, memory.entries[memory.clock.find(version)? as usize].page.clone()));
+            versions.filter_map(page).collect()
+        };
+        let evicted = disk.put(&only_here)?;
+        self.memory.lock().counts.evicted_disk += evicted.len() as u64;
+        self.unkept.lock().take().map_or(Ok(()), Err)
     }
 
     /// Keeps pages of ours that became durable.

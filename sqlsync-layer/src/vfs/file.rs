@@ -20,6 +20,9 @@
 //! a journal file nothing says which files a transaction changes; then every file that holds RESERVED
 //! counts as changed.
 //!
+//! A connection that came into this process by a `fork()` is refused whatever it asks, and closing it only
+//! forgets it: the replica, its threads and what was spilled are the parent's.
+//!
 //! Once a sync has failed, what SQLite writes to undo it is discarded until it unlocks: nothing was
 //! published, so there is nothing to undo.
 
@@ -43,7 +46,7 @@ use super::host::Host;
 use super::page1::{self, Marks, Synthesised};
 use super::scratch::{Scratch, names_super_journal};
 use super::spill::Dirty;
-use super::{Control, Database, PragmaAnswer, Spilling, WriteSet, hooks};
+use super::{Control, Database, INHERITED, PragmaAnswer, Spilling, WriteSet, hooks};
 
 /// Reads of one page that may fault before the read fails: a fetch that succeeded and still left the
 /// page missing can only be a cache too small for one frame.
@@ -114,6 +117,20 @@ pub(super) struct VolumeFile {
     published: bool,
 }
 
+/// Refuses a connection that came into this process by a `fork()`.
+fn own(handle: &Handle, code: i32) -> VfsResult<()> {
+    let control = match handle {
+        Handle::Volume(file) => &file.control,
+        Handle::Journal(_, _, Some(control)) => control,
+        Handle::Journal(_, _, None) | Handle::Scratch(..) => return Ok(()),
+    };
+    if control.is_inherited() {
+        control.fail(INHERITED, false);
+        return Err(code);
+    }
+    Ok(())
+}
+
 /// Runs a callback's body; a panic in it becomes SQLITE_INTERNAL.
 fn guard<T>(body: impl FnOnce() -> VfsResult<T>) -> VfsResult<T> {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
@@ -176,16 +193,20 @@ impl Vfs for GraftVfs {
     }
 
     fn truncate(&self, handle: &mut Handle, size: usize) -> VfsResult<()> {
-        guard(|| match handle {
-            Handle::Volume(file) => file.truncate(size),
-            Handle::Journal(scratch, ..) | Handle::Scratch(scratch, _) => {
-                scratch.truncate(size).map_err(|_| vars::SQLITE_IOERR_TRUNCATE)
+        guard(|| {
+            own(handle, vars::SQLITE_IOERR_TRUNCATE)?;
+            match handle {
+                Handle::Volume(file) => file.truncate(size),
+                Handle::Journal(scratch, ..) | Handle::Scratch(scratch, _) => {
+                    scratch.truncate(size).map_err(|_| vars::SQLITE_IOERR_TRUNCATE)
+                }
             }
         })
     }
 
     fn write(&self, handle: &mut Handle, offset: usize, data: &[u8]) -> VfsResult<usize> {
         guard(|| {
+            own(handle, vars::SQLITE_IOERR_WRITE)?;
             match handle {
                 Handle::Volume(file) => file.write(offset, data)?,
                 Handle::Journal(..) if names_super_journal(offset, data) => {
@@ -219,15 +240,20 @@ impl Vfs for GraftVfs {
     }
 
     fn lock(&self, handle: &mut Handle, level: LockLevel) -> VfsResult<()> {
-        guard(|| match handle {
-            Handle::Volume(file) => file.lock(level),
-            Handle::Journal(..) | Handle::Scratch(..) => Ok(()),
+        guard(|| {
+            own(handle, vars::SQLITE_IOERR_LOCK)?;
+            match handle {
+                Handle::Volume(file) => file.lock(level),
+                Handle::Journal(..) | Handle::Scratch(..) => Ok(()),
+            }
         })
     }
 
     fn unlock(&self, handle: &mut Handle, level: LockLevel) -> VfsResult<()> {
         guard(|| {
-            if let Handle::Volume(file) = handle {
+            if let Handle::Volume(file) = handle
+                && !file.control.is_inherited()
+            {
                 file.unlock(level);
             }
             Ok(())
@@ -242,14 +268,33 @@ impl Vfs for GraftVfs {
     }
 
     fn sync(&self, handle: &mut Handle) -> VfsResult<()> {
-        guard(|| match handle {
-            Handle::Volume(file) => file.sync(),
-            Handle::Journal(..) | Handle::Scratch(..) => Ok(()),
+        guard(|| {
+            own(handle, vars::SQLITE_IOERR_FSYNC)?;
+            match handle {
+                Handle::Volume(file) => file.sync(),
+                Handle::Journal(..) | Handle::Scratch(..) => Ok(()),
+            }
         })
     }
 
     fn close(&self, handle: Handle) -> VfsResult<()> {
         guard(|| {
+            let inherited = match &handle {
+                Handle::Volume(file) => file.control.is_inherited(),
+                Handle::Journal(_, _, control) => {
+                    control.as_ref().is_some_and(|control| control.is_inherited())
+                }
+                Handle::Scratch(..) => false,
+            };
+            if inherited {
+                if let Handle::Volume(file) = &handle {
+                    hooks::closed(file.control.id);
+                    SERVED.lock().remove(&file.control.id);
+                }
+                // Not even the last one to have it closes a replica that is the parent's.
+                std::mem::forget(handle);
+                return Ok(());
+            }
             if let Handle::Volume(mut file) = handle {
                 file.unlock(LockLevel::Unlocked);
                 hooks::closed(file.control.id);
@@ -262,6 +307,9 @@ impl Vfs for GraftVfs {
 
     fn pragma(&self, handle: &mut Handle, pragma: Pragma<'_>) -> Result<Option<String>, PragmaErr> {
         let Handle::Volume(file) = handle else { return Err(PragmaErr::NotFound) };
+        if file.control.is_inherited() {
+            return Err(PragmaErr::Fail(vars::SQLITE_IOERR, Some(INHERITED.into())));
+        }
         catch_unwind(AssertUnwindSafe(|| file.pragma(&pragma)))
             .unwrap_or(Err(PragmaErr::Fail(vars::SQLITE_INTERNAL, None)))
     }
@@ -393,6 +441,10 @@ impl VolumeFile {
         for _ in 0..FETCHES_MAX {
             match volume.read(snapshot, idx) {
                 Ok(page) => return Ok(page),
+                // In a read transaction that was open at a fork(): nobody would fetch it.
+                Err(ReadError::Fault(_)) if self.control.is_inherited() => {
+                    return Err(self.failed(vars::SQLITE_IOERR_READ, INHERITED));
+                }
                 Err(ReadError::Fault(pages)) => {
                     let fetch = || self.database.fetch.fetch(volume, snapshot, &pages);
                     catch_unwind(AssertUnwindSafe(fetch))

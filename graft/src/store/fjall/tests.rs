@@ -64,6 +64,42 @@ fn a_second_open_is_told_who_holds_the_directory() {
     FjallStore::open(folder.path()).expect("free again");
 }
 
+/// What left the journal would else be in another directory than the journal, and neither would open.
+#[test]
+fn a_directory_that_was_moved_while_open_is_not_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let (dir, moved) = (folder.path().join("data"), folder.path().join("moved"));
+    let write = |store: &FjallStore, i: u32| {
+        let mut batch = Batch::default();
+        batch.put(Space::Timeline, i.to_be_bytes().to_vec(), vec![i as u8; 1 << 20]);
+        store.write(batch, Durability::Buffered)
+    };
+    // With a table from the beginning, and without.
+    for before in [0, 40] {
+        let store = FjallStore::open(&dir).unwrap();
+        (0..before).for_each(|i| write(&store, i).unwrap());
+        fs::rename(&dir, &moved).unwrap();
+        let mut acked = before;
+        let error = loop {
+            match write(&store, acked) {
+                Ok(()) => acked += 1,
+                Err(error) => break error,
+            }
+            assert!(acked < before + 100, "the journal took more than it holds");
+        };
+        assert!(error.to_string().contains("moved"), "{error}");
+        assert!(!dir.exists());
+        drop(store);
+        fs::rename(&moved, &dir).unwrap();
+        let store = FjallStore::open(&dir).unwrap();
+        for i in 0..acked {
+            assert!(store.get(Space::Timeline, &i.to_be_bytes()).unwrap().is_some(), "{i} of {acked}");
+        }
+        drop(store);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}
+
 #[test]
 fn unknown_formats_are_left_alone() {
     let folder = tempfile::tempdir().unwrap();
