@@ -656,7 +656,6 @@ impl Replica {
         let mut place = Place { writer, volume: &self.volume, modules: &*self.modules, tip: self.tip };
         let run = place.run(op, also, None).map_err(blocked)?;
         self.tip = place.tip;
-        self.fresh = true;
         if let Some(written) = run.written {
             self.live.committed(written);
         }
@@ -664,7 +663,10 @@ impl Replica {
             self.known.add(&local);
         }
         match run.record.outcome {
-            Outcome::Applied => Ok(()),
+            Outcome::Applied => {
+                self.fresh = true;
+                Ok(())
+            }
             Outcome::Rejected(reason) => Err(MutateError::Rejected(reason)),
         }
     }
