@@ -42,10 +42,10 @@ use crate::live::{Answer, Identity, LiveQueries, Refreshed};
 use crate::merge::Validation;
 use crate::payload::{Mutation, Op, Outcome, Payload, Record};
 use crate::protocol::{ClientId, FRAME_BYTES_MAX, Reason, Seed, codes};
-use crate::rebase::{Handler, Policy};
+use crate::rebase::{Handler, Policy, Work};
 use crate::session::client::{ClientState, PendingMutation};
 use crate::value::Params;
-use crate::vfs::{ConnectError, Database, IoFailure, Note, WriteSet};
+use crate::vfs::{ConnectError, Database, IoFailure, Note, Settings, WriteSet};
 
 mod connections;
 mod known;
@@ -126,6 +126,15 @@ pub enum Event {
         /// How it ended now.
         after: Outcome,
     },
+    /// A deploy ran again. One that has no effect now is in the log as rejected, and final when it is there.
+    Redeployed {
+        /// Of which module.
+        module: ModuleHash,
+        /// How it had ended before.
+        before: Outcome,
+        /// How it ended now.
+        after: Outcome,
+    },
     /// A mutation is in object storage. Final.
     Durable {
         /// Which.
@@ -197,6 +206,14 @@ pub enum OpenError {
         found: ClientId,
         /// Who asked.
         asked: ClientId,
+    },
+    /// It holds what no coordinator takes, from when it was open straight on the bucket.
+    #[error(
+        "{commits} local commits are plain SQL or deploys, which no coordinator takes; open the document straight on the bucket until they are in the log"
+    )]
+    NotForCoordinator {
+        /// How many.
+        commits: usize,
     },
 }
 
@@ -282,6 +299,9 @@ impl fmt::Display for Status {
 /// See the module.
 pub struct Replica {
     volume: Arc<Volume>,
+    /// What its own connections write.
+    own: Arc<Database>,
+    /// What an app may connect to.
     database: Arc<Database>,
     fetch: Arc<dyn Fetch>,
     modules: Arc<dyn Modules>,
@@ -410,11 +430,19 @@ impl Replica {
                 me
             }
         };
-        let database = Database::new(volume.clone(), fetch.clone());
+        let own = Database::new(volume.clone(), fetch.clone());
+        let database = match config.route {
+            Route::Direct => own.clone(),
+            Route::Coordinator => {
+                let settings = Settings { read_only: true, ..Settings::default() };
+                Database::with(volume.clone(), fetch.clone(), settings)
+            }
+        };
         let me_next = me.next_seq;
         let mut replica = Replica {
-            connections: Connections::open(&database, modules.clone(), config.limits)?,
+            connections: Connections::open(&own, modules.clone(), config.limits)?,
             tip: (ledger.module(), ledger.schema()),
+            own,
             database,
             fetch,
             modules,
@@ -441,6 +469,16 @@ impl Replica {
             ended: None,
         };
         replica.known.follow(&replica.volume.locals());
+        if replica.config.route == Route::Coordinator {
+            let commits = replica
+                .known
+                .pending()
+                .filter(|pending| matches!(pending.work, Work::Sql | Work::Deploy))
+                .count();
+            if commits > 0 {
+                return Err(OpenError::NotForCoordinator { commits });
+            }
+        }
         replica.tip = replica.tip_module();
         replica.forget_branched()?;
         replica.forget_settled()?;
@@ -474,7 +512,8 @@ impl Replica {
         &self.volume
     }
 
-    /// The database, for connections of one's own. They read the tip; what they write is plain SQL.
+    /// The database, for connections of one's own. They read the tip; what they write is plain SQL, so that
+    /// with [`Route::Coordinator`] they cannot write.
     pub fn database(&self) -> &Arc<Database> {
         &self.database
     }
@@ -683,7 +722,7 @@ impl Replica {
         }
         let connect = |error: ConnectError| MutateError::Blocked(connections::failure(error));
         // A connection of its own: temporary tables and the like carry nothing over.
-        let (connection, control) = self.database.connect_recorded().map_err(connect)?;
+        let (connection, control) = self.own.connect_recorded().map_err(connect)?;
         let failed = |error: rusqlite::Error| match control.take_failure() {
             Some(failure) => MutateError::Blocked(failure),
             None => MutateError::Sql(error.to_string()),

@@ -549,7 +549,7 @@ impl Papers {
                     }
                 }
                 Event::Refused { seq, reason } => self.wrong(format!("mutation {seq} was refused: {reason}")),
-                Event::Merged { .. } | Event::Replayed { .. } => {}
+                Event::Merged { .. } | Event::Replayed { .. } | Event::Redeployed { .. } => {}
             }
         }
         if let Some(reason) = self.replica.as_ref().and_then(Replica::ended).cloned() {

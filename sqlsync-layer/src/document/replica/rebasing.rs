@@ -377,10 +377,11 @@ impl Replica {
             resized: rebase.aside.tip().pages() != before_pages,
         });
         rebase.plan.replayed(&new.unwrap_or_default());
-        if let Op::Mutation(mutation) = &run.record.op {
-            let (before, after) = (record.outcome, run.record.outcome.clone());
-            rebase.events.push_back(Event::Replayed { seq: mutation.seq, before, after });
-        }
+        let (before, after) = (record.outcome, run.record.outcome.clone());
+        rebase.events.push_back(match &run.record.op {
+            Op::Mutation(mutation) => Event::Replayed { seq: mutation.seq, before, after },
+            Op::Deploy { module, .. } => Event::Redeployed { module: *module, before, after },
+        });
         Ok(())
     }
 

@@ -421,3 +421,45 @@ fn sql_that_commits_by_itself_and_fails_then_is_seen_by_live_queries() {
         assert!(matches!(&changed[..], [(one, Ok(rows))] if *one == subscription && rows.rows.len() == 1));
     }
 }
+
+/// What a deploy had made of the schema may be gone with it.
+#[test]
+fn a_deploy_that_runs_again_is_told_with_both_outcomes() {
+    let world = World::new();
+    let (mut a, mut b) = (world.document("a", Config::default()), world.document("b", Config::default()));
+    a.deploy(MODULE, 1, 1).unwrap();
+    b.execute("create table counter(mine)").unwrap();
+    world.sync(&mut b);
+    world.sync(&mut a);
+    let events = a.take_events();
+    let told = events.iter().find_map(|event| match event {
+        Event::Redeployed { module, before: Outcome::Applied, after: Outcome::Rejected(reason) } => {
+            Some((*module, reason.message.clone()))
+        }
+        _ => None,
+    });
+    let (module, why) = told.unwrap_or_else(|| panic!("{events:?}"));
+    assert!(module == MODULE && why.contains("counter already exists"), "{why}");
+}
+
+/// Plain SQL in a document of a coordinator's would be ahead for ever.
+#[test]
+fn plain_sql_is_in_no_document_of_a_coordinator() {
+    let world = World::deployed();
+    let store: SharedStore = Arc::new(MemoryStore::new());
+    let open = |route| world.open("a", Config { route, ..Config::default() }, Some(store.clone()));
+    let mut a = open(Route::Direct).unwrap();
+    bump(&mut a, 1);
+    a.execute("update counter set n = 7 where id = 2").unwrap();
+    drop(a);
+    let refused = open(Route::Coordinator).err();
+    assert!(matches!(refused, Some(OpenError::NotForCoordinator { commits: 1 })), "{refused:?}");
+    let mut a = open(Route::Direct).unwrap();
+    world.sync(&mut a);
+    drop(a);
+    let a = open(Route::Coordinator).unwrap();
+    let (connection, _) = a.database().connect().unwrap();
+    assert_eq!(connection.query_row("select n from counter where id = 2", [], |row| row.get(0)), Ok(7));
+    let refused = connection.execute("update counter set n = 8", []).unwrap_err();
+    assert!(refused.to_string().contains("readonly"), "{refused}");
+}
