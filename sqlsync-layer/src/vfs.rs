@@ -523,6 +523,11 @@ impl Control {
         self.state.lock().enclosed.take().map(|Enclosed { note, also }| (note, also))
     }
 
+    /// Says why SQLite gets an error that nothing has to be undone for.
+    pub(crate) fn explain(&self, message: impl fmt::Display) {
+        self.state.lock().failure = Some(IoFailure { message: message.to_string(), damaged: false });
+    }
+
     pub(crate) fn fail(&self, message: impl fmt::Display, damaged: bool) {
         let mut state = self.state.lock();
         state.aborted = true;

@@ -166,7 +166,13 @@ impl Vfs for GraftVfs {
                 Ok(Handle::Journal(Scratch::default(), spilling.unwrap_or_default(), control))
             }
             // More than one database changes in this transaction, and a volume is one of them.
-            OpenKind::SuperJournal => Err(vars::SQLITE_CANTOPEN),
+            OpenKind::SuperJournal => {
+                if let Some((_, control)) = path.and_then(super_journal_of).and_then(served) {
+                    let why = "this transaction writes a volume and another database; write one at a time";
+                    control.explain(why);
+                }
+                Err(vars::SQLITE_CANTOPEN)
+            }
             OpenKind::Wal => Err(vars::SQLITE_CANTOPEN),
             OpenKind::TempDb
             | OpenKind::TempJournal
@@ -328,6 +334,11 @@ impl Vfs for GraftVfs {
 /// The volume file whose journal has this path: `NAME#ID-journal`.
 fn journal_of(path: &str) -> Option<u64> {
     path.strip_suffix("-journal")?.rsplit_once('#')?.1.parse().ok()
+}
+
+/// The volume file of schema `main` in the connection whose super-journal has this path: `NAME#ID-mj…`.
+fn super_journal_of(path: &str) -> Option<u64> {
+    path.rsplit_once("-mj")?.0.rsplit_once('#')?.1.parse().ok()
 }
 
 fn unspilled(error: &std::io::Error) -> String {
