@@ -27,14 +27,17 @@ use crate::volume::Volume;
 const TRIES_MAX: u32 = 3;
 
 /// The key of the object that is gone, if that is what failed: nothing has the key any more, or a
-/// tombstone does, in which no frame can be found.
-async fn gone(remote: &dyn Remote, error: &FetchError) -> Option<String> {
+/// tombstone does, in which no frame can be found. Fails where the store does not say which: what was
+/// collected would be called damaged.
+async fn gone(remote: &dyn Remote, error: &FetchError) -> Result<Option<String>, RemoteError> {
     match error {
-        FetchError::Remote(RemoteError::NotFound { key }) => Some(key.clone()),
-        FetchError::Damaged(damaged) => {
-            is_buried(remote, &damaged.key).await.ok()?.then(|| damaged.key.clone())
-        }
-        FetchError::Remote(_) | FetchError::Store(_) | FetchError::Expired { .. } => None,
+        FetchError::Remote(RemoteError::NotFound { key }) => Ok(Some(key.clone())),
+        FetchError::Damaged(damaged) => match is_buried(remote, &damaged.key).await {
+            Ok(is_buried) => Ok(is_buried.then(|| damaged.key.clone())),
+            Err(RemoteError::NotFound { key }) => Ok(Some(key)),
+            Err(error) => Err(error),
+        },
+        FetchError::Remote(_) | FetchError::Store(_) | FetchError::Expired { .. } => Ok(None),
     }
 }
 
@@ -52,7 +55,7 @@ pub(crate) async fn elsewhere(
     pages: &PageSet,
     error: FetchError,
 ) -> Result<Snapshot, FetchError> {
-    let Some(key) = gone(remote, &error).await else { return Err(error) };
+    let Some(key) = gone(remote, &error).await? else { return Err(error) };
     let expired = || FetchError::Expired { key: key.clone() };
     let start = match newest(remote, volume, snapshot).await {
         Ok(Some(start)) => start,

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use bytes::Bytes;
 use futures::executor::block_on;
@@ -13,7 +14,7 @@ use crate::format::meta::Meta;
 use crate::format::tombstone::{Of, Tombstone};
 use crate::ids::{CommitId, Lsn, PageIdx, PageSize, VolumeId, key};
 use crate::pull::read_head;
-use crate::remote::{Counting, MemoryRemote, SharedRemote};
+use crate::remote::{Answer, Counting, Layer, MemoryRemote, Request, SharedRemote};
 use crate::volume::{Change, Options, ReadError, push};
 
 const VOLUME: VolumeId = VolumeId([3; 16]);
@@ -123,6 +124,49 @@ fn a_snapshot_whose_versions_are_gone_has_expired() {
     reader.absorb(pulled).unwrap();
     block_on(fetch(&*remote, &reader, &reader.tip(), &PageSet::from_ranges([2..=2]))).unwrap();
     assert_eq!(reader.read(&reader.tip(), page(2)).unwrap()[0], 2 ^ 2);
+}
+
+/// A store that does not answer the second request of those with this key.
+#[derive(Debug)]
+struct SecondLost {
+    inner: Arc<MemoryRemote>,
+    key: String,
+    requests: AtomicU32,
+}
+
+impl Layer for SecondLost {
+    fn inner(&self) -> &dyn Remote {
+        &*self.inner
+    }
+
+    fn around<'a, T: Send + 'a>(&'a self, _: Request, key: &'a str, sent: Answer<'a, T>) -> Answer<'a, T> {
+        match key == self.key && self.requests.fetch_add(1, Relaxed) == 1 {
+            true => {
+                Box::pin(async { Err(RemoteError::Unavailable { key: key.into(), message: "lost".into() }) })
+            }
+            false => sent,
+        }
+    }
+}
+
+/// Simulation, seed 50068: whether there is a tombstone could not be asked, and what was collected was called
+/// damaged.
+#[test]
+fn what_may_have_been_moved_is_not_called_damaged_while_the_store_is_away() {
+    let remote = created();
+    let writer = open(&*remote);
+    commit(&*remote, &writer, 700, 1..=700, 1);
+    checkpoint(&*remote, &writer);
+    let reader = open(&*remote);
+    let before = reader.tip();
+    compacted(&remote, &writer);
+    bury(&remote, 1);
+    let lossy = SecondLost { inner: remote, key: key::log(VOLUME, Lsn(1)), requests: AtomicU32::new(0) };
+    let try_fetch = || block_on(fetch(&lossy, &reader, &before, &PageSet::from_ranges([65..=65])));
+    let error = try_fetch().unwrap_err();
+    assert!(matches!(error, FetchError::Remote(RemoteError::Unavailable { .. })), "{error}");
+    try_fetch().unwrap();
+    assert_eq!(reader.read(&before, page(65)).unwrap()[0], 1 ^ 65);
 }
 
 /// Damage stays damage.
