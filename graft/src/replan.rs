@@ -16,7 +16,7 @@ use crate::chunks;
 use crate::fetch::FetchError;
 use crate::gc::is_buried;
 use crate::history::{Start, checkpoint_below, newest_checkpoint, read_checkpoint};
-use crate::ids::{Lsn, Seq};
+use crate::ids::Seq;
 use crate::page_set::PageSet;
 use crate::pull::PullError;
 use crate::remote::{Remote, RemoteError};
@@ -47,7 +47,8 @@ async fn gone(remote: &dyn Remote, error: &FetchError) -> Result<Option<String>,
 /// # Errors
 ///
 /// `error` itself where nothing is gone, or nothing could be learned about it;
-/// [`FetchError::Expired`] where a version that was asked for is nowhere any more.
+/// [`FetchError::Expired`] where a version that was asked for is nowhere any more, and where `snapshot` itself
+/// cannot say which version it has of one, and nobody else can any more.
 pub(crate) async fn elsewhere(
     remote: &dyn Remote,
     volume: &Volume,
@@ -67,14 +68,18 @@ pub(crate) async fn elsewhere(
     let Some(root) = &start.checkpoint else { return Err(error) };
     // Whoever takes a snapshot from now on has the new places.
     volume.adopt(&start, snapshot.log_bytes())?;
+    let is_unread = |page| matches!(snapshot.location(page), Location::Unknown(_));
     if root.lsn <= snapshot.lsn() {
+        if volume.reseeded(snapshot).is_none() && pages.iter().any(is_unread) {
+            // It is not the newest any more. What is found of it could not be read from it.
+            return Err(expired());
+        }
         // It is of this snapshot's own past: all of the table can stand on it.
         let fresh = snapshot.rebased(root, &start.chunks);
         chunks::load(remote, volume, &fresh, pages).await?;
         return Ok(fresh);
     }
     let (version, lineage) = (snapshot.version(), snapshot.lineage());
-    let known = snapshot.checkpoint().map_or(Lsn::ZERO, |root| root.lsn);
     let fresh = Snapshot::of_checkpoint(root, &start.chunks, start.volumes.clone(), version, lineage);
     let missing = volume.missing(snapshot, pages)?;
     chunks::load(remote, volume, &fresh, &missing).await?;
@@ -86,10 +91,6 @@ pub(crate) async fn elsewhere(
         };
         match (snapshot.location(page), fresh.location(page)) {
             (Location::Frame(_, then), Location::Frame(frame, now)) if then.lsn == now.lsn => {
-                moved.insert(page, (frame.clone(), place(frame).ok_or_else(expired)?));
-            }
-            // Not written since the checkpoint that the unread part is of.
-            (Location::Unknown(_), Location::Frame(frame, now)) if now.lsn <= known => {
                 moved.insert(page, (frame.clone(), place(frame).ok_or_else(expired)?));
             }
             // Written after the checkpoint: its place cannot have gone.

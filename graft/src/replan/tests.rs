@@ -12,7 +12,7 @@ use crate::compact::{self, ByNumber, Scope};
 use crate::fetch::{Fetcher, fetch};
 use crate::format::meta::Meta;
 use crate::format::tombstone::{Of, Tombstone};
-use crate::ids::{CommitId, Lsn, PageIdx, PageSize, VolumeId, key};
+use crate::ids::{ChainHash, CommitId, Lsn, PageIdx, PageSize, VolumeId, key};
 use crate::pull::read_head;
 use crate::remote::{Answer, Counting, Layer, MemoryRemote, Request, SharedRemote};
 use crate::volume::{Change, Options, ReadError, push};
@@ -167,6 +167,46 @@ fn what_may_have_been_moved_is_not_called_damaged_while_the_store_is_away() {
     assert!(matches!(error, FetchError::Remote(RemoteError::Unavailable { .. })), "{error}");
     try_fetch().unwrap();
     assert_eq!(reader.read(&before, page(65)).unwrap()[0], 1 ^ 65);
+}
+
+/// Simulation, seed 50068: a part of the page table was collected unread, and the only newer table is of a
+/// later state. The pages were fetched again and again, and the snapshot could not find them.
+#[test]
+fn a_snapshot_that_cannot_say_which_versions_it_has_any_more_has_expired() {
+    for is_newest in [true, false] {
+        let remote = created();
+        let writer = open(&*remote);
+        commit(&*remote, &writer, 4000, 1..=4000, 1);
+        checkpoint(&*remote, &writer);
+        commit(&*remote, &writer, 4000, 1..=1, 2);
+        checkpoint(&*remote, &writer);
+        // Of its table all but the first part is in the first checkpoint.
+        let reader = open(&*remote);
+        let before = reader.tip();
+        if !is_newest {
+            commit(&*remote, &writer, 4000, 2..=2, 3);
+            reader.absorb(block_on(reader.pull(&*remote)).unwrap()).unwrap();
+            compacted(&remote, &writer);
+        }
+        let old = if is_newest { before } else { reader.tip() };
+        commit(&*remote, &writer, 4000, 3..=3, 4);
+        if is_newest {
+            compacted(&remote, &writer);
+        } else {
+            reader.absorb(block_on(reader.pull(&*remote)).unwrap()).unwrap();
+        }
+        let left = Tombstone { of: Of::Checkpoint(Seq(1)), id: CommitId([0; 16]), hash: ChainHash([0; 32]) };
+        remote.overwrite(&key::checkpoint(VOLUME, Seq(1)), left.encode(VOLUME));
+        let pages = PageSet::from_ranges([300..=300]);
+        assert!(matches!(old.location(page(300)), Location::Unknown(_)));
+        let error = block_on(fetch(&*remote, &reader, &old, &pages)).unwrap_err();
+        assert!(matches!(error, FetchError::Expired { .. }), "{error}");
+        let pulled = block_on(reader.pull(&*remote)).unwrap();
+        reader.absorb(pulled).unwrap();
+        let tip = reader.tip();
+        block_on(fetch(&*remote, &reader, &tip, &pages)).unwrap();
+        assert_eq!(reader.read(&tip, page(300)).unwrap()[0], 1 ^ (300 % 256) as u8);
+    }
 }
 
 /// Damage stays damage.

@@ -114,7 +114,9 @@ impl World {
         let (delay_up, delay_down) = (self.random.between(1, 500), self.random.between(1, 500));
         let Some(connection) = self.network.connections.get_mut(&conn) else { return };
         (connection.up.cut, connection.down.cut) = (true, true);
-        (connection.up.lossy, connection.down.lossy) = (up, down);
+        // What was lost before stays lost: what comes behind it must not arrive.
+        connection.up.lossy |= up;
+        connection.down.lossy |= down;
         let ends = (connection.down.busy_until + delay_down, connection.up.busy_until + delay_up);
         self.queue.at(ends.0, Event::EndAtClient { conn });
         self.queue.at(ends.1, Event::EndAtServer { conn });
@@ -153,7 +155,7 @@ impl World {
             connection.up.lossy = true;
             if !connection.down.cut {
                 connection.down.cut = true;
-                connection.down.lossy = random.chance(0.5);
+                connection.down.lossy |= random.chance(0.5);
                 let ends = connection.down.busy_until + random.between(1, 300);
                 self.queue.at(ends, Event::EndAtClient { conn: *conn });
             }
