@@ -69,11 +69,12 @@ pub(crate) async fn elsewhere(
     // Whoever takes a snapshot from now on has the new places.
     volume.adopt(&start, snapshot.log_bytes())?;
     let is_unread = |page| matches!(snapshot.location(page), Location::Unknown(_));
-    if root.lsn <= snapshot.lsn() {
-        if volume.reseeded(snapshot).is_none() && pages.iter().any(is_unread) {
-            // It is not the newest any more. What is found of it could not be read from it.
-            return Err(expired());
-        }
+    let is_past = root.lsn <= snapshot.lsn();
+    if pages.iter().any(is_unread) && !(is_past && volume.reseeded(snapshot).is_some()) {
+        // What is found of it could not be read from it.
+        return Err(expired());
+    }
+    if is_past {
         // It is of this snapshot's own past: all of the table can stand on it.
         let fresh = snapshot.rebased(root, &start.chunks);
         chunks::load(remote, volume, &fresh, pages).await?;

@@ -82,17 +82,23 @@ fn a_frame_in_two_chunks_comes_with_one_request_and_whole() {
     }
 }
 
-/// A reader holds a snapshot whose pages another process has moved and deleted: it reads on.
-#[test]
-fn a_snapshot_whose_pages_were_moved_reads_on() {
+/// A reader, whose 700 pages were moved since it opened, and the checkpoint that says where to.
+fn moved_under_a_reader() -> (Arc<MemoryRemote>, Volume, Seq) {
     let remote = created();
     let writer = open(&*remote);
     commit(&*remote, &writer, 700, 1..=700, 1);
     checkpoint(&*remote, &writer);
     let reader = open(&*remote);
-    let before = reader.tip();
     let moved = compacted(&remote, &writer);
     bury(&remote, 1);
+    (remote, reader, moved)
+}
+
+/// A reader holds a snapshot whose pages another process has moved and deleted: it reads on.
+#[test]
+fn a_snapshot_whose_pages_were_moved_reads_on() {
+    let (remote, reader, moved) = moved_under_a_reader();
+    let before = reader.tip();
     for idx in [65, 256, 257, 700] {
         let error = reader.read(&before, page(idx)).unwrap_err();
         assert!(matches!(error, ReadError::Fault(_)), "{error}");
@@ -153,14 +159,8 @@ impl Layer for SecondLost {
 /// damaged.
 #[test]
 fn what_may_have_been_moved_is_not_called_damaged_while_the_store_is_away() {
-    let remote = created();
-    let writer = open(&*remote);
-    commit(&*remote, &writer, 700, 1..=700, 1);
-    checkpoint(&*remote, &writer);
-    let reader = open(&*remote);
+    let (remote, reader, _) = moved_under_a_reader();
     let before = reader.tip();
-    compacted(&remote, &writer);
-    bury(&remote, 1);
     let lossy = SecondLost { inner: remote, key: key::log(VOLUME, Lsn(1)), requests: AtomicU32::new(0) };
     let try_fetch = || block_on(fetch(&lossy, &reader, &before, &PageSet::from_ranges([65..=65])));
     let error = try_fetch().unwrap_err();

@@ -153,7 +153,7 @@ impl FjallPlace {
             .map_err(failed)?;
         let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
         let keys = database.keyspace("replica", options).map_err(failed)?;
-        Ok(FjallTable { keys, database, place: self.clone(), name: self.name.clone() })
+        Ok(FjallTable { keys, database, place: self.clone() })
     }
 }
 
@@ -208,12 +208,11 @@ pub(crate) struct FjallTable {
     keys: Keyspace,
     database: Database,
     place: FjallPlace,
-    name: String,
 }
 
 impl std::fmt::Debug for FjallTable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "FjallTable({})", self.name)
+        write!(f, "FjallTable({})", self.place.name)
     }
 }
 
@@ -225,7 +224,11 @@ impl Table for FjallTable {
     type View = FjallView;
 
     fn view(&self) -> FjallView {
-        FjallView { keys: self.keys.clone(), snapshot: self.database.snapshot(), name: self.name.clone() }
+        FjallView {
+            keys: self.keys.clone(),
+            snapshot: self.database.snapshot(),
+            name: self.place.name.clone(),
+        }
     }
 
     fn apply(&self, layer: &Layer, number: u64) -> Result<(), StoreError> {
@@ -241,21 +244,22 @@ impl Table for FjallTable {
             }
         }
         batch.insert(&self.keys, NUMBER, number.to_le_bytes());
-        batch.commit().map_err(|e| failure(&self.name, &e))
+        batch.commit().map_err(|e| failure(&self.place.name, &e))
     }
 
     fn applied(&self) -> Result<u64, StoreError> {
-        let number = self.database.snapshot().get(&self.keys, NUMBER).map_err(|e| failure(&self.name, &e))?;
+        let number =
+            self.database.snapshot().get(&self.keys, NUMBER).map_err(|e| failure(&self.place.name, &e))?;
         let Some(number) = number else { return Ok(0) };
         let number = <[u8; 8]>::try_from(&*number).map(u64::from_le_bytes);
         number.map_err(|_| StoreError::Damaged {
-            dir: self.name.clone(),
+            dir: self.place.name.clone(),
             message: "the number of its table's last batch has not 8 bytes".into(),
         })
     }
 
     fn persist(&self) -> Result<(), StoreError> {
-        self.database.persist(PersistMode::SyncAll).map_err(|e| failure(&self.name, &e))
+        self.database.persist(PersistMode::SyncAll).map_err(|e| failure(&self.place.name, &e))
     }
 }
 
